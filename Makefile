@@ -1,0 +1,39 @@
+# make demo  trains and evaluates on the embedded data set
+# make test  runs the tests
+# Both make the environment (.venv) first. Another Python: make PYTHON=python3.12 demo
+
+PYTHON ?= python3
+WORKDIR ?= runs/digits
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test test-all lint format
+
+install: $(STAMP)
+
+$(STAMP): requirements.txt constraints.txt pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "error: Python 3.11 or later is needed; name one with make PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	$(BIN)/python train.py --config=configs/digits_resnext29.py --workdir=$(WORKDIR)
+	$(BIN)/python eval.py --config=configs/digits_resnext29.py --workdir=$(WORKDIR)
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
