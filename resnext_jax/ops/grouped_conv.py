@@ -1,0 +1,195 @@
+"""Grouped convolution, with the lowering picked by platform, channels and dtype.
+
+A grouped convolution splits the channels into `groups` equal parts that do not
+see each other; it is what makes a ResNeXt block (paper Figure 3c). Compilers
+run it badly: on CPUs, XLA's code for it is some twenty times slower than the
+same number of multiply-adds in a plain convolution. So the same function is
+offered in several lowerings, all equal to `native` to rounding:
+
+native: one XLA convolution with `feature_group_count`.
+packed: neighbouring groups are placed in block-diagonal kernels that are wide
+    enough for the plain convolution code to be efficient. The zeros outside
+    the blocks cost multiplications, which is why packs stay narrow. An
+    infinity or NaN in one group reaches its neighbours in the pack.
+matmul: a 1x1 convolution without groups is a matrix product over positions.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Implementation = Literal["auto", "native", "packed", "matmul"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "native", "packed", "matmul")
+
+# Narrowest pack, in input channels, on the CPU. Measured with
+# `python benchmarks/grouped_conv.py`: narrower packs leave vector units idle,
+# wider ones multiply more zeros.
+_CPU_PACK_CHANNELS = {"float32": 16, "float64": 32, "bfloat16": 16, "float16": 16}
+
+_DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
+
+
+def grouped_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    *,
+    groups: int,
+    strides: Sequence[int] = (1, 1),
+    padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
+    implementation: Implementation = "auto",
+) -> jax.Array:
+    """Convolve each group of channels with its own kernels (paper Sec. 3.3, Figure 3c).
+
+    Args:
+      x: images or feature maps, `[N, H, W, Cin]`, floating point.
+      kernel: `[kh, kw, Cin / groups, Cout]` (HWIO, as
+        `lax.conv_general_dilated` takes it), same dtype as `x`. Output channels
+        `g * Cout / groups` to `(g + 1) * Cout / groups` belong to group g.
+      groups: the cardinality C of the paper; divides Cin and Cout.
+      strides: vertical and horizontal stride.
+      padding: zeros added before and after, vertically and horizontally.
+        Always explicit: `SAME` pads another side at stride 2 than Torch does.
+      implementation: one of the lowerings of this module, or "auto". The choice
+        looks at platform, channels and dtype, never at the batch size.
+
+    Returns:
+      `[N, H', W', Cout]`, dtype of `x`.
+
+    Raises:
+      ValueError: shapes and groups do not fit, or no such implementation.
+    """
+    _check(x, kernel, groups, implementation)
+    stride = (int(strides[0]), int(strides[1]))
+    pad = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
+    if implementation == "auto":
+        implementation = _choose(kernel, groups, pad)
+    if implementation == "native":
+        return _native(x, kernel, groups, stride, pad)
+    if implementation == "packed":
+        return _packed(x, kernel, groups, stride, pad)
+    return _matmul(x, kernel, groups, stride, pad)
+
+
+def _choose(
+    kernel: jax.Array, groups: int, padding: tuple[tuple[int, int], tuple[int, int]]
+) -> Implementation:
+    # Only the CPU has been measured so far; elsewhere XLA's own lowering runs.
+    if jax.default_backend() != "cpu":
+        return "native"
+    if groups > 1:
+        return "packed"
+    return "matmul" if _is_pointwise(kernel, padding) else "native"
+
+
+def _native(
+    x: jax.Array,
+    kernel: jax.Array,
+    groups: int,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=_DIMENSION_NUMBERS,
+        feature_group_count=groups,
+    )
+
+
+def _packed(
+    x: jax.Array,
+    kernel: jax.Array,
+    groups: int,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> jax.Array:
+    pack = pack_size(groups, kernel.shape[2], x.dtype)
+    kernels = block_diagonal_kernels(kernel, groups, pack)
+    inputs = jnp.split(x, groups // pack, axis=-1)
+    outputs = [
+        _native(part, packed, 1, strides, padding)
+        for part, packed in zip(inputs, kernels, strict=True)
+    ]
+    return outputs[0] if len(outputs) == 1 else jnp.concatenate(outputs, axis=-1)
+
+
+def pack_size(groups: int, channels_per_group: int, dtype: jax.typing.DTypeLike) -> int:
+    """How many neighbouring groups share one block-diagonal kernel.
+
+    The smallest divisor of `groups` that makes a pack wide enough for plain
+    convolution code, or all groups where none does.
+    """
+    narrowest = _CPU_PACK_CHANNELS.get(jnp.dtype(dtype).name, 16)
+    for pack in range(1, groups):
+        if groups % pack == 0 and pack * channels_per_group >= narrowest:
+            return pack
+    return groups
+
+
+def block_diagonal_kernels(kernel: jax.Array, groups: int, pack: int) -> jax.Array:
+    """Lay `pack` neighbouring groups' kernels on the diagonal of one wider kernel.
+
+    Args:
+      kernel: `[kh, kw, I, groups * O]`, the kernel of a grouped convolution.
+      groups: number of groups.
+      pack: groups a pack; divides `groups`.
+
+    Returns:
+      `[groups / pack, kh, kw, pack * I, pack * O]`: the kernels of
+      `groups / pack` plain convolutions, zero outside the blocks.
+    """
+    height, width, inputs, _ = kernel.shape
+    blocks = kernel.reshape(height, width, inputs, groups // pack, pack, -1)
+    blocks = jnp.moveaxis(blocks, 3, 0)  # [packs, kh, kw, I, pack (out), O]
+    # A select, not a product with an identity: a product would turn an infinite
+    # weight into NaN all over the pack.
+    diagonal = jnp.eye(pack, dtype=bool)[:, None, :, None]  # [pack (in), 1, pack (out), 1]
+    wide = jnp.where(diagonal, blocks[:, :, :, None], jnp.zeros((), kernel.dtype))
+    return wide.reshape(groups // pack, height, width, pack * inputs, -1)
+
+
+def _matmul(
+    x: jax.Array,
+    kernel: jax.Array,
+    groups: int,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> jax.Array:
+    if groups != 1 or not _is_pointwise(kernel, padding):
+        raise ValueError(
+            "implementation 'matmul' is for 1x1 convolutions without groups or padding, "
+            f"got a {kernel.shape[0]}x{kernel.shape[1]} kernel, groups={groups}, padding={padding}."
+        )
+    return jnp.einsum("nhwi,io->nhwo", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+
+
+def _is_pointwise(kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> bool:
+    return kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0))
+
+
+def _check(x: jax.Array, kernel: jax.Array, groups: int, implementation: str) -> None:
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"unknown implementation {implementation!r} of grouped_conv; "
+            f"choose one of {', '.join(IMPLEMENTATIONS)}."
+        )
+    if x.ndim != 4 or kernel.ndim != 4:
+        raise ValueError(
+            "grouped_conv takes x [N,H,W,C] and kernel [kh,kw,C/groups,Cout], "
+            f"got shapes {x.shape} and {kernel.shape}."
+        )
+    if groups < 1 or x.shape[3] % groups or kernel.shape[3] % groups:
+        raise ValueError(
+            f"groups={groups} must divide both the input's {x.shape[3]} channels "
+            f"and the output's {kernel.shape[3]}."
+        )
+    if kernel.shape[2] * groups != x.shape[3]:
+        raise ValueError(
+            f"a kernel of shape {kernel.shape} with groups={groups} takes "
+            f"{kernel.shape[2] * groups} input channels, but x has {x.shape[3]}."
+        )

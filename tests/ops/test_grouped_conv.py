@@ -1,0 +1,183 @@
+"""Every lowering of the grouped convolution is the same function."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnext_jax.ops import grouped_conv
+from tests.numerics import relative_difference
+
+PADDING_1 = ((1, 1), (1, 1))
+PADDING_0 = ((0, 0), (0, 0))
+
+
+def random(shape: tuple[int, ...], dtype: str = "float64", seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), dtype)
+
+
+def by_hand(
+    x: np.ndarray,
+    kernel: np.ndarray,
+    groups: int,
+    strides: tuple[int, int],
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> np.ndarray:
+    """Grouped convolution as its definition, one output pixel and group at a time."""
+    padded = np.pad(x, ((0, 0), *padding, (0, 0)))
+    kh, kw, inputs, outputs = kernel.shape
+    per_group = outputs // groups
+    height = (padded.shape[1] - kh) // strides[0] + 1
+    width = (padded.shape[2] - kw) // strides[1] + 1
+    y = np.zeros((x.shape[0], height, width, outputs), x.dtype)
+    for row in range(height):
+        for column in range(width):
+            top, left = row * strides[0], column * strides[1]
+            window = padded[:, top : top + kh, left : left + kw]
+            for g in range(groups):
+                channels = window[..., g * inputs : (g + 1) * inputs]
+                weights = kernel[..., g * per_group : (g + 1) * per_group]
+                y[:, row, column, g * per_group : (g + 1) * per_group] = np.einsum(
+                    "nhwi,hwio->no", channels, weights
+                )
+    return y
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("implementation", ["native", "packed", "auto"])
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
+@pytest.mark.parametrize("padding", [PADDING_1, PADDING_0, ((0, 1), (2, 0))])
+def test_is_the_definition(
+    implementation: str, strides: tuple[int, int], padding: tuple[tuple[int, int], tuple[int, int]]
+) -> None:
+    x, kernel = random((2, 7, 5, 8)), random((3, 3, 2, 12), seed=1)
+    actual = grouped_conv(
+        x,
+        kernel,
+        groups=4,
+        strides=strides,
+        padding=padding,
+        implementation=implementation,  # type: ignore[arg-type]
+    )
+    expected = by_hand(np.asarray(x), np.asarray(kernel), 4, strides, padding)
+    assert relative_difference(actual, expected) < 1e-13
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("groups", "width"),
+    [(1, 64), (2, 40), (4, 24), (8, 14), (32, 4), (24, 1), (7, 3), (8, 64), (2, 64)],
+)
+def test_packed_equals_native_in_values_and_both_gradients(
+    groups: int, width: int, stride: int
+) -> None:
+    channels = groups * width
+    x, kernel = random((1, 5, 3, channels)), random((3, 3, width, channels), seed=1)
+
+    def loss(x: jax.Array, kernel: jax.Array, implementation: str) -> tuple[jax.Array, jax.Array]:
+        y = grouped_conv(
+            x,
+            kernel,
+            groups=groups,
+            strides=(stride, stride),
+            implementation=implementation,  # type: ignore[arg-type]
+        )
+        weights = jnp.sin(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+        return jnp.sum(weights * y), y
+
+    gradient = jax.jit(
+        jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnames="implementation"
+    )
+    (dx, dkernel), y = gradient(x, kernel, implementation="native")
+    (dx_packed, dkernel_packed), y_packed = gradient(x, kernel, implementation="packed")
+    assert relative_difference(y_packed, y) < 1e-13
+    assert relative_difference(dx_packed, dx) < 1e-13
+    assert relative_difference(dkernel_packed, dkernel) < 1e-13
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("implementation", ["native", "packed", "auto"])
+def test_keeps_the_dtype(dtype: str, tolerance: float, implementation: str) -> None:
+    x, kernel = random((2, 4, 4, 32), dtype), random((3, 3, 4, 32), dtype, seed=1)
+    actual = grouped_conv(x, kernel, groups=8, implementation=implementation)  # type: ignore[arg-type]
+    assert actual.dtype == dtype
+    expected = by_hand(
+        np.asarray(x, "float64"), np.asarray(kernel, "float64"), 8, (1, 1), PADDING_1
+    )
+    assert relative_difference(np.asarray(actual, "float64"), expected) < tolerance
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("implementation", ["native", "matmul", "auto"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_pointwise(implementation: str, stride: int) -> None:
+    x, kernel = random((2, 5, 6, 8)), random((1, 1, 8, 12), seed=1)
+
+    def apply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return grouped_conv(
+            x,
+            kernel,
+            groups=1,
+            strides=(stride, stride),
+            padding=PADDING_0,
+            implementation=implementation,  # type: ignore[arg-type]
+        )
+
+    y, pull_back = jax.vjp(apply, x, kernel)
+    sampled = np.asarray(x)[:, ::stride, ::stride]
+    weights = np.asarray(kernel)[0, 0]
+    assert relative_difference(y, sampled @ weights) < 1e-13
+    dy = random(y.shape, seed=2)
+    dx, dkernel = pull_back(dy)
+    expected_dx = np.zeros(x.shape)
+    expected_dx[:, ::stride, ::stride] = np.asarray(dy) @ weights.T
+    assert relative_difference(dx, expected_dx) < 1e-13
+    expected_dkernel = np.einsum("nhwi,nhwo->io", sampled, np.asarray(dy))
+    assert relative_difference(dkernel[0, 0], expected_dkernel) < 1e-13
+
+
+def test_an_infinite_weight_stays_in_its_group() -> None:
+    kernel = random((1, 1, 2, 16), "float32").at[..., 0].set(jnp.inf)
+    y = grouped_conv(
+        jnp.ones((1, 1, 1, 16)), kernel, groups=8, padding=PADDING_0, implementation="packed"
+    )
+    assert jnp.isfinite(y[..., 1:]).all()
+
+
+def test_auto_does_not_look_at_the_batch_size() -> None:
+    kernel = random((3, 3, 4, 32), "float32")
+
+    def lowered(batch: int) -> list[str]:
+        x = jnp.zeros((batch, 4, 4, 32))
+        jaxpr = jax.make_jaxpr(lambda x: grouped_conv(x, kernel, groups=8))(x)
+        return [str(equation.primitive) for equation in jaxpr.eqns]
+
+    assert lowered(1) == lowered(64)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "kernel_shape", "groups", "implementation", "message"),
+    [
+        ((1, 4, 4, 8), (3, 3, 2, 8), 3, "auto", "groups=3 must divide"),
+        ((1, 4, 4, 8), (3, 3, 2, 8), 0, "auto", "groups=0 must divide"),
+        ((1, 4, 4, 8), (3, 3, 8, 8), 2, "auto", "takes 16 input channels"),
+        ((4, 4, 8), (3, 3, 8, 8), 1, "auto", "got shapes"),
+        ((1, 4, 4, 8), (3, 3, 8, 8), 1, "fast", "unknown implementation 'fast'"),
+        ((1, 4, 4, 8), (3, 3, 8, 8), 1, "matmul", "1x1 convolutions without groups"),
+    ],
+)
+def test_refuses_what_does_not_fit(
+    x_shape: tuple[int, ...],
+    kernel_shape: tuple[int, ...],
+    groups: int,
+    implementation: str,
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        grouped_conv(
+            jnp.ones(x_shape),
+            jnp.ones(kernel_shape),
+            groups=groups,
+            implementation=implementation,  # type: ignore[arg-type]
+        )
