@@ -1,0 +1,153 @@
+"""Model names, and the networks behind them."""
+
+import difflib
+import re
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from resnext_jax.models.resnext import Architecture, ResNeXt
+from resnext_jax.ops.grouped_conv import Implementation
+
+Form = Literal["a", "b", "c"]
+
+# Blocks a stage; depth counts the stem, three layers a block and the classifier.
+_IMAGENET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+# The networks of the paper's tables (Tables 3, 4, 5 and 7), and two that others
+# released. Any other cardinality and width works too.
+_LISTED = (
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnet101_1x100d",
+    "resnext50_2x40d",
+    "resnext50_4x24d",
+    "resnext50_8x14d",
+    "resnext50_32x4d",
+    "resnext101_2x40d",
+    "resnext101_4x24d",
+    "resnext101_8x14d",
+    "resnext101_32x4d",
+    "resnext101_2x64d",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+    "resnext152_32x4d",
+    "resnet29",
+    "resnext29_32x4d",
+    "resnext29_8x64d",
+    "resnext29_16x64d",
+)
+
+_NAME = re.compile(r"(resnet|resnext)(\d+)(?:_(\d+)x(\d+)d)?")
+
+
+def list_models() -> list[str]:
+    """Names of the paper's networks and their best-known relatives.
+
+    The grammar is wider than the list: `resnext{depth}_{C}x{d}d` takes any
+    cardinality C and width d, and `resnet{depth}_1x{d}d` any width, for depths
+    50, 101 and 152 (ImageNet) and 9n + 2 (CIFAR: 20, 29, 38, ...).
+    """
+    return list(_LISTED)
+
+
+def parse_name(name: str) -> Architecture:
+    """Turn a model name into its architecture.
+
+    Raises:
+      ValueError: no such model; the message names the nearest valid ones, or
+        says which part of the name is impossible.
+    """
+    match = _NAME.fullmatch(name)
+    if match is None or (match[1] == "resnext" and match[3] is None):
+        near = difflib.get_close_matches(name, _LISTED, n=3, cutoff=0.3)
+        hint = f"nearest: {', '.join(near)}" if near else "see resnext_jax.models.list_models()"
+        raise ValueError(f"unknown model {name!r}; {hint}.")
+    depth = int(match[2])
+    cardinality, width = (int(match[3]), int(match[4])) if match[3] else (1, 64)
+    if cardinality < 1 or width < 1:
+        raise ValueError(
+            f"impossible model {name!r}: cardinality C={cardinality} and width d={width} "
+            "must both be at least 1."
+        )
+    if match[1] == "resnet" and cardinality != 1:
+        raise ValueError(
+            f"impossible model {name!r}: a ResNet has cardinality 1; with C={cardinality} "
+            f"it is 'resnext{depth}_{cardinality}x{width}d'."
+        )
+    if depth in _IMAGENET_BLOCKS:
+        return Architecture("imagenet", _IMAGENET_BLOCKS[depth], cardinality, width)
+    if depth > 2 and (depth - 2) % 9 == 0:
+        return Architecture("cifar", ((depth - 2) // 9,) * 3, cardinality, width)
+    raise ValueError(
+        f"impossible model {name!r}: depth {depth} is neither 50, 101 or 152 (ImageNet) "
+        "nor 9n + 2 (CIFAR: 20, 29, 38, ...)."
+    )
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    form: Form = "c",
+    rngs: nnx.Rngs,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    residual: bool = True,
+    bn_group_size: int | None = None,
+    bn_axis_name: str | None = None,
+    stem_width: int = 64,
+    template_width: int = 256,
+    conv_implementation: Implementation = "auto",
+) -> ResNeXt:
+    """Build a network by name, initialised as the authors did.
+
+    `model.train()` and `model.eval()` switch batch normalisation; a new model
+    is in training mode. `model(images)` maps `[N, H, W, 3]` normalised images to
+    `[N, num_classes]` logits.
+
+    Args:
+      name: see `list_models`.
+      num_classes: width of the classifier.
+      form: block form of Figure 3; "c" is the only one so far.
+      rngs: `nnx.Rngs`, whose `params` stream draws the weights.
+      dtype: compute dtype of convolutions and activations.
+      param_dtype: dtype of the stored parameters.
+      residual: False leaves the shortcuts out (ablation, Sec. 5.1).
+      bn_group_size: images that share batch-norm statistics, None for all
+        (see `ops.BatchNorm`).
+      bn_axis_name: mesh axis of the devices that share one batch-norm group;
+        only valid inside `shard_map`.
+      stem_width: channels of the first convolution; the paper has 64.
+      template_width: output channels of the first stage's blocks; the paper
+        has 256. The bottleneck widths, C * d * 2**stage, do not depend on it.
+      conv_implementation: lowering of every convolution, see `ops.grouped_conv`.
+
+    Raises:
+      ValueError: unknown name or form, or an impossible size.
+    """
+    if form != "c":
+        raise ValueError(f"unknown block form {form!r}; the available form is 'c'.")
+    for what, value in (
+        ("num_classes", num_classes),
+        ("stem_width", stem_width),
+        ("template_width", template_width),
+    ):
+        if value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}.")
+    return ResNeXt(
+        parse_name(name),
+        num_classes=num_classes,
+        stem_width=stem_width,
+        template_width=template_width,
+        residual=residual,
+        bn_group_size=bn_group_size,
+        bn_axis_name=bn_axis_name,
+        conv_implementation=conv_implementation,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )

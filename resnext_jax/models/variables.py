@@ -1,0 +1,50 @@
+"""A model's arrays as flat dictionaries with stable names.
+
+Training, checkpoints and weight files all speak of arrays by one name, the
+path of attributes joined by dots: `conv2.0.conv1.kernel`. A flat dictionary of
+strings is cheap to hand to a compiled step (no module is walked between
+steps), and its names do not change when a container class does.
+"""
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+Arrays = dict[str, jax.Array]
+
+
+def split(model: nnx.Module) -> tuple[Any, Arrays, Arrays]:
+    """Take a model apart.
+
+    Returns:
+      The graph definition (static), the parameters, and the batch-norm running
+      statistics, both by dotted name.
+    """
+    graphdef, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(_flatten, states)
+    return graphdef, params, batch_stats
+
+
+def merge(graphdef: Any, params: Arrays, batch_stats: Arrays) -> Any:
+    """Put a model together again: the inverse of `split`."""
+    return nnx.merge(graphdef, _unflatten(params), _unflatten(batch_stats))
+
+
+def _flatten(state: Any) -> Arrays:
+    return {
+        ".".join(str(key) for key in path): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+
+
+def _unflatten(arrays: Arrays) -> dict[Any, Any]:
+    nested: dict[Any, Any] = {}
+    for name, array in arrays.items():
+        # Attributes never start with a digit, so a number is a list index.
+        *path, last = (int(key) if key.isdigit() else key for key in name.split("."))
+        node = nested
+        for key in path:
+            node = node.setdefault(key, {})
+        node[last] = array
+    return nested
