@@ -1,0 +1,1 @@
+"""Recipes: one file a data set, and thin files for the headline experiments."""

@@ -1,0 +1,16 @@
+"""ResNeXt-29 8x64d on CIFAR-100.
+
+Source: paper Table 7; the recipe is in configs/cifar.py.
+Command: python train.py --config=configs/cifar100_resnext29_8x64d.py --workdir=WORKDIR
+Expected: 17.77 % test error, mean of 10 runs (the paper's figure, not run here).
+Data: CIFAR-100 cannot be read by this version yet; train.py says so.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    return cifar.get_config("cifar100,resnext29_8x64d")

@@ -1,0 +1,16 @@
+"""ResNeXt-29 16x64d on CIFAR-10.
+
+Source: paper Table 7; the recipe is in configs/cifar.py.
+Command: python train.py --config=configs/cifar10_resnext29_16x64d.py --workdir=WORKDIR
+Expected: 3.58 % test error, mean of 10 runs (the paper's figure, not run here).
+Data: CIFAR-10 cannot be read by this version yet; train.py says so.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import cifar
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    return cifar.get_config("cifar10,resnext29_16x64d")

@@ -1,0 +1,16 @@
+"""ResNeXt-101 64x4d on ImageNet-1K, the paper's largest.
+
+Source: paper Table 4; the recipe is in configs/imagenet.py.
+Command: python train.py --config=configs/imagenet_resnext101_64x4d.py --workdir=WORKDIR
+Expected: 20.4 % top-1 error and 5.3 % top-5, single 224 crop (the paper's figure, not run here).
+Data: ImageNet-1K cannot be read by this version yet; train.py says so.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenet
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    return imagenet.get_config("resnext101_64x4d")

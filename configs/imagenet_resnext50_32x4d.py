@@ -1,0 +1,16 @@
+"""ResNeXt-50 32x4d on ImageNet-1K.
+
+Source: paper Table 3; the recipe is in configs/imagenet.py.
+Command: python train.py --config=configs/imagenet_resnext50_32x4d.py --workdir=WORKDIR
+Expected: 22.2 % top-1 error, single 224 crop (the paper's figure, not run here).
+Data: ImageNet-1K cannot be read by this version yet; train.py says so.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import imagenet
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    return imagenet.get_config("resnext50_32x4d")

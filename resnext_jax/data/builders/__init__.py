@@ -1,0 +1,1 @@
+"""tfds builders that prepare their data sets without TensorFlow."""

@@ -1,0 +1,1 @@
+"""Scoring: loss, top-1 and top-5 error."""

@@ -1,0 +1,42 @@
+"""Loss and error of each image."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """Cross-entropy of each image, in nats.
+
+    Args:
+      logits: `[N, K]`, float.
+      labels: `[N]`, integer.
+      smoothing: share of the target spread evenly over all classes.
+
+    Returns:
+      `[N]`, dtype of `logits`.
+    """
+    if smoothing:
+        targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[1]), smoothing)
+        return optax.softmax_cross_entropy(logits, targets.astype(logits.dtype))
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+
+
+def topk_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+    """Whether the true class is missing from the k best-scored ones.
+
+    Equal scores are ranked by class number. An image with a logit that is not
+    a number is wrong.
+
+    Args:
+      logits: `[N, K]`.
+      labels: `[N]`, integer.
+      k: how many guesses; with K <= k every class is among them.
+
+    Returns:
+      `[N]`, bool.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = jnp.arange(logits.shape[1]) < labels[:, None]
+    rank = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
+    return (rank >= k) | jnp.isnan(logits).any(axis=1)

@@ -1,0 +1,67 @@
+"""Evaluation of a run: its test set, as its config says."""
+
+import os
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
+from resnext_jax.data.sources import open_split
+from resnext_jax.data.transforms import EvalTransform
+from resnext_jax.evaluation.evaluator import EvalResult, evaluate, make_eval_step
+from resnext_jax.models.variables import Arrays
+from resnext_jax.training import setup
+from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.training.config import validate
+from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.training.workdir import existing_workdir
+
+
+class Evaluation:
+    """The test set of a config, ready to score weights again and again."""
+
+    def __init__(self, config: ConfigDict, graphdef: Any, mesh: Mesh):
+        """Open the data and prepare the step (it compiles when first run)."""
+        self._config = config
+        self._source = open_split(config, "test")
+        self._sharding = batch_sharding(mesh)
+        # Blanks fill up the batch, so any size can be rounded up to fit the devices.
+        devices = mesh.size
+        self._batch_size = -(-config.eval_batch_size // devices) * devices
+        transform = setup.device_transform(config)
+        self._step = make_eval_step(graphdef, transform.test, mesh)
+
+    def run(self, params: Arrays, batch_stats: Arrays) -> EvalResult:
+        """Score every test image once."""
+        batches = eval_batches(
+            self._source.examples,
+            EvalTransform(self._config.data.image_size),
+            batch_size=self._batch_size,
+            positions=host_positions(self._sharding, self._batch_size),
+            num_workers=self._config.data.num_workers,
+        )
+        on_devices = to_devices(batches, self._sharding, self._batch_size)
+        return evaluate(self._step, params, batch_stats, on_devices, len(self._source))
+
+
+def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tuple[int, EvalResult]:
+    """Score the newest checkpoint of a workdir.
+
+    Returns:
+      The checkpoint's step, and the result.
+
+    Raises:
+      UserError: config, data, workdir or checkpoint are unusable.
+    """
+    validate(config)
+    mesh = make_mesh(config.batch_size, config.bn_group_size)
+    folder = existing_workdir(workdir)
+    source = open_split(config, "train")
+    optimizer = setup.build_optimizer(config, setup.build_schedule(config, len(source)))
+    graphdef, state = setup.build_state(config, source.num_classes, optimizer, mesh)
+    checkpoints = Checkpoints(folder, read_only=True)
+    state = checkpoints.restore(state)
+    checkpoints.close()
+    result = Evaluation(config, graphdef, mesh).run(state.params, state.batch_stats)
+    return int(state.step), result

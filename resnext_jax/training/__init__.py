@@ -1,0 +1,1 @@
+"""Configuration, mesh, step and loop of training."""

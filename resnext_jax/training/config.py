@@ -1,0 +1,190 @@
+"""Every field of a run's configuration, its default, and what it may be."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict, config_dict
+
+from resnext_jax.errors import ConfigError
+from resnext_jax.models.registry import parse_name
+
+DTYPES = ("float32", "bfloat16", "float64")
+SCHEDULES = ("step", "cosine")
+
+
+def base_config() -> ConfigDict:
+    """Return the paper's ImageNet recipe (Sec. 4) with no data set or model chosen.
+
+    Recipes in `configs/` start from this, change what differs, and lock it.
+    """
+    config = ConfigDict()
+    config.seed = 0
+
+    # Images a step over all devices, and how many consecutive ones of them
+    # share batch-norm statistics (None: all). Part of the recipe, whatever the
+    # number of devices.
+    config.batch_size = 256
+    config.bn_group_size = config_dict.placeholder(int)
+
+    config.num_epochs = 100.0
+    # Images that count as one epoch in schedules and logs. None: the training
+    # set's number.
+    config.images_per_epoch = config_dict.placeholder(int)
+
+    config.model = ConfigDict()
+    config.model.name = ""
+    config.model.form = "c"
+    config.model.dtype = "float32"  # compute; parameters are param_dtype
+    config.model.param_dtype = "float32"
+    config.model.residual = True
+    config.model.stem_width = 64
+    config.model.template_width = 256
+
+    config.optimizer = ConfigDict()
+    # The rate for a batch of `base_batch_size`; other batches scale it linearly.
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.base_batch_size = 256
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 1e-4  # coupled, on every parameter
+    config.optimizer.label_smoothing = 0.0
+
+    config.schedule = ConfigDict()
+    config.schedule.name = "step"
+    config.schedule.boundaries = (30.0, 60.0, 90.0)  # epochs; step only
+    config.schedule.factor = 10.0  # the rate is divided by it; step only
+    config.schedule.warmup_epochs = 0.0
+
+    config.data = ConfigDict()
+    config.data.name = ""
+    # None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
+    config.data.data_dir = config_dict.placeholder(str)
+    config.data.image_size = 224
+    config.data.flip = True
+    config.data.max_shift = 0  # pixels, see data.augment.shift
+    config.data.mean = (123.675, 116.28, 103.53)  # of each channel, in 0..255
+    config.data.std = (58.395, 57.12, 57.375)
+    config.data.num_workers = 0  # decoding processes; 0: threads
+
+    config.eval_batch_size = 256
+    config.eval_every_epochs = 1.0
+    config.checkpoint_every_epochs = 1.0
+    config.keep_checkpoints = 3
+    config.log_every_steps = 50
+    return config
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_AT_LEAST_ONE: Rule = (lambda value: value >= 1, "must be at least 1")
+_POSITIVE: Rule = (lambda value: value > 0, "must be greater than 0")
+_NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
+_BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
+_NONE_OR_AT_LEAST_ONE: Rule = (
+    lambda value: value is None or value >= 1,
+    "must be None or at least 1",
+)
+
+
+def _one_of(*allowed: str) -> Rule:
+    return lambda value: value in allowed, f"must be one of {', '.join(allowed)}"
+
+
+def _numbers(count: int | None, *, positive: bool) -> Rule:
+    def holds(value: Any) -> bool:
+        return (
+            (count is None or len(value) == count)
+            and all(isinstance(number, int | float) for number in value)
+            and (not positive or all(number > 0 for number in value))
+        )
+
+    size = "" if count is None else f"{count} "
+    return holds, f"must be a tuple of {size}{'positive ' if positive else ''}numbers"
+
+
+# What each field may be, beyond its type, which the locked ConfigDict enforces.
+_RULES: dict[str, Rule] = {
+    "seed": _NOT_NEGATIVE,
+    "batch_size": _AT_LEAST_ONE,
+    "bn_group_size": _NONE_OR_AT_LEAST_ONE,
+    "num_epochs": _POSITIVE,
+    "images_per_epoch": _NONE_OR_AT_LEAST_ONE,
+    "model.form": _one_of("c"),
+    "model.dtype": _one_of(*DTYPES),
+    "model.param_dtype": _one_of("float32", "float64"),
+    "model.stem_width": _AT_LEAST_ONE,
+    "model.template_width": _AT_LEAST_ONE,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.base_batch_size": _AT_LEAST_ONE,
+    "optimizer.momentum": _BELOW_ONE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.label_smoothing": _BELOW_ONE,
+    "schedule.name": _one_of(*SCHEDULES),
+    "schedule.boundaries": _numbers(None, positive=True),
+    "schedule.factor": _POSITIVE,
+    "schedule.warmup_epochs": _NOT_NEGATIVE,
+    "data.image_size": _AT_LEAST_ONE,
+    "data.max_shift": _NOT_NEGATIVE,
+    "data.mean": _numbers(3, positive=False),
+    "data.std": _numbers(3, positive=True),
+    "data.num_workers": _NOT_NEGATIVE,
+    "eval_batch_size": _AT_LEAST_ONE,
+    "eval_every_epochs": _POSITIVE,
+    "checkpoint_every_epochs": _POSITIVE,
+    "keep_checkpoints": _AT_LEAST_ONE,
+    "log_every_steps": _AT_LEAST_ONE,
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check the whole configuration before anything is built.
+
+    Raises:
+      ConfigError: names the first wrong field, its value and what is allowed.
+    """
+    present = set(field_names(config))
+    for name in field_names(base_config()):
+        if name not in present:
+            raise ConfigError(
+                f"the config lacks the field {name!r}; "
+                "start it from resnext_jax.training.config.base_config()."
+            )
+    for name, (holds, allowed) in _RULES.items():
+        value = field(config, name)
+        if not holds(value):
+            raise ConfigError(f"config.{name}={value!r} {allowed}.")
+    try:
+        parse_name(config.model.name)
+    except ValueError as error:
+        raise ConfigError(f"config.model.name: {error}") from error
+    if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
+        raise ConfigError(
+            f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
+            f"config.num_epochs={config.num_epochs}."
+        )
+    uses_float64 = "float64" in (config.model.dtype, config.model.param_dtype)
+    if uses_float64 and not jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "float64 needs double precision turned on: set the environment variable "
+            "JAX_ENABLE_X64=1."
+        )
+
+
+def field(config: ConfigDict, name: str) -> Any:
+    """Return the value of a field by its dotted name."""
+    value: Any = config
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def field_names(config: ConfigDict) -> list[str]:
+    """List the dotted names of all fields."""
+    names: list[str] = []
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            names.extend(f"{key}.{name}" for name in field_names(value))
+        else:
+            names.append(key)
+    return names

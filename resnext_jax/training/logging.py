@@ -1,0 +1,135 @@
+"""What a run says: lines for programs, curves for people, a bar on a terminal."""
+
+import json
+import math
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from resnext_jax.training.workdir import write_atomically
+
+METRICS_FILE = "metrics.jsonl"
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """Return the records of a workdir's `metrics.jsonl`; a last line cut short is left out."""
+    path = workdir / METRICS_FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+class RunLog:
+    """Writer of `metrics.jsonl`, TensorBoard and the console.
+
+    On a terminal a progress bar shows the latest values; elsewhere (a log
+    file, a batch queue) each record is a plain line. Only the first host of a
+    run writes.
+    """
+
+    def __init__(self, workdir: Path, *, start_step: int, num_steps: int, active: bool):
+        """Open the log for steps `start_step` to `num_steps`.
+
+        Records after `start_step`, written by a run that stopped before its
+        next checkpoint, are dropped: those steps are about to be repeated.
+        """
+        self._active = active
+        if not active:
+            return
+        kept = [record for record in read_metrics(workdir) if record["step"] <= start_step]
+        path = workdir / METRICS_FILE
+        write_atomically(path, "".join(_line(record) for record in kept))
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
+        )
+        self._bar = tqdm(
+            total=num_steps,
+            initial=start_step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> "RunLog":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the files."""
+        if self._active:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+    def say(self, message: str) -> None:
+        """Print a line, above the progress bar where there is one."""
+        if self._active:
+            tqdm.write(message)
+            sys.stdout.flush()
+
+    def advance(self) -> None:
+        """Move the progress bar by one step."""
+        if self._active:
+            self._bar.update()
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Write one record: `step`, `epoch`, `split` and numbers by name."""
+        if not self._active:
+            return
+        self._file.write(_line(record))
+        split = record["split"]
+        for name, value in record.items():
+            if isinstance(value, float) and name != "epoch":
+                self._board.add_scalar(f"{split}/{name}", value, record["step"])
+        if split == "train" and not self._bar.disable:
+            self._bar.set_postfix(
+                loss=f"{record['loss']:.3f}", top1_error=f"{record['top1_error']:.1f}%"
+            )
+        else:
+            self.say(_readable(record))
+
+
+def _line(record: dict[str, Any]) -> str:
+    # Strict JSON has no NaN or infinity.
+    clean = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in record.items()
+    }
+    return json.dumps(clean, allow_nan=False) + "\n"
+
+
+def _readable(record: dict[str, Any]) -> str:
+    parts = [
+        f"epoch {record['epoch']:6.2f}",
+        f"step {record['step']:6d}",
+        f"{record['split']:5s}",
+        f"loss {record['loss']:.4f}",
+        f"top-1 error {record['top1_error']:6.2f} %",
+        f"top-5 error {record['top5_error']:6.2f} %",
+    ]
+    if "learning_rate" in record:
+        parts.append(f"rate {record['learning_rate']:.5f}")
+    if record.get("images_per_second") is not None:
+        parts += [
+            f"{record['images_per_second']:.0f} images/s",
+            f"{100 * record['data_wait_fraction']:.0f} % waiting for data",
+        ]
+    return "  ".join(parts)
+
+
+def mean_metrics(records: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Average equal-named values over steps, in float64."""
+    rows = list(records)
+    return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}

@@ -1,0 +1,232 @@
+"""The training loop: data to step, and what happens between steps."""
+
+import contextlib
+import math
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnext_jax.data.augment import Batch
+from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
+from resnext_jax.data.sources import Source, open_split
+from resnext_jax.data.transforms import TrainTransform
+from resnext_jax.evaluation.run import Evaluation
+from resnext_jax.reports.curves import draw_training_curve
+from resnext_jax.training import setup
+from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.training.config import validate
+from resnext_jax.training.interrupt import StopRequest
+from resnext_jax.training.logging import RunLog, mean_metrics, read_metrics
+from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.training.state import TrainState
+from resnext_jax.training.step import Metrics, make_train_step
+from resnext_jax.training.workdir import check_same_run, open_workdir, write_config
+
+
+class InterruptedRunError(Exception):
+    """The run was asked to stop by a signal, and has saved its state."""
+
+    def __init__(self, step: int, signal_number: int):
+        """Note where the run stopped and why."""
+        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
+        self.exit_status = 128 + signal_number
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
+    """Train as `config` says, resuming where `workdir` has a checkpoint.
+
+    Args:
+      config: from `configs/`.
+      workdir: folder for config, metrics, checkpoints, TensorBoard and plots.
+
+    Returns:
+      The final state.
+
+    Raises:
+      UserError: config, data, workdir or checkpoint are unusable.
+      InterruptedRunError: SIGINT or SIGTERM came; the state is saved.
+    """
+    validate(config)
+    mesh = make_mesh(config.batch_size, config.bn_group_size)
+    folder = open_workdir(workdir)
+    source = open_split(config, "train")
+
+    epoch_steps = setup.steps_per_epoch(config, len(source))
+    num_steps = round(config.num_epochs * epoch_steps)
+    schedule = setup.build_schedule(config, len(source))
+    optimizer = setup.build_optimizer(config, schedule)
+    graphdef, state = setup.build_state(config, source.num_classes, optimizer, mesh)
+    train_step = make_train_step(
+        graphdef,
+        optimizer,
+        setup.device_transform(config).train,
+        mesh,
+        label_smoothing=config.optimizer.label_smoothing,
+    )
+    evaluation = Evaluation(config, graphdef, mesh)
+
+    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
+    resuming = checkpoints.latest_step() is not None
+    if resuming:
+        check_same_run(config, folder)
+        state = checkpoints.restore(state)
+    first_host = jax.process_index() == 0
+    if first_host:
+        write_config(config, folder)
+
+    start_step = int(state.step)
+    batches = _train_batches(config, source, mesh, start_step, num_steps)
+    eval_steps = _steps_every(config.eval_every_epochs, epoch_steps, num_steps)
+    save_steps = _steps_every(config.checkpoint_every_epochs, epoch_steps, num_steps)
+    log_steps = set(range(0, num_steps, config.log_every_steps)) | eval_steps | save_steps
+
+    with (
+        RunLog(folder, start_step=start_step, num_steps=num_steps, active=first_host) as log,
+        StopRequest() as stop,
+        contextlib.closing(checkpoints),
+    ):
+        for line in _introduction(config, state, start_step, num_steps, resuming):
+            log.say(line)
+        window = _Window(config.batch_size)
+        for step in range(start_step + 1, num_steps + 1):
+            with window.waiting_for_data():
+                batch = next(batches)
+            state, metrics = train_step(state, batch)
+            window.add(metrics)
+            log.advance()
+            stopping = stop.signal_number is not None
+            place = {"step": step, "epoch": step / epoch_steps}
+            if step in log_steps or stopping:
+                rate = float(schedule(step - 1))
+                log.record(place | {"split": "train"} | window.close() | {"learning_rate": rate})
+            if step in eval_steps:
+                result = evaluation.run(state.params, state.batch_stats)
+                log.record(place | {"split": "test", "weights": "raw"} | result.as_record())
+            # Saved after it is logged: what a crash between the two leaves in
+            # the log is dropped and made again when the run resumes.
+            if step in save_steps or stopping:
+                checkpoints.save(state)
+            if stop.signal_number is not None and stopping:
+                raise InterruptedRunError(step, stop.signal_number)
+            if step in eval_steps or step in save_steps:
+                window.restart_clock()
+        if first_host:
+            _conclude(config, folder, log)
+    return state
+
+
+def _train_batches(
+    config: ConfigDict, source: Source, mesh: Mesh, start_step: int, num_steps: int
+) -> Iterator[Batch]:
+    sharding = batch_sharding(mesh)
+    host_batches = train_batches(
+        source.examples,
+        TrainTransform(config.data.image_size, config.data.flip),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        positions=host_positions(sharding, config.batch_size),
+        start_step=start_step,
+        num_steps=num_steps,
+        num_workers=config.data.num_workers,
+    )
+    return to_devices(host_batches, sharding, config.batch_size)
+
+
+def _steps_every(epochs: float, epoch_steps: float, num_steps: int) -> set[int]:
+    """Steps that end each period of `epochs`, and the last step."""
+    periods = math.floor(num_steps / (epochs * epoch_steps))
+    ends = {math.ceil(period * epochs * epoch_steps) for period in range(1, periods + 1)}
+    return {step for step in ends if step <= num_steps} | {num_steps}
+
+
+def _introduction(
+    config: ConfigDict, state: TrainState, start_step: int, num_steps: int, resuming: bool
+) -> Iterator[str]:
+    parameters = sum(array.size for array in state.params.values())
+    group = config.bn_group_size or config.batch_size
+    yield (
+        f"{config.model.name} on {config.data.name}: {parameters:,} parameters, "
+        f"{jax.device_count()} {jax.default_backend()} device(s), "
+        f"batch {config.batch_size} in batch-norm groups of {group}"
+    )
+    yield (
+        f"learning rate {setup.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
+        f"a batch of {config.optimizer.base_batch_size}, scaled linearly), {num_steps} steps"
+    )
+    if resuming and start_step >= num_steps:
+        yield (
+            f"this run is already finished at step {start_step}; nothing is trained "
+            "(another --workdir starts over)"
+        )
+    elif resuming:
+        yield f"resuming after step {start_step} (another --workdir starts over)"
+    else:
+        yield "starting; the first step compiles"
+
+
+def _conclude(config: ConfigDict, folder: Path, log: RunLog) -> None:
+    tests = [record for record in read_metrics(folder) if record["split"] == "test"]
+    if tests:
+        log.say(
+            f"final test error: top-1 {tests[-1]['top1_error']:.2f} %, "
+            f"top-5 {tests[-1]['top5_error']:.2f} %"
+        )
+    picture = draw_training_curve(folder, f"{config.model.name} on {config.data.name}")
+    log.say(f"training curve: {picture}")
+
+
+class _Window:
+    """Metrics and timing of the steps since the last record."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._metrics: list[Metrics] = []
+        self._compiled = False
+        self.restart_clock()
+
+    @contextlib.contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Count the time inside as waiting."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
+
+    def add(self, metrics: Metrics) -> None:
+        """Note a step that has been sent off."""
+        self._metrics.append(metrics)
+        self._timed_steps += 1
+        if not self._compiled:
+            # The first step's time is compilation: a speed should not hold it.
+            jax.block_until_ready(metrics)
+            self._compiled = True
+            self.restart_clock()
+        elif len(self._metrics) > 2:
+            # Python may run ahead of the devices by two steps, no more: every
+            # step that waits keeps its images on the device.
+            jax.block_until_ready(self._metrics[-3])
+
+    def close(self) -> dict[str, Any]:
+        """Return the window's averages and speed, and begin the next window."""
+        averages = mean_metrics(jax.device_get(self._metrics))
+        seconds = time.perf_counter() - self._begin
+        timed = self._timed_steps > 0
+        speed = {
+            "images_per_second": self._timed_steps * self._batch_size / seconds if timed else None,
+            "data_wait_fraction": self._waited / seconds if timed else None,
+        }
+        self._metrics = []
+        self.restart_clock()
+        return averages | speed
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last step out of the speed."""
+        self._timed_steps = 0
+        self._waited = 0.0
+        self._begin = time.perf_counter()

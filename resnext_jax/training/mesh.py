@@ -1,0 +1,74 @@
+"""The device mesh: which images of a global batch meet on which device.
+
+Axis "group" counts batch-norm groups (or bundles of them), axis "member" the
+devices that share one group. A global batch is split over both, in order, so
+that a batch-norm group is always the same consecutive images.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from resnext_jax.errors import ConfigError
+
+GROUP_AXIS = "group"
+MEMBER_AXIS = "member"
+DATA_AXES = (GROUP_AXIS, MEMBER_AXIS)
+
+REPLICATED = PartitionSpec()
+BATCH = PartitionSpec(DATA_AXES)
+
+
+def make_mesh(
+    batch_size: int, bn_group_size: int | None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Arrange the devices for data-parallel training.
+
+    Args:
+      batch_size: images in a global batch.
+      bn_group_size: images that share batch-norm statistics; None means the
+        whole global batch.
+      devices: to use, all of all hosts by default.
+
+    Raises:
+      ConfigError: batch, groups and devices do not divide.
+    """
+    devices = jax.devices() if devices is None else devices
+    count = len(devices)
+    if batch_size % count:
+        raise ConfigError(
+            f"config.batch_size={batch_size} cannot be split evenly over {count} devices; "
+            f"use a multiple of {count}."
+        )
+    share = batch_size // count
+    group = batch_size if bn_group_size is None else bn_group_size
+    if batch_size % group:
+        raise ConfigError(
+            f"config.batch_size={batch_size} is not a multiple of config.bn_group_size={group}; "
+            "change one of them (bn_group_size=None makes one group of the whole batch)."
+        )
+    if share % group and group % share:
+        raise ConfigError(
+            f"with config.batch_size={batch_size} on {count} devices each holds {share} images, "
+            f"which is neither a divisor nor a multiple of config.bn_group_size={group}; "
+            "change the batch size, the group size or the number of devices."
+        )
+    members = max(1, group // share)
+    # Automatic axis types on purpose: make_mesh's default is explicit sharding.
+    return jax.make_mesh(
+        (count // members, members),
+        DATA_AXES,
+        axis_types=(AxisType.Auto, AxisType.Auto),
+        devices=devices,
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a global batch: its first axis over all devices."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of parameters: a copy on every device."""
+    return NamedSharding(mesh, REPLICATED)

@@ -1,0 +1,81 @@
+"""From a configuration to the parts of a run: what training and evaluation both build."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnext_jax.data.augment import DeviceTransform
+from resnext_jax.models import create_model
+from resnext_jax.models.variables import split
+from resnext_jax.training.mesh import MEMBER_AXIS, replicated_sharding
+from resnext_jax.training.optimizer import Schedule, ScheduleSpec, make_schedule, sgd
+from resnext_jax.training.state import TrainState
+
+
+def device_transform(config: ConfigDict) -> DeviceTransform:
+    """Make the device's half of the config's augmentation."""
+    data = config.data
+    return DeviceTransform(tuple(data.mean), tuple(data.std), data.max_shift)
+
+
+def steps_per_epoch(config: ConfigDict, train_images: int) -> float:
+    """Length of an epoch in steps; epochs need not align with batches."""
+    return (config.images_per_epoch or train_images) / config.batch_size
+
+
+def learning_rate(config: ConfigDict) -> float:
+    """Peak rate, scaled linearly to the config's batch size."""
+    return config.optimizer.learning_rate * config.batch_size / config.optimizer.base_batch_size
+
+
+def build_schedule(config: ConfigDict, train_images: int) -> Schedule:
+    """Make the learning-rate schedule, a function of the step."""
+    spec = ScheduleSpec(
+        kind=config.schedule.name,
+        peak=learning_rate(config),
+        num_epochs=config.num_epochs,
+        boundaries=tuple(config.schedule.boundaries),
+        factor=config.schedule.factor,
+        warmup_epochs=config.schedule.warmup_epochs,
+    )
+    return make_schedule(spec, steps_per_epoch(config, train_images))
+
+
+def build_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
+    """Make the optimiser."""
+    return sgd(
+        schedule,
+        momentum=config.optimizer.momentum,
+        nesterov=config.optimizer.nesterov,
+        weight_decay=config.optimizer.weight_decay,
+    )
+
+
+def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
+    """Make the config's network for use inside `shard_map`, initialised from its seed."""
+    model = config.model
+    return create_model(
+        model.name,
+        num_classes=num_classes,
+        form=model.form,
+        rngs=nnx.Rngs(config.seed),
+        dtype=jnp.dtype(model.dtype),
+        param_dtype=jnp.dtype(model.param_dtype),
+        residual=model.residual,
+        bn_group_size=config.bn_group_size,
+        bn_axis_name=MEMBER_AXIS,
+        stem_width=model.stem_width,
+        template_width=model.template_width,
+    )
+
+
+def build_state(
+    config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Initialise model and optimiser, a copy on every device of the mesh."""
+    graphdef, params, batch_stats = split(build_model(config, num_classes))
+    state = TrainState.create(params, batch_stats, optimizer)
+    return graphdef, jax.device_put(state, replicated_sharding(mesh))

@@ -1,0 +1,91 @@
+"""The folder a run lives in."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from resnext_jax.errors import ConfigError, WorkdirError
+from resnext_jax.training.config import field, field_names
+
+CONFIG_FILE = "config.json"
+
+# Fields that do not change what is computed: a run may resume with others.
+_MAY_CHANGE = frozenset(
+    {
+        "data.data_dir",
+        "data.num_workers",
+        "eval_batch_size",
+        "eval_every_epochs",
+        "checkpoint_every_epochs",
+        "keep_checkpoints",
+        "log_every_steps",
+    }
+)
+
+
+def open_workdir(path: str | os.PathLike[str]) -> Path:
+    """Make the folder if it is missing, and check that it can be written.
+
+    Raises:
+      WorkdirError: it cannot be made, read or written.
+    """
+    workdir = Path(path).absolute()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            os.listdir(workdir)
+    except OSError as error:
+        raise WorkdirError(
+            f"workdir {workdir} cannot be used: {error.strerror}; "
+            "give a folder you can read and write with --workdir=..."
+        ) from error
+    return workdir
+
+
+def existing_workdir(path: str | os.PathLike[str]) -> Path:
+    """Check that the folder is there; raises WorkdirError where it is not."""
+    workdir = Path(path).absolute()
+    if not workdir.is_dir():
+        raise WorkdirError(f"workdir {workdir} does not exist; give the folder of a run.")
+    return workdir
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves either the old one or the new one whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Write `config.json`."""
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    write_atomically(workdir / CONFIG_FILE, text + "\n")
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Check that a workdir's run was started with this config.
+
+    Raises:
+      ConfigError: lists the fields that differ and may not.
+    """
+    path = workdir / CONFIG_FILE
+    if not path.exists():
+        return
+    stored = ConfigDict(json.loads(path.read_text()))
+    stored_names = set(field_names(stored))
+    differing = []
+    for name in field_names(config):
+        # Through JSON, which has lists and no tuples.
+        new = json.loads(json.dumps(field(config, name)))
+        old = field(stored, name) if name in stored_names else None
+        if name not in _MAY_CHANGE and new != (list(old) if isinstance(old, tuple) else old):
+            differing.append(f"{name} is {new!r}, was {old!r}")
+    if differing:
+        raise ConfigError(
+            f"workdir {workdir} holds a run with another config ({'; '.join(differing)}); "
+            "use the same config to resume it, or another --workdir to start over."
+        )

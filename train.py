@@ -1,0 +1,39 @@
+"""Train a ResNeXt: python train.py --config=configs/digits_resnext29.py --workdir=/tmp/digits.
+
+Any field of the config can be changed: --config.batch_size=64. Exit status: 0
+when trained, 2 for a mistake in config, data or workdir, 130 (SIGINT) or 143
+(SIGTERM) when stopped by a signal, with the state saved.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from resnext_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder for checkpoints, metrics and plots; resumed if it has a checkpoint."
+)
+
+
+@cli.reports_user_errors
+def main(argv: Sequence[str]) -> None:
+    """Train."""
+    del argv
+    if not _WORKDIR.value:
+        cli.fail("--workdir is missing; give a folder for checkpoints, metrics and plots.")
+    # Imported late, so that a wrong flag is told at once.
+    from resnext_jax.training.loop import InterruptedRunError, train
+
+    try:
+        train(_CONFIG.value, _WORKDIR.value)
+    except InterruptedRunError as stop:
+        print(f"{stop}; the same command resumes", file=sys.stderr)
+        sys.exit(stop.exit_status)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=cli.parse_flags)
