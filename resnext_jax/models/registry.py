@@ -62,10 +62,15 @@ def parse_name(name: str) -> Architecture:
         says which part of the name is impossible.
     """
     match = _NAME.fullmatch(name)
-    if match is None or (match[1] == "resnext" and match[3] is None):
+    if match is None:
         near = difflib.get_close_matches(name, _LISTED, n=3, cutoff=0.3)
         hint = f"nearest: {', '.join(near)}" if near else "see resnext_jax.models.list_models()"
         raise ValueError(f"unknown model {name!r}; {hint}.")
+    if match[1] == "resnext" and match[3] is None:
+        raise ValueError(
+            f"incomplete model name {name!r}: a ResNeXt needs its cardinality and width, "
+            f"as in '{name}_32x4d'."
+        )
     depth = int(match[2])
     cardinality, width = (int(match[3]), int(match[4])) if match[3] else (1, 64)
     if cardinality < 1 or width < 1:
