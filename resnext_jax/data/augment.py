@@ -51,6 +51,6 @@ def shift(images: jax.Array, random: jax.Array, max_shift: int) -> jax.Array:
     padded = jnp.pad(images, ((0, 0), border, border, (0, 0)))
 
     def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), images.shape[1:])
+        return jax.lax.dynamic_slice(image, (*offset, jnp.zeros_like(offset[0])), images.shape[1:])
 
     return jax.vmap(crop)(padded, offsets)

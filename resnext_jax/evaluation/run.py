@@ -1,5 +1,6 @@
 """Evaluation of a run: its test set, as its config says."""
 
+import contextlib
 import os
 from typing import Any
 
@@ -57,11 +58,11 @@ def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tup
     validate(config)
     mesh = make_mesh(config.batch_size, config.bn_group_size)
     folder = existing_workdir(workdir)
-    source = open_split(config, "train")
-    optimizer = setup.build_optimizer(config, setup.build_schedule(config, len(source)))
-    graphdef, state = setup.build_state(config, source.num_classes, optimizer, mesh)
-    checkpoints = Checkpoints(folder, read_only=True)
-    state = checkpoints.restore(state)
-    checkpoints.close()
-    result = Evaluation(config, graphdef, mesh).run(state.params, state.batch_stats)
-    return int(state.step), result
+    num_classes = open_split(config, "test").num_classes
+    graphdef, params, batch_stats = setup.abstract_weights(config, num_classes, mesh)
+    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
+        step = checkpoints.latest_step()
+        params, batch_stats = checkpoints.restore_weights(params, batch_stats)
+    result = Evaluation(config, graphdef, mesh).run(params, batch_stats)
+    assert step is not None  # or restoring would have failed
+    return step, result

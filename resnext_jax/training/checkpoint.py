@@ -7,9 +7,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from resnext_jax.errors import CheckpointError
+from resnext_jax.models.variables import Arrays
 from resnext_jax.training.state import TrainState
 
-_STATE = "state"
+# What a checkpoint is made of: the weights, which is all that evaluation reads,
+# and what only training needs.
+_WEIGHTS = "weights"
+_TRAINING = "training"
 
 
 class Checkpoints:
@@ -30,8 +34,8 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        # A handler named from the start lets shapes be read before arrays are.
-        handlers = {_STATE: ocp.StandardCheckpointHandler()}
+        # Handlers named from the start let shapes be read before arrays are.
+        handlers = {item: ocp.StandardCheckpointHandler() for item in (_WEIGHTS, _TRAINING)}
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
@@ -43,9 +47,10 @@ class Checkpoints:
     def save(self, state: TrainState) -> None:
         """Start saving `state` under its step; returns before it is written."""
         step = int(state.step)
-        if step != self.latest_step():
-            item = ocp.args.StandardSave(state.as_dict())
-            self._manager.save(step, args=ocp.args.Composite(**{_STATE: item}))
+        if step == self.latest_step():
+            return
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        self._manager.save(step, args=ocp.args.Composite(**items))
 
     def restore(self, like: TrainState) -> TrainState:
         """Read the newest checkpoint.
@@ -55,65 +60,99 @@ class Checkpoints:
             the result takes; any number of devices.
 
         Raises:
-          CheckpointError: the checkpoint is of another model, or unreadable.
+          CheckpointError: there is none, it is of another model, or unreadable.
         """
-        step = self.latest_step()
-        if step is None:
-            raise CheckpointError(
-                f"no checkpoint in {self.directory}; train first with train.py --workdir, "
-                "or check the path."
-            )
-        target = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like.as_dict()
-        )
-        self._check_same_model(step, target)
-        item = ocp.args.StandardRestore(target)
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**{_STATE: item}))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(
-                f"checkpoint {self.directory / str(step)} cannot be read: "
-                f"{' '.join(str(error).split())[:200]}; delete that folder to go on "
-                "from the checkpoint before it."
-            ) from error
-        return TrainState(**restored[_STATE])
+        restored = self._restore(_items(like))
+        return TrainState(**restored[_WEIGHTS], **restored[_TRAINING])
+
+    def restore_weights(self, params: Arrays, batch_stats: Arrays) -> tuple[Arrays, Arrays]:
+        """Read only parameters and running statistics of the newest checkpoint.
+
+        Args:
+          params: arrays or their shapes (`jax.ShapeDtypeStruct`), with the
+            shardings that the results shall have.
+          batch_stats: likewise.
+
+        Raises:
+          CheckpointError: there is none, it is of another model, or unreadable.
+        """
+        like = {"params": params, "batch_stats": batch_stats}
+        weights = self._restore({_WEIGHTS: like})[_WEIGHTS]
+        return weights["params"], weights["batch_stats"]
 
     def close(self) -> None:
         """Wait until what is being saved is whole."""
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _check_same_model(self, step: int, target: Any) -> None:
-        stored = _shapes(self._manager.item_metadata(step)[_STATE])
-        wanted = _shapes(target)
-        missing = sorted(wanted.keys() - stored.keys())
-        unexpected = sorted(stored.keys() - wanted.keys())
-        misshapen = sorted(
-            name for name in wanted.keys() & stored.keys() if wanted[name] != stored[name]
+    def _restore(self, like: dict[str, Any]) -> Any:
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory}; train first with train.py --workdir, "
+                "or check the path."
+            )
+        targets = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )
-        if not (missing or unexpected or misshapen):
-            return
+        path = self.directory / str(step)
+        try:
+            metadata = self._manager.item_metadata(step)
+            stored = {name: metadata[name] for name in targets}
+        except (OSError, ValueError, KeyError) as error:
+            raise _unreadable(path, error) from error
+        self._check_same_arrays(path, _shapes(stored), _shapes(targets))
+        items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from error
+
+    def _check_same_arrays(
+        self, path: Path, stored: dict[str, Any], wanted: dict[str, Any]
+    ) -> None:
+        shared = wanted.keys() & stored.keys()
         differences = [
-            f"{len(names)} {what} (such as {names[0]})"
+            f"{len(names)} {what} (such as {min(names)})"
             for names, what in (
-                (missing, "arrays missing"),
-                (unexpected, "arrays unexpected"),
-                (misshapen, "arrays of another shape"),
+                (wanted.keys() - stored.keys(), "arrays missing"),
+                (stored.keys() - wanted.keys(), "arrays unexpected"),
+                (
+                    {name for name in shared if wanted[name] != stored[name]},
+                    "arrays of another shape",
+                ),
             )
             if names
         ]
-        raise CheckpointError(
-            f"checkpoint {self.directory / str(step)} is of another model or optimiser: "
-            f"{', '.join(differences)}; use the config it was trained with "
-            f"({self.directory.parent / 'config.json'}) or another --workdir."
-        )
+        if differences:
+            raise CheckpointError(
+                f"checkpoint {path} is of another model or optimiser: {', '.join(differences)}; "
+                f"use the config it was trained with ({self.directory.parent / 'config.json'}) "
+                "or another --workdir."
+            )
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    return {
+        _WEIGHTS: {"params": state.params, "batch_stats": state.batch_stats},
+        _TRAINING: {"step": state.step, "opt_state": state.opt_state},
+    }
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Shape of each array by its path, the item's name left out."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda node: hasattr(node, "shape")
     )
     return {
-        ".".join(jax.tree_util.keystr((key,), simple=True) for key in path): tuple(leaf.shape)
+        ".".join(jax.tree_util.keystr((key,), simple=True) for key in path[1:]): tuple(leaf.shape)
         for path, leaf in leaves
     }
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())[:200]
+    return CheckpointError(
+        f"checkpoint {path} cannot be read ({reason}); move that folder away to go on from "
+        "the checkpoint before it."
+    )

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.models import create_model
-from resnext_jax.models.variables import split
+from resnext_jax.models.variables import Arrays, split
 from resnext_jax.training.mesh import MEMBER_AXIS, replicated_sharding
 from resnext_jax.training.optimizer import Schedule, ScheduleSpec, make_schedule, sgd
 from resnext_jax.training.state import TrainState
@@ -79,3 +79,18 @@ def build_state(
     graphdef, params, batch_stats = split(build_model(config, num_classes))
     state = TrainState.create(params, batch_stats, optimizer)
     return graphdef, jax.device_put(state, replicated_sharding(mesh))
+
+
+def abstract_weights(
+    config: ConfigDict, num_classes: int, mesh: Mesh
+) -> tuple[nnx.GraphDef, Arrays, Arrays]:
+    """Return the model's structure, and the shapes of its weights with their sharding.
+
+    Enough to restore a checkpoint; no array is made.
+    """
+    graphdef, *weights = split(nnx.eval_shape(lambda: build_model(config, num_classes)))
+    sharding = replicated_sharding(mesh)
+    params, batch_stats = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), weights
+    )
+    return graphdef, params, batch_stats

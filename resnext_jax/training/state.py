@@ -1,7 +1,6 @@
 """What training changes, as one pytree."""
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,3 @@ class TrainState:
     ) -> "TrainState":
         """Start at step 0 with a fresh optimiser state."""
         return cls(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as checkpoints store them."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

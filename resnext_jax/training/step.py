@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh
@@ -78,7 +77,7 @@ def make_train_step(
             batch_stats=batch_stats,
             opt_state=opt_state,
         )
-        return new_state, jax.tree.map(jnp.float32, metrics)
+        return new_state, metrics
 
     return jax.jit(
         jax.shard_map(

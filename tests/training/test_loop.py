@@ -1,0 +1,171 @@
+"""Whole runs: what they leave, and that stopping one changes nothing."""
+
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import digits_resnext29
+from resnext_jax.errors import CheckpointError, ConfigError
+from resnext_jax.evaluation.run import evaluate_workdir
+from resnext_jax.training import loop
+from resnext_jax.training.logging import read_metrics
+from resnext_jax.training.state import TrainState
+from resnext_jax.training.step import make_train_step
+
+
+@pytest.fixture(scope="module")
+def config(data_dir: Path) -> ConfigDict:
+    """Four short epochs of a small network on the digits, in groups across devices."""
+    config = digits_resnext29.get_config()
+    config.model.name = "resnext11_2x4d"
+    config.model.stem_width = 8
+    config.model.template_width = 16
+    config.data.image_size = 8
+    config.data.max_shift = 1
+    config.data.data_dir = str(data_dir)
+    config.batch_size = 128
+    config.bn_group_size = 32
+    config.optimizer.base_batch_size = 128
+    config.num_epochs = 4.0
+    config.log_every_steps = 5
+    return config
+
+
+@pytest.fixture(scope="module")
+def whole(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, loop.train(config, workdir)
+
+
+def assert_same_state(actual: TrainState, expected: TrainState) -> None:
+    equal = jax.tree.map(lambda a, b: bool((a == b).all()), actual, expected)
+    assert all(jax.tree.leaves(equal))
+
+
+def without_timings(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timings = {"images_per_second", "data_wait_fraction"}
+    return [{k: v for k, v in record.items() if k not in timings} for record in records]
+
+
+def stopping_at(step: int, signal_number: signal.Signals) -> Callable[..., Any]:
+    """Make a `make_train_step` whose step raises a real signal in this process."""
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        real = make_train_step(*args, **kwargs)
+
+        def train_step(state: TrainState, batch: Any) -> Any:
+            if int(state.step) + 1 == step:
+                signal.raise_signal(signal_number)
+            return real(state, batch)
+
+        return train_step
+
+    return make
+
+
+def test_a_run_leaves_a_complete_workdir(
+    config: ConfigDict, whole: tuple[Path, TrainState]
+) -> None:
+    workdir, state = whole
+    assert int(state.step) == 45  # 4 epochs of 1,438 images in batches of 128: 44.9
+    stored = json.loads((workdir / "config.json").read_text())
+    assert stored["model"]["name"] == "resnext11_2x4d"
+    assert (workdir / "plots" / "training_curve.png").stat().st_size > 1000
+    assert any((workdir / "tensorboard").iterdir())
+    assert {p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()} == {"23", "34", "45"}
+
+
+def test_metrics_are_logged_as_documented(whole: tuple[Path, TrainState]) -> None:
+    records = read_metrics(whole[0])
+    train = [record for record in records if record["split"] == "train"]
+    test = [record for record in records if record["split"] == "test"]
+    assert [r["step"] for r in train] == [5, 10, 12, 15, 20, 23, 25, 30, 34, 35, 40, 45]
+    assert [r["step"] for r in test] == [12, 23, 34, 45]
+    common = {"step", "epoch", "split", "loss", "top1_error", "top5_error"}
+    speed = {"learning_rate", "images_per_second", "data_wait_fraction"}
+    assert all(set(record) == common | speed for record in train)
+    assert all(set(record) == common | {"weights"} for record in test)
+    assert all(record["weights"] == "raw" for record in test)
+    assert test[-1]["epoch"] == pytest.approx(45 * 128 / 1438)
+    assert train[-1]["loss"] < 0.8 * train[0]["loss"]
+    assert test[-1]["top1_error"] < 70 < train[0]["top1_error"]
+    assert train[0]["learning_rate"] == pytest.approx(0.05, rel=0.05)
+    assert train[-1]["learning_rate"] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("step", "signal_number"), [(23, signal.SIGINT), (27, signal.SIGTERM)], ids=["int", "term"]
+)
+def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
+    config: ConfigDict,
+    whole: tuple[Path, TrainState],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+    signal_number: signal.Signals,
+) -> None:
+    """Once after epoch 2, once in the middle of an epoch."""
+    monkeypatch.setattr(loop, "make_train_step", stopping_at(step, signal_number))
+    with pytest.raises(
+        loop.InterruptedRunError, match=f"{signal_number.name} after step {step}"
+    ) as stop:
+        loop.train(config, tmp_path)
+    assert stop.value.exit_status == 128 + signal_number
+    monkeypatch.undo()
+    state = loop.train(config, tmp_path)
+    assert_same_state(state, whole[1])
+    records, expected = read_metrics(tmp_path), read_metrics(whole[0])
+    if step == 23:
+        assert without_timings(records) == without_timings(expected)
+    test = [record for record in records if record["split"] == "test"]
+    assert test == [record for record in expected if record["split"] == "test"]
+
+
+def test_a_finished_run_is_left_as_it_is(
+    config: ConfigDict, whole: tuple[Path, TrainState], capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, state = whole
+    before = (workdir / "metrics.jsonl").read_text()
+    assert_same_state(loop.train(config, workdir), state)
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert "already finished at step 45" in capsys.readouterr().out
+
+
+def test_eval_repeats_the_last_evaluation(
+    config: ConfigDict, whole: tuple[Path, TrainState]
+) -> None:
+    step, result = evaluate_workdir(config, whole[0])
+    last = read_metrics(whole[0])[-1]
+    assert (step, result.images) == (45, 359)
+    assert result.as_record() == {name: last[name] for name in result.as_record()}
+
+
+def test_another_config_is_refused(config: ConfigDict, whole: tuple[Path, TrainState]) -> None:
+    changed = config.copy_and_resolve_references()
+    changed.optimizer.learning_rate = 0.01
+    with pytest.raises(ConfigError, match=r"learning_rate is 0\.01, was 0\.05"):
+        loop.train(changed, whole[0])
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    config: ConfigDict, whole: tuple[Path, TrainState]
+) -> None:
+    changed = config.copy_and_resolve_references()
+    changed.model.name = "resnext11_4x4d"
+    with pytest.raises(CheckpointError, match="is of another model"):
+        evaluate_workdir(changed, whole[0])
+
+
+@pytest.mark.slow
+def test_the_demo_reaches_two_per_cent(data_dir: Path, tmp_path: Path) -> None:
+    config = digits_resnext29.get_config()
+    config.data.data_dir = str(data_dir)
+    loop.train(config, tmp_path)
+    assert read_metrics(tmp_path)[-1]["top1_error"] <= 2.0

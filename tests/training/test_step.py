@@ -1,0 +1,109 @@
+"""The train step takes the same step on any number of devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from resnext_jax.evaluation.evaluator import make_eval_step
+from resnext_jax.models.variables import merge, split
+from resnext_jax.ops import grouped_conv
+from tests.numerics import worst_difference
+from tests.training.tiny import TRANSFORM, TinyRun, tiny_batch, tiny_model
+
+STEPS = 5
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("group", [4, 32, None], ids=lambda group: f"group_{group}")
+def test_five_steps_do_not_depend_on_the_devices(group: int | None) -> None:
+    """With 64 images a step, 8 devices hold 8 each: group 32 spans four of them, None all."""
+    alone = TinyRun(1, group)
+    expected_losses = alone.train(STEPS)
+    for devices in (2, 8):
+        run = TinyRun(devices, group)
+        assert run.train(STEPS) == pytest.approx(expected_losses, rel=1e-7)
+        assert worst_difference(run.state.params, alone.state.params) < 1e-7
+        assert worst_difference(run.state.batch_stats, alone.state.batch_stats) < 1e-7
+
+
+@pytest.mark.usefixtures("float64")
+def test_group_size_matters() -> None:
+    """Or the test above would show nothing."""
+    assert TinyRun(1, 4).train(1) != pytest.approx(TinyRun(1, 32).train(1), rel=1e-4)
+
+
+def first_gradient(run: TinyRun) -> dict[str, jax.Array]:
+    """With momentum and no decay, the momentum buffer after one step is the gradient."""
+    return optax.tree_utils.tree_get(run.state.opt_state, "trace")
+
+
+def test_first_float32_step_does_not_depend_on_the_devices() -> None:
+    runs = {
+        devices: TinyRun(devices, 32, dtype="float32", weight_decay=0.0) for devices in (1, 2, 8)
+    }
+    losses = {devices: run.train(1)[0] for devices, run in runs.items()}
+    expected = first_gradient(runs[1])
+    for devices in (2, 8):
+        assert losses[devices] == pytest.approx(losses[1], rel=1e-5)
+        assert worst_difference(first_gradient(runs[devices]), expected) < 1e-2
+
+
+@pytest.mark.usefixtures("float64")
+def test_is_sgd_on_the_mean_loss() -> None:
+    """One step on one device against the definition, written without shard_map."""
+    # The same weights in a model that knows of no mesh.
+    graphdef, params, batch_stats = split(tiny_model("float64", None, bn_axis_name=None))
+    batch = {name: jnp.asarray(array) for name, array in tiny_batch(64).items()}
+
+    def loss_fn(params: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        network = merge(graphdef, params, batch_stats)
+        logits = network(TRANSFORM.train(batch))
+        log_probability = jax.nn.log_softmax(logits)[jnp.arange(64), batch["label"]]
+        return -log_probability.mean(), logits
+
+    (loss, logits), gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params)
+    expected = {}
+    for name, value in params.items():
+        decayed = gradient[name] + 0.01 * value
+        expected[name] = value - 0.1 * (decayed + 0.9 * decayed)  # Nesterov's first step
+
+    run = TinyRun(1, None, learning_rate=0.1, weight_decay=0.01)
+    run.state, metrics = run.step(run.state, run.batch())
+    assert worst_difference(run.state.params, expected) < 1e-12
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-12)
+    wrong = np.asarray(logits).argmax(axis=1) != np.asarray(batch["label"])
+    assert float(metrics["top1_error"]) == pytest.approx(100 * wrong.mean())
+    assert int(run.state.step) == 1
+
+
+@pytest.mark.parametrize("group", [4, 32])
+def test_compiled_steps_gather_nothing(group: int) -> None:
+    run = TinyRun(8, group, dtype="float32")
+    train = run.step.lower(run.state, run.batch()).compile().as_text()  # type: ignore[attr-defined]
+    assert "all-reduce" in train
+    assert "all-gather" not in train
+
+    eval_step = make_eval_step(run.graphdef, TRANSFORM.test, run.mesh)
+    batch = run.batch() | {"mask": jax.device_put(np.ones(64, bool), run.batch()["label"].sharding)}
+    evaluation = (
+        eval_step.lower(run.state.params, run.state.batch_stats, batch)  # type: ignore[attr-defined]
+        .compile()
+        .as_text()
+    )
+    assert "all-reduce" in evaluation
+    assert "all-gather" not in evaluation
+
+
+def test_automatic_sharding_would_gather() -> None:
+    """Why the step is a shard_map, and that the test above can fail (openxla/xla#47945)."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    x = jax.device_put(jnp.ones((8, 4, 4, 8)), NamedSharding(mesh, PartitionSpec("data")))
+    kernel = jax.device_put(jnp.ones((3, 3, 4, 8)), NamedSharding(mesh, PartitionSpec()))
+
+    def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return grouped_conv(x, kernel, groups=2, implementation="native")
+
+    assert "all-gather" in str(jax.jit(convolve).lower(x, kernel).compile().as_text())

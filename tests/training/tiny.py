@@ -1,0 +1,89 @@
+"""A network and a batch small enough to train many times in a test."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from resnext_jax.data.augment import Batch, DeviceTransform
+from resnext_jax.models import create_model
+from resnext_jax.models.variables import split
+from resnext_jax.training.mesh import (
+    MEMBER_AXIS,
+    batch_sharding,
+    make_mesh,
+    replicated_sharding,
+)
+from resnext_jax.training.optimizer import sgd
+from resnext_jax.training.state import TrainState
+from resnext_jax.training.step import TrainStep, make_train_step
+
+CLASSES = 7
+TRANSFORM = DeviceTransform(mean=(120.0, 110.0, 100.0), std=(60.0, 61.0, 62.0), max_shift=1)
+
+
+def tiny_model(
+    dtype: str, bn_group_size: int | None, bn_axis_name: str | None = MEMBER_AXIS
+) -> nnx.Module:
+    return create_model(
+        "resnext11_2x4d",
+        num_classes=CLASSES,
+        stem_width=8,
+        template_width=16,
+        rngs=nnx.Rngs(0),
+        dtype=jnp.dtype(dtype),
+        param_dtype=jnp.dtype(dtype),
+        bn_group_size=bn_group_size,
+        bn_axis_name=bn_axis_name,
+    )
+
+
+def tiny_batch(batch_size: int, step: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    return {
+        "image": rng.integers(0, 256, (batch_size, 8, 8, 3), dtype=np.uint8),
+        "label": rng.integers(0, CLASSES, batch_size, dtype=np.int32),
+        "random": rng.random((batch_size, 2), dtype=np.float32),
+    }
+
+
+class TinyRun:
+    """The tiny network on some of the devices, ready to take steps."""
+
+    def __init__(
+        self,
+        devices: int,
+        bn_group_size: int | None,
+        *,
+        batch_size: int = 64,
+        dtype: str = "float64",
+        learning_rate: float = 0.1,
+        weight_decay: float = 1e-4,
+    ):
+        """Build mesh, state and step."""
+        self.batch_size = batch_size
+        self.mesh: Mesh = make_mesh(batch_size, bn_group_size, jax.devices()[:devices])
+        self.graphdef, params, batch_stats = split(tiny_model(dtype, bn_group_size))
+        optimizer: optax.GradientTransformation = sgd(
+            lambda step: jnp.asarray(learning_rate),
+            momentum=0.9,
+            nesterov=True,
+            weight_decay=weight_decay,
+        )
+        state = TrainState.create(params, batch_stats, optimizer)
+        self.state = jax.device_put(state, replicated_sharding(self.mesh))
+        self.step: TrainStep = make_train_step(self.graphdef, optimizer, TRANSFORM.train, self.mesh)
+
+    def batch(self, step: int = 0) -> Batch:
+        """Return global batch `step` on the devices."""
+        return jax.device_put(tiny_batch(self.batch_size, step), batch_sharding(self.mesh))
+
+    def train(self, steps: int) -> list[float]:
+        """Take steps; return their losses."""
+        losses = []
+        for step in range(steps):
+            self.state, metrics = self.step(self.state, self.batch(step))
+            losses.append(float(metrics["loss"]))
+        return losses
