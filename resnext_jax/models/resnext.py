@@ -76,16 +76,14 @@ class ResNeXt(nnx.Module):
         self.stem_pool = imagenet
 
         features = stem_width
-        # The paper counts the stem as conv1, so stages are conv2, conv3, ...
-        self.stage_names = tuple(f"conv{s + 2}" for s in range(len(architecture.blocks)))
-        for stage, (name, blocks) in enumerate(
-            zip(self.stage_names, architecture.blocks, strict=True)
-        ):
+        self.stages: nnx.Dict[nnx.List[BottleneckC]] = nnx.Dict()
+        for stage, blocks in enumerate(architecture.blocks):
+            out_features = template_width * 2**stage
             stage_blocks: nnx.List[BottleneckC] = nnx.List([])
             for index in range(blocks):
                 block = BottleneckC(
                     features,
-                    template_width * 2**stage,
+                    out_features,
                     cardinality=architecture.cardinality,
                     group_width=architecture.group_width * 2**stage,
                     strides=2 if stage > 0 and index == 0 else 1,
@@ -94,8 +92,9 @@ class ResNeXt(nnx.Module):
                     norm=norm,
                 )
                 stage_blocks.append(block)
-                features = template_width * 2**stage
-            setattr(self, name, stage_blocks)
+                features = out_features
+            # The paper counts the stem as conv1: stages are conv2, conv3, ...
+            self.stages[f"conv{stage + 2}"] = stage_blocks
 
         self.classifier_dtype = jnp.promote_types(jnp.float32, param_dtype)
         self.fc = nnx.Linear(
@@ -123,8 +122,8 @@ class ResNeXt(nnx.Module):
         if self.stem_pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         maps = {}
-        for name in self.stage_names:
-            for block in getattr(self, name):
+        for name, blocks in self.stages.items():
+            for block in blocks:
                 x = block(x)
             maps[name] = x
         return maps
@@ -138,6 +137,6 @@ class ResNeXt(nnx.Module):
         Returns:
           Logits `[N, num_classes]`, float32 (float64 where `param_dtype` is).
         """
-        x = self.features(images)[self.stage_names[-1]]
-        pooled = x.astype(self.classifier_dtype).mean(axis=(1, 2))
+        *_, last = self.features(images).values()
+        pooled = last.astype(self.classifier_dtype).mean(axis=(1, 2))
         return self.fc(pooled)

@@ -1,7 +1,7 @@
 """A model's arrays as flat dictionaries with stable names.
 
 Training, checkpoints and weight files all speak of arrays by one name, the
-path of attributes joined by dots: `conv2.0.conv1.kernel`. A flat dictionary of
+path of attributes joined by dots: `stages.conv2.0.conv1.kernel`. A flat dictionary of
 strings is cheap to hand to a compiled step (no module is walked between
 steps), and its names do not change when a container class does.
 """

@@ -25,8 +25,8 @@ def test_block_is_the_figure(strides: int, inputs: int) -> None:
         group_width=2,
         strides=strides,
         residual=True,
-        conv=partial(Conv, rngs=nnx.Rngs(0), **dtypes),  # type: ignore[arg-type]
-        norm=partial(BatchNorm, **dtypes),  # type: ignore[arg-type]
+        conv=partial(Conv, rngs=nnx.Rngs(0), **dtypes),
+        norm=partial(BatchNorm, **dtypes),
     )
     x = np.random.default_rng(0).normal(size=(3, 6, 6, inputs))
 

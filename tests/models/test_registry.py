@@ -69,7 +69,7 @@ def test_table_2_block_parameters(cardinality: int, width: int, count: int) -> N
     kernels = [
         array.size
         for name, array in params.items()
-        if name.startswith("conv2.1.") and name.endswith("kernel")
+        if name.startswith("stages.conv2.1.") and name.endswith("kernel")
     ]
     assert sum(kernels) == count
 
@@ -144,7 +144,7 @@ def test_impossible_options(options: dict[str, object], message: str) -> None:
 def test_the_seed_decides_the_weights() -> None:
     def kernel(seed: int) -> jax.Array:
         model = create_model("resnext11_2x4d", rngs=nnx.Rngs(seed), template_width=16)
-        return split(model)[1]["conv3.0.conv2.kernel"]
+        return split(model)[1]["stages.conv3.0.conv2.kernel"]
 
     assert (kernel(0) == kernel(0)).all()
     assert (kernel(0) != kernel(1)).any()

@@ -53,7 +53,7 @@ def test_bottleneck_widths_and_kernels() -> None:
     _, params, _ = split(abstract_model("resnext50_32x4d"))
     for stage in range(4):
         width = 128 * 2**stage
-        prefix = f"conv{stage + 2}.0"
+        prefix = f"stages.conv{stage + 2}.0"
         assert params[f"{prefix}.conv1.kernel"].shape[3] == width
         assert params[f"{prefix}.conv2.kernel"].shape == (3, 3, width // 32, width)
         assert params[f"{prefix}.conv3.kernel"].shape == (1, 1, width, 256 * 2**stage)
@@ -62,8 +62,8 @@ def test_bottleneck_widths_and_kernels() -> None:
 def test_shortcuts_project_only_where_the_shape_changes() -> None:
     _, params, _ = split(abstract_model("resnext50_32x4d"))
     projecting = {name.split(".shortcut")[0] for name in params if ".shortcut." in name}
-    assert projecting == {"conv2.0", "conv3.0", "conv4.0", "conv5.0"}
-    assert "conv2.0.shortcut.norm.scale" in params
+    assert projecting == {f"stages.conv{stage}.0" for stage in (2, 3, 4, 5)}
+    assert "stages.conv2.0.shortcut.norm.scale" in params
     assert not any(name.startswith("stem") and name.endswith("conv.bias") for name in params)
 
 
@@ -80,7 +80,7 @@ def test_without_residual_nothing_is_added() -> None:
             residual=residual,
             **options,  # type: ignore[arg-type]
         )
-        block = getattr(model, "conv2")[0]  # noqa: B009 (set by name)
+        block = model.stages["conv2"][0]
         block.norm3.scale.set_value(jnp.zeros(16))  # the residual branch gives nothing
         block_input.append(model.features(x)["conv2"])
     assert (block_input[0] != 0).any()
@@ -90,8 +90,8 @@ def test_without_residual_nothing_is_added() -> None:
 def test_widths_can_be_reduced() -> None:
     _, params, _ = split(abstract_model("resnext29_8x4d", stem_width=16, template_width=64))
     assert params["stem.conv.kernel"].shape == (3, 3, 3, 16)
-    assert params["conv4.2.conv3.kernel"].shape == (1, 1, 128, 256)
-    assert params["conv4.2.conv2.kernel"].shape == (3, 3, 16, 128)  # not the bottleneck's
+    assert params["stages.conv4.2.conv3.kernel"].shape == (1, 1, 128, 256)
+    assert params["stages.conv4.2.conv2.kernel"].shape == (3, 3, 16, 128)  # not the bottleneck's
 
 
 def test_initialisation_is_the_papers() -> None:

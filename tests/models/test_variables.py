@@ -10,10 +10,12 @@ from resnext_jax.models.variables import merge, split
 def test_names_are_paths_and_merge_is_the_inverse() -> None:
     model = create_model("resnext11_2x4d", rngs=nnx.Rngs(0), template_width=16, num_classes=3)
     graphdef, params, batch_stats = split(model)
-    assert {"stem.conv.kernel", "conv2.0.conv2.kernel", "conv4.0.shortcut.norm.scale"} <= set(
-        params
-    )
-    assert {"conv3.0.norm2.mean", "conv3.0.norm2.var"} <= set(batch_stats)
+    assert {
+        "stem.conv.kernel",
+        "stages.conv2.0.conv2.kernel",
+        "stages.conv4.0.shortcut.norm.scale",
+    } <= set(params)
+    assert {"stages.conv3.0.norm2.mean", "stages.conv3.0.norm2.var"} <= set(batch_stats)
 
     changed = {name: array + 1 for name, array in params.items()}
     again = merge(graphdef, changed, batch_stats)
@@ -30,7 +32,7 @@ def test_lists_longer_than_ten_keep_their_order() -> None:
         lambda: create_model("resnext101_2x4d", rngs=nnx.Rngs(0), template_width=16)
     )
     graphdef, params, batch_stats = split(model)
-    names = [f"conv4.{block}.conv1.kernel" for block in range(23)]
+    names = [f"stages.conv4.{block}.conv1.kernel" for block in range(23)]
     assert set(names) <= set(params)
     again = merge(graphdef, params, batch_stats)
-    assert len(again.conv4) == 23
+    assert len(again.stages["conv4"]) == 23
