@@ -1,70 +1,242 @@
-"""Residual blocks of the paper.
+"""The residual blocks of the paper's Figure 3, three forms of one function.
 
-`BottleneckC` is Figure 3c, the form to train with: 1x1, grouped 3x3, 1x1. With
-cardinality 1 it is the bottleneck block of ResNet.
+Form a sums C branches of 1x1, 3x3, 1x1; form b concatenates C branches of 1x1,
+3x3 before a single 1x1; form c has one grouped 3x3. They are equal for weights
+that `models.equivalence` maps onto each other, and for batch norm and ReLU in
+the places given here. Forms a and b are written as C explicit branches: that
+is what they are, and what makes their cost worth comparing. Form c is the one
+to train with. With cardinality 1 all are the bottleneck block of ResNet.
 """
 
-from functools import partial
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from resnext_jax.models.layers import Conv, ConvNorm
-from resnext_jax.ops.batch_norm import BatchNorm
+from resnext_jax.models.layers import ConvNorm, LayerOptions
+
+Form = Literal["a", "b", "c"]
+FORMS: tuple[Form, ...] = ("a", "b", "c")
 
 
-class BottleneckC(nnx.Module):
-    """Bottleneck block with a grouped 3x3 convolution (paper Figure 3c, Sec. 3.3).
+@dataclasses.dataclass(frozen=True)
+class BlockSpec:
+    """Sizes of a block, the same for all three forms.
 
-    Batch norm and ReLU follow each convolution, the last ReLU the addition.
-    Where width or size change, the shortcut is a 1x1 projection with batch norm
-    (type B of He et al. 2016); the stride sits on the 3x3 convolution.
+    Attributes:
+      in_features: channels of the input.
+      out_features: channels of the result.
+      cardinality: C, the number of branches or groups.
+      group_width: d, channels a branch; the bottleneck has C * d.
+      strides: 1, or 2 in the first block of a stage; it sits on the 3x3.
+      residual: False leaves the shortcut out (the ablation of Sec. 5.1).
+      options: what the layers share.
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        *,
-        cardinality: int,
-        group_width: int,
-        strides: int,
-        residual: bool,
-        conv: partial[Conv],
-        norm: partial[BatchNorm],
-    ):
-        """Make the block.
+    in_features: int
+    out_features: int
+    cardinality: int
+    group_width: int
+    strides: int = 1
+    residual: bool = True
+    options: LayerOptions = dataclasses.field(default_factory=LayerOptions)
 
-        Args:
-          in_features: channels of the input.
-          out_features: channels of the result.
-          cardinality: C, the number of groups.
-          group_width: d, channels a group; the bottleneck has C * d.
-          strides: 1, or 2 in the first block of a stage.
-          residual: False leaves the shortcut out (the ablation of Sec. 5.1).
-          conv: `Conv` with dtypes, implementation and rngs set.
-          norm: `BatchNorm` with groups and dtypes set.
-        """
-        width = cardinality * group_width
-        self.conv1 = conv(in_features, width, 1)
-        self.norm1 = norm(width)
-        self.conv2 = conv(width, width, 3, strides=strides, groups=cardinality)
-        self.norm2 = norm(width)
-        self.conv3 = conv(width, out_features, 1)
-        self.norm3 = norm(out_features)
-        self.residual = residual
-        projects = residual and (strides != 1 or in_features != out_features)
-        self.shortcut = (
-            ConvNorm(conv(in_features, out_features, 1, strides=strides), norm(out_features))
-            if projects
-            else None
+    @property
+    def width(self) -> int:
+        """Channels of the bottleneck, C * d."""
+        return self.cardinality * self.group_width
+
+
+class Aggregation(nnx.Module):
+    """A sum of transformations of one input (paper Eqn. 2, in the general form of Eqn. 3).
+
+    The branches may be any modules whose results have one shape; they need not
+    be alike.
+    """
+
+    def __init__(self, branches: Sequence[nnx.Module]):
+        """Aggregate `branches`, at least one."""
+        if not branches:
+            raise ValueError("an aggregation needs at least one branch.")
+        self.branches = nnx.List(branches)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply every branch to `x` and add up."""
+        first, *others = self.branches
+        total = first(x)
+        for branch in others:
+            total = total + branch(x)
+        return total
+
+
+class Branch(nnx.Module):
+    """One transformation: 1x1 and 3x3 to d channels, and in form a 1x1 back to the block's width.
+
+    Batch norm and ReLU follow the first two convolutions. The last one has
+    neither: form a normalises after the sum.
+    """
+
+    def __init__(self, spec: BlockSpec, *, returns_to_width: bool, rngs: nnx.Rngs):
+        """Make one of the C branches."""
+        options, width = spec.options, spec.group_width
+        self.conv1 = options.conv(spec.in_features, width, 1, rngs=rngs)
+        self.norm1 = options.norm(width)
+        self.conv2 = options.conv(width, width, 3, strides=spec.strides, rngs=rngs)
+        self.norm2 = options.norm(width)
+        self.conv3 = (
+            options.conv(width, spec.out_features, 1, rngs=rngs) if returns_to_width else None
         )
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
+        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, d or out_features]`."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = nnx.relu(self.norm2(self.conv2(y)))
-        y = self.norm3(self.conv3(y))
-        if self.residual:
+        return y if self.conv3 is None else self.conv3(y)
+
+
+class _Residual(nnx.Module):
+    """What the forms share: the last batch norm, the shortcut and the last ReLU.
+
+    Where width or size change, the shortcut is a 1x1 projection with batch norm
+    (type B of He et al. 2016).
+    """
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        self.spec = spec
+        self.norm3 = spec.options.norm(spec.out_features)
+        projects = spec.residual and (spec.strides != 1 or spec.in_features != spec.out_features)
+        self.shortcut = projection(spec, rngs=rngs) if projects else None
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """Apply the residual function up to its last convolution."""
+        raise NotImplementedError
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
+        y = self.norm3(self.transform(x))
+        if self.spec.residual:
             y = y + (x if self.shortcut is None else self.shortcut(x))
         return nnx.relu(y)
+
+
+def projection(spec: BlockSpec, *, rngs: nnx.Rngs) -> ConvNorm:
+    """Make the shortcut of a block that changes width or size."""
+    conv = spec.options.conv(
+        spec.in_features, spec.out_features, 1, strides=spec.strides, rngs=rngs
+    )
+    return ConvNorm(conv, spec.options.norm(spec.out_features))
+
+
+class BottleneckA(_Residual):
+    """C branches of 1x1, 3x3, 1x1, summed (paper Figure 3a).
+
+    The last batch norm comes after the sum, before the shortcut is added.
+    """
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the block."""
+        self.aggregation = Aggregation(
+            [Branch(spec, returns_to_width=True, rngs=rngs) for _ in range(spec.cardinality)]
+        )
+        super().__init__(spec, rngs=rngs)
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """Sum the branches."""
+        return self.aggregation(x)
+
+
+class BottleneckB(_Residual):
+    """C branches of 1x1, 3x3, concatenated, and one 1x1 (paper Figure 3b)."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the block."""
+        self.branches = nnx.List(
+            [Branch(spec, returns_to_width=False, rngs=rngs) for _ in range(spec.cardinality)]
+        )
+        self.conv3 = spec.options.conv(spec.width, spec.out_features, 1, rngs=rngs)
+        super().__init__(spec, rngs=rngs)
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """Concatenate the branches and map them back to the block's width."""
+        return self.conv3(jnp.concatenate([branch(x) for branch in self.branches], axis=-1))
+
+
+class BottleneckC(_Residual):
+    """1x1, grouped 3x3, 1x1 (paper Figure 3c)."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the block."""
+        options, width = spec.options, spec.width
+        self.conv1 = options.conv(spec.in_features, width, 1, rngs=rngs)
+        self.norm1 = options.norm(width)
+        self.conv2 = options.conv(
+            width, width, 3, strides=spec.strides, groups=spec.cardinality, rngs=rngs
+        )
+        self.norm2 = options.norm(width)
+        self.conv3 = options.conv(width, spec.out_features, 1, rngs=rngs)
+        super().__init__(spec, rngs=rngs)
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """Apply the three convolutions."""
+        y = nnx.relu(self.norm1(self.conv1(x)))
+        y = nnx.relu(self.norm2(self.conv2(y)))
+        return self.conv3(y)
+
+
+Bottleneck = BottleneckA | BottleneckB | BottleneckC
+BLOCKS: dict[Form, type[BottleneckA] | type[BottleneckB] | type[BottleneckC]] = {
+    "a": BottleneckA,
+    "b": BottleneckB,
+    "c": BottleneckC,
+}
+
+
+class TwoLayerA(nnx.Module):
+    """C branches of 3x3, 3x3, summed: an aggregation of depth 2 (paper Figure 4, left).
+
+    Only the residual function, without shortcut: batch norm and ReLU after the
+    first convolution, batch norm after the sum.
+    """
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the block; the stride sits on the first convolution."""
+        self.spec = spec
+        self.aggregation = Aggregation(
+            [_TwoLayers(spec, spec.group_width, rngs=rngs) for _ in range(spec.cardinality)]
+        )
+        self.norm2 = spec.options.norm(spec.out_features)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
+        return self.norm2(self.aggregation(x))
+
+
+class TwoLayerDense(nnx.Module):
+    """3x3, 3x3 of width C * d: what Figure 4's aggregation comes to, "trivially wider" (right)."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the block."""
+        self.spec = spec
+        self.wide = _TwoLayers(spec, spec.width, rngs=rngs)
+        self.norm2 = spec.options.norm(spec.out_features)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
+        return self.norm2(self.wide(x))
+
+
+class _TwoLayers(nnx.Module):
+    """3x3 to `width`, batch norm, ReLU, 3x3 to the block's output width."""
+
+    def __init__(self, spec: BlockSpec, width: int, *, rngs: nnx.Rngs):
+        options = spec.options
+        self.conv1 = options.conv(spec.in_features, width, 3, strides=spec.strides, rngs=rngs)
+        self.norm1 = options.norm(width)
+        self.conv2 = options.conv(width, spec.out_features, 3, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply both layers."""
+        return self.conv2(nnx.relu(self.norm1(self.conv1(x))))

@@ -1,7 +1,9 @@
-"""Convolution as the networks use it: no bias, explicit padding, the paper's initialisation."""
+"""The layers of every block, and how a network wants them made."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,69 @@ class Conv(nnx.Module):
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class LayerOptions:
+    """What all layers of a network share.
+
+    Attributes:
+      bn_group_size: images that share batch-norm statistics, None for all.
+      bn_axis_name: mesh axis of the devices that share one batch-norm group.
+      conv_implementation: lowering of the convolutions, see `ops.grouped_conv`.
+      dtype: compute dtype.
+      param_dtype: dtype of the stored parameters.
+    """
+
+    bn_group_size: int | None = None
+    bn_axis_name: str | None = None
+    conv_implementation: Implementation = "auto"
+    dtype: Any = jnp.float32
+    param_dtype: Any = jnp.float32
+
+    def conv(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int,
+        *,
+        strides: int = 1,
+        groups: int = 1,
+        rngs: nnx.Rngs,
+    ) -> Conv:
+        """Make a convolution."""
+        return Conv(
+            in_features,
+            out_features,
+            kernel_size,
+            strides=strides,
+            groups=groups,
+            implementation=self.conv_implementation,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            rngs=rngs,
+        )
+
+    def norm(self, num_features: int) -> BatchNorm:
+        """Make a batch normalisation."""
+        return BatchNorm(
+            num_features,
+            group_size=self.bn_group_size,
+            axis_name=self.bn_axis_name,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+
+    def classifier(self, in_features: int, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+        """Make the last layer, which computes in float32 at least."""
+        return nnx.Linear(
+            in_features,
+            num_classes,
+            dtype=jnp.promote_types(jnp.float32, self.param_dtype),
+            param_dtype=self.param_dtype,
+            kernel_init=uniform_fan_in,
+            rngs=rngs,
+        )
+
+
 class ConvNorm(nnx.Module):
     """A convolution and the batch normalisation that follows it: the stem and the projections."""
 
@@ -70,3 +135,9 @@ def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DType
     """Draw a classifier's weights `[in, out]` uniformly from +-1/sqrt(in), as Torch does."""
     bound = 1.0 / math.sqrt(shape[0])
     return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def pool_and_classify(features: jax.Array, classifier: nnx.Linear) -> jax.Array:
+    """Average `[N, H, W, C]` over positions, and map it to logits `[N, K]`, float32 at least."""
+    wide = jnp.promote_types(jnp.float32, classifier.param_dtype)
+    return classifier(features.astype(wide).mean(axis=(1, 2)))

@@ -1,19 +1,23 @@
 """Model names, and the networks behind them."""
 
+import dataclasses
 import difflib
 import re
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from resnext_jax.models.resnext import Architecture, ResNeXt
+from resnext_jax.models.blocks import FORMS, Form
+from resnext_jax.models.equivalence import convert_form
+from resnext_jax.models.layers import LayerOptions
+from resnext_jax.models.preact import PreActResNeXt
+from resnext_jax.models.resnext import Architecture, NetworkSpec, ResNeXt
 from resnext_jax.ops.grouped_conv import Implementation
 
-Form = Literal["a", "b", "c"]
-
 # Blocks a stage; depth counts the stem, three layers a block and the classifier.
+_RESNET_200 = (3, 24, 36, 3)
 _IMAGENET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 # The networks of the paper's tables (Tables 3, 4, 5 and 7), and two that others
@@ -35,10 +39,12 @@ _LISTED = (
     "resnext101_32x8d",
     "resnext101_64x4d",
     "resnext152_32x4d",
+    "resnet200",
     "resnet29",
     "resnext29_32x4d",
     "resnext29_8x64d",
     "resnext29_16x64d",
+    "wide_resnet28_10",
 )
 
 _NAME = re.compile(r"(resnet|resnext)(\d+)(?:_(\d+)x(\d+)d)?")
@@ -55,12 +61,26 @@ def list_models() -> list[str]:
 
 
 def parse_name(name: str) -> Architecture:
-    """Turn a model name into its architecture.
+    """Turn a model name into its architecture, at the paper's widths.
 
     Raises:
       ValueError: no such model; the message names the nearest valid ones, or
         says which part of the name is impossible.
     """
+    if name == "resnet200":
+        return Architecture("imagenet", _RESNET_200, 1, 64, preactivation=True)
+    if name == "wide_resnet28_10":
+        # 28 layers: the stem, three stages of four blocks of two, the projections' three.
+        return Architecture(
+            "cifar",
+            (4, 4, 4),
+            1,
+            160,
+            preactivation=True,
+            basic=True,
+            stem_width=16,
+            template_width=160,
+        )
     match = _NAME.fullmatch(name)
     if match is None:
         near = difflib.get_close_matches(name, _LISTED, n=3, cutoff=0.3)
@@ -93,6 +113,39 @@ def parse_name(name: str) -> Architecture:
     )
 
 
+def resolve(
+    name: str,
+    *,
+    form: Form = "c",
+    preactivation: bool | None = None,
+    stem_width: int | None = None,
+    template_width: int | None = None,
+) -> Architecture:
+    """Return the architecture that `create_model` builds from these arguments.
+
+    Raises:
+      ValueError: as `create_model` does.
+    """
+    if form not in FORMS:
+        raise ValueError(f"unknown block form {form!r}; choose one of {', '.join(FORMS)}.")
+    widths = {"stem_width": stem_width, "template_width": template_width}
+    for what, value in widths.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{what} must be at least 1, got {value}.")
+    named = parse_name(name)
+    changes: dict[str, Any] = {"preactivation": preactivation, **widths}
+    architecture = dataclasses.replace(
+        named, **{what: value for what, value in changes.items() if value is not None}
+    )
+    if named.preactivation and not architecture.preactivation:
+        raise ValueError(f"{name!r} is a pre-activation network; it has no other kind.")
+    if architecture.preactivation and form != "c":
+        raise ValueError(
+            f"form {form!r} does not exist for the pre-activation network {name!r}: use form 'c'."
+        )
+    return architecture
+
+
 def create_model(
     name: str,
     *,
@@ -102,12 +155,13 @@ def create_model(
     dtype: jax.typing.DTypeLike = jnp.float32,
     param_dtype: jax.typing.DTypeLike = jnp.float32,
     residual: bool = True,
+    preactivation: bool | None = None,
     bn_group_size: int | None = None,
     bn_axis_name: str | None = None,
-    stem_width: int = 64,
-    template_width: int = 256,
+    stem_width: int | None = None,
+    template_width: int | None = None,
     conv_implementation: Implementation = "auto",
-) -> ResNeXt:
+) -> ResNeXt | PreActResNeXt:
     """Build a network by name, initialised as the authors did.
 
     `model.train()` and `model.eval()` switch batch normalisation; a new model
@@ -117,42 +171,47 @@ def create_model(
     Args:
       name: see `list_models`.
       num_classes: width of the classifier.
-      form: block form of Figure 3; "c" is the only one so far.
+      form: block form of Figure 3. Forms a and b are the conversion of form c
+        with the same `rngs`: the same function from the start.
       rngs: `nnx.Rngs`, whose `params` stream draws the weights.
       dtype: compute dtype of convolutions and activations.
       param_dtype: dtype of the stored parameters.
       residual: False leaves the shortcuts out (ablation, Sec. 5.1).
+      preactivation: batch norm and ReLU before each convolution, as an older
+        preprint had it on CIFAR; None means as the name says (only `resnet200`
+        and `wide_resnet28_10` are pre-activation networks by name).
       bn_group_size: images that share batch-norm statistics, None for all
         (see `ops.BatchNorm`).
       bn_axis_name: mesh axis of the devices that share one batch-norm group;
         only valid inside `shard_map`.
-      stem_width: channels of the first convolution; the paper has 64.
-      template_width: output channels of the first stage's blocks; the paper
-        has 256. The bottleneck widths, C * d * 2**stage, do not depend on it.
+      stem_width: channels of the first convolution; None means the paper's 64
+        (16 in Wide ResNet).
+      template_width: output channels of the first stage's blocks; None means
+        the paper's 256 (160 in Wide ResNet). The bottleneck widths,
+        C * d * 2**stage, do not depend on it.
       conv_implementation: lowering of every convolution, see `ops.grouped_conv`.
 
     Raises:
       ValueError: unknown name or form, or an impossible size.
     """
-    if form != "c":
-        raise ValueError(f"unknown block form {form!r}; the available form is 'c'.")
-    for what, value in (
-        ("num_classes", num_classes),
-        ("stem_width", stem_width),
-        ("template_width", template_width),
-    ):
-        if value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}.")
-    return ResNeXt(
-        parse_name(name),
-        num_classes=num_classes,
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
+    architecture = resolve(
+        name,
+        form=form,
+        preactivation=preactivation,
         stem_width=stem_width,
         template_width=template_width,
-        residual=residual,
+    )
+    options = LayerOptions(
         bn_group_size=bn_group_size,
         bn_axis_name=bn_axis_name,
         conv_implementation=conv_implementation,
         dtype=dtype,
         param_dtype=param_dtype,
-        rngs=rngs,
     )
+    spec = NetworkSpec(architecture, num_classes, residual=residual, options=options)
+    if architecture.preactivation:
+        return PreActResNeXt(spec, rngs=rngs)
+    model = ResNeXt(spec, rngs=rngs)
+    return model if form == "c" else convert_form(model, form)

@@ -6,17 +6,13 @@ one size share their widths, and each halving of the map doubles them.
 """
 
 import dataclasses
-from functools import partial
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
-from resnext_jax.models.blocks import BottleneckC
-from resnext_jax.models.layers import Conv, ConvNorm, uniform_fan_in
-from resnext_jax.ops.batch_norm import BatchNorm
-from resnext_jax.ops.grouped_conv import Implementation
+from resnext_jax.models.blocks import BLOCKS, BlockSpec, Bottleneck, Form
+from resnext_jax.models.layers import ConvNorm, LayerOptions, pool_and_classify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,83 +24,83 @@ class Architecture:
       blocks: number of blocks in each stage.
       cardinality: C, groups a 3x3 convolution.
       group_width: d, channels a group in the first stage.
+      preactivation: batch norm and ReLU before each convolution (`models.preact`).
+      basic: two 3x3 layers a block, as in Wide ResNet, in place of a bottleneck.
+      stem_width: channels of the first convolution.
+      template_width: output channels of the first stage's blocks.
     """
 
     stem: Literal["imagenet", "cifar"]
     blocks: tuple[int, ...]
     cardinality: int
     group_width: int
+    preactivation: bool = False
+    basic: bool = False
+    stem_width: int = 64
+    template_width: int = 256
+
+    def block_specs(self, options: LayerOptions, *, residual: bool) -> dict[str, list[BlockSpec]]:
+        """Sizes of every block, by stage.
+
+        The paper counts the stem as conv1: stages are conv2, conv3, ...
+        """
+        features = self.stem_width
+        stages: dict[str, list[BlockSpec]] = {}
+        for stage, blocks in enumerate(self.blocks):
+            specs = stages[f"conv{stage + 2}"] = []
+            for index in range(blocks):
+                spec = BlockSpec(
+                    features,
+                    self.template_width * 2**stage,
+                    cardinality=self.cardinality,
+                    group_width=self.group_width * 2**stage,
+                    strides=2 if stage > 0 and index == 0 else 1,
+                    residual=residual,
+                    options=options,
+                )
+                specs.append(spec)
+                features = spec.out_features
+        return stages
+
+    def make_stem(self, options: LayerOptions, *, rngs: nnx.Rngs) -> ConvNorm:
+        """Make the first convolution and its batch norm."""
+        size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
+        conv = options.conv(3, self.stem_width, size, strides=strides, rngs=rngs)
+        return ConvNorm(conv, options.norm(self.stem_width))
+
+    def apply_stem(self, stem: ConvNorm, images: jax.Array) -> jax.Array:
+        """Convolve, normalise, rectify, and pool where the stem does."""
+        x = nnx.relu(stem(images))
+        if self.stem == "imagenet":
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkSpec:
+    """Everything that makes a network; `create_model` explains the fields."""
+
+    architecture: Architecture
+    num_classes: int = 1000
+    form: Form = "c"
+    residual: bool = True
+    options: LayerOptions = dataclasses.field(default_factory=LayerOptions)
 
 
 class ResNeXt(nnx.Module):
     """A ResNeXt (or ResNet, C = 1) classifier."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        *,
-        num_classes: int,
-        stem_width: int,
-        template_width: int,
-        residual: bool,
-        bn_group_size: int | None,
-        bn_axis_name: str | None,
-        conv_implementation: Implementation,
-        dtype: jax.typing.DTypeLike,
-        param_dtype: jax.typing.DTypeLike,
-        rngs: nnx.Rngs,
-    ):
-        """Make the network; `create_model` explains the arguments and gives their defaults."""
-        conv = partial(
-            Conv,
-            implementation=conv_implementation,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-        norm = partial(
-            BatchNorm,
-            group_size=bn_group_size,
-            axis_name=bn_axis_name,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
-
-        imagenet = architecture.stem == "imagenet"
-        stem = conv(3, stem_width, 7, strides=2) if imagenet else conv(3, stem_width, 3)
-        self.stem = ConvNorm(stem, norm(stem_width))
-        self.stem_pool = imagenet
-
-        features = stem_width
-        self.stages: nnx.Dict[nnx.List[BottleneckC]] = nnx.Dict()
-        for stage, blocks in enumerate(architecture.blocks):
-            out_features = template_width * 2**stage
-            stage_blocks: nnx.List[BottleneckC] = nnx.List([])
-            for index in range(blocks):
-                block = BottleneckC(
-                    features,
-                    out_features,
-                    cardinality=architecture.cardinality,
-                    group_width=architecture.group_width * 2**stage,
-                    strides=2 if stage > 0 and index == 0 else 1,
-                    residual=residual,
-                    conv=conv,
-                    norm=norm,
-                )
-                stage_blocks.append(block)
-                features = out_features
-            # The paper counts the stem as conv1: stages are conv2, conv3, ...
-            self.stages[f"conv{stage + 2}"] = stage_blocks
-
-        self.classifier_dtype = jnp.promote_types(jnp.float32, param_dtype)
-        self.fc = nnx.Linear(
-            features,
-            num_classes,
-            dtype=self.classifier_dtype,
-            param_dtype=param_dtype,
-            kernel_init=uniform_fan_in,
-            rngs=rngs,
-        )
+    def __init__(self, spec: NetworkSpec, *, rngs: nnx.Rngs):
+        """Make the network that `spec` describes."""
+        self.spec = spec
+        options, architecture = spec.options, spec.architecture
+        self.stem = architecture.make_stem(options, rngs=rngs)
+        block, features = BLOCKS[spec.form], architecture.stem_width
+        self.stages: nnx.Dict[nnx.List[Bottleneck]] = nnx.Dict()
+        for name, specs in architecture.block_specs(options, residual=spec.residual).items():
+            self.stages[name] = nnx.List([block(block_spec, rngs=rngs) for block_spec in specs])
+            features = specs[-1].out_features
+        self.fc = options.classifier(features, spec.num_classes, rngs=rngs)
 
     def features(self, images: jax.Array) -> dict[str, jax.Array]:
         """Return the feature map at the end of each stage.
@@ -118,9 +114,7 @@ class ResNeXt(nnx.Module):
           (strides 1, 2, 4); `[N, H / stride, W / stride, channels]` in the
           compute dtype.
         """
-        x = nnx.relu(self.stem(images))
-        if self.stem_pool:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = self.spec.architecture.apply_stem(self.stem, images)
         maps = {}
         for name, blocks in self.stages.items():
             for block in blocks:
@@ -138,5 +132,4 @@ class ResNeXt(nnx.Module):
           Logits `[N, num_classes]`, float32 (float64 where `param_dtype` is).
         """
         *_, last = self.features(images).values()
-        pooled = last.astype(self.classifier_dtype).mean(axis=(1, 2))
-        return self.fc(pooled)
+        return pool_and_classify(last, self.fc)

@@ -1,59 +1,172 @@
-"""The bottleneck block is Figure 3c's composition of its parts."""
+"""The block forms are the compositions that the paper's Figures 3 and 4 draw."""
 
-from functools import partial
+import re
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from jax import lax
 
-from resnext_jax.models.blocks import BottleneckC
-from resnext_jax.models.layers import Conv
-from resnext_jax.ops import BatchNorm
+from resnext_jax.models.blocks import (
+    BLOCKS,
+    FORMS,
+    Aggregation,
+    BlockSpec,
+    Branch,
+    Form,
+    TwoLayerA,
+    TwoLayerDense,
+)
+from resnext_jax.models.layers import Conv, LayerOptions
+from resnext_jax.models.variables import merge, split
 from tests.numerics import relative_difference
+
+DOUBLE = LayerOptions(dtype=jnp.float64, param_dtype=jnp.float64)
+
+
+def convolve(x: np.ndarray, layer: Conv, stride: int = 1) -> np.ndarray:
+    kernel = layer.kernel.get_value()
+    pad = kernel.shape[0] // 2
+    y = lax.conv_general_dilated(
+        jnp.asarray(x),
+        kernel,
+        (stride, stride),
+        ((pad, pad), (pad, pad)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[3] // kernel.shape[2],
+    )
+    return np.asarray(y)
+
+
+def normalise(x: np.ndarray) -> np.ndarray:
+    """Batch norm as initialised: scale 1, shift 0."""
+    return (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0)
+
+
+def figure_a(block: nnx.Module, x: np.ndarray, stride: int) -> np.ndarray:
+    total = 0
+    for branch in block.aggregation.branches:  # type: ignore[attr-defined]
+        y = relu(normalise(convolve(x, branch.conv1)))
+        y = relu(normalise(convolve(y, branch.conv2, stride)))
+        total = total + convolve(y, branch.conv3)
+    return normalise(np.asarray(total))
+
+
+def figure_b(block: nnx.Module, x: np.ndarray, stride: int) -> np.ndarray:
+    parts = []
+    for branch in block.branches:  # type: ignore[attr-defined]
+        y = relu(normalise(convolve(x, branch.conv1)))
+        parts.append(relu(normalise(convolve(y, branch.conv2, stride))))
+    return normalise(convolve(np.concatenate(parts, axis=-1), block.conv3))  # type: ignore[attr-defined]
+
+
+def figure_c(block: nnx.Module, x: np.ndarray, stride: int) -> np.ndarray:
+    y = relu(normalise(convolve(x, block.conv1)))  # type: ignore[attr-defined]
+    y = relu(normalise(convolve(y, block.conv2, stride)))  # type: ignore[attr-defined]
+    return normalise(convolve(y, block.conv3))  # type: ignore[attr-defined]
+
+
+FIGURES: dict[Form, Callable[[nnx.Module, np.ndarray, int], np.ndarray]] = {
+    "a": figure_a,
+    "b": figure_b,
+    "c": figure_c,
+}
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("strides", "inputs"), [(1, 16), (1, 8), (2, 16)])
-def test_block_is_the_figure(strides: int, inputs: int) -> None:
-    dtypes = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-    block = BottleneckC(
-        inputs,
-        16,
-        cardinality=4,
-        group_width=2,
-        strides=strides,
-        residual=True,
-        conv=partial(Conv, rngs=nnx.Rngs(0), **dtypes),
-        norm=partial(BatchNorm, **dtypes),
-    )
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("stride", "inputs", "residual"), [(1, 16, True), (1, 8, True), (2, 16, True), (2, 8, False)]
+)
+def test_each_form_is_its_figure(form: Form, stride: int, inputs: int, residual: bool) -> None:
+    spec = BlockSpec(inputs, 16, 4, 2, strides=stride, residual=residual, options=DOUBLE)
+    block = BLOCKS[form](spec, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(3, 6, 6, inputs))
-
-    def convolve(x: np.ndarray, layer: Conv, stride: int) -> np.ndarray:
-        kernel = layer.kernel.get_value()
-        pad = kernel.shape[0] // 2
-        y = lax.conv_general_dilated(
-            jnp.asarray(x),
-            kernel,
-            (stride, stride),
-            ((pad, pad), (pad, pad)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=x.shape[3] // kernel.shape[2],
-        )
-        return np.asarray(y)
-
-    def normalise(x: np.ndarray) -> np.ndarray:
-        return (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + 1e-5)
-
-    y = np.maximum(normalise(convolve(x, block.conv1, 1)), 0)
-    y = np.maximum(normalise(convolve(y, block.conv2, strides)), 0)
-    y = normalise(convolve(y, block.conv3, 1))
-    shortcut = x
-    if strides != 1 or inputs != 16:
+    expected = FIGURES[form](block, x, stride)
+    if residual and (stride != 1 or inputs != 16):
         assert block.shortcut is not None
-        shortcut = normalise(convolve(x, block.shortcut.conv, strides))
+        expected = expected + normalise(convolve(x, block.shortcut.conv, stride))
     else:
         assert block.shortcut is None
-    expected = np.maximum(y + shortcut, 0)
-    assert relative_difference(block(jnp.asarray(x)), expected) < 1e-12
+        expected = expected + x if residual else expected
+    assert relative_difference(block(jnp.asarray(x)), relu(expected)) < 1e-12
+
+
+@pytest.mark.parametrize(("form", "branched"), [("a", 3), ("b", 2), ("c", 0)])
+def test_forms_a_and_b_compile_to_separate_convolutions(form: Form, branched: int) -> None:
+    """C of them in each branched layer, and no grouped one; form c has one grouped convolution."""
+    cardinality = 4
+    options = LayerOptions(conv_implementation="native")
+    block = BLOCKS[form](BlockSpec(16, 16, cardinality, 2, options=options), rngs=nnx.Rngs(0))
+    block.eval()  # in training, batch norm's sums are products too
+    graphdef, params, batch_stats = split(block)
+
+    def apply(params: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+        return merge(graphdef, params, batch_stats)(x)
+
+    compiled = jax.jit(apply).lower(params, jnp.ones((2, 5, 5, 16))).compile().as_text()
+    # One line a convolution; XLA's CPU code may call a 1x1 one a dot.
+    operations = re.findall(r"= \S+ (?:convolution|dot)\(.*", str(compiled))
+    grouped = [line for line in operations if "feature_group_count" in line]
+    assert len(operations) == branched * cardinality + (3 - branched)
+    assert len(grouped) == (form == "c")
+
+
+def test_unlike_branches_are_summed_and_train() -> None:
+    """Eqn. 3 in its general form: any transformations, of any topology."""
+    options = LayerOptions()
+    rngs = nnx.Rngs(0)
+    aggregation = Aggregation(
+        [
+            Branch(BlockSpec(6, 6, 1, 2), returns_to_width=True, rngs=rngs),
+            options.conv(6, 6, 5, rngs=rngs),
+            options.norm(6),
+        ]
+    )
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 5, 6)), jnp.float32)
+    parts = [np.asarray(branch(x)) for branch in aggregation.branches]
+    assert relative_difference(aggregation(x), sum(parts[1:], parts[0])) < 1e-6
+
+    graphdef, params, batch_stats = split(aggregation)
+
+    @jax.jit
+    def step(params: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        def loss(params: dict[str, jax.Array]) -> jax.Array:
+            return jnp.mean(jnp.square(merge(graphdef, params, batch_stats)(x) - jnp.cos(x)))
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        return value, jax.tree.map(lambda p, g: p - 0.05 * g, params, gradient)
+
+    losses = []
+    for _ in range(30):
+        value, params = step(params)
+        losses.append(float(value))
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_empty_aggregation_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one branch"):
+        Aggregation([])
+
+
+@pytest.mark.usefixtures("float64")
+def test_two_layer_blocks_are_figure_4() -> None:
+    spec = BlockSpec(6, 8, 3, 4, strides=2, options=DOUBLE)
+    x = np.random.default_rng(0).normal(size=(3, 6, 6, 6))
+    block = TwoLayerA(spec, rngs=nnx.Rngs(0))
+    total = 0
+    for branch in block.aggregation.branches:
+        total = total + convolve(relu(normalise(convolve(x, branch.conv1, 2))), branch.conv2)
+    assert relative_difference(block(jnp.asarray(x)), normalise(np.asarray(total))) < 1e-12
+
+    dense = TwoLayerDense(spec, rngs=nnx.Rngs(0))
+    assert dense.wide.conv1.kernel.shape == (3, 3, 6, 12)
+    y = convolve(relu(normalise(convolve(x, dense.wide.conv1, 2))), dense.wide.conv2)
+    assert relative_difference(dense(jnp.asarray(x)), normalise(y)) < 1e-12

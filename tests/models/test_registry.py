@@ -38,6 +38,7 @@ def parameters(name: str, num_classes: int = 1000) -> int:
         ("resnext101_32x8d", 88_791_336),
         ("resnet101_1x100d", 85_611_336),
         ("resnet152", 60_192_808),
+        ("resnet200", 64_666_152),
     ],
 )
 def test_golden_parameter_counts_of_imagenet_networks(name: str, count: int) -> None:
@@ -50,6 +51,8 @@ def test_golden_parameter_counts_of_imagenet_networks(name: str, count: int) -> 
         ("resnext29_8x64d", 10, 34_426_698),
         ("resnext29_16x64d", 10, 68_155_210),
         ("resnext29_32x4d", 10, 4_775_754),
+        ("wide_resnet28_10", 10, 36_479_194),
+        ("wide_resnet28_10", 100, 36_536_884),
         ("resnext29_8x64d", 100, 34_518_948),
         ("resnext29_16x64d", 100, 68_247_460),
     ],
@@ -78,7 +81,10 @@ def test_table_2_block_parameters(cardinality: int, width: int, count: int) -> N
 def test_every_listed_name_is_a_model(name: str) -> None:
     architecture = parse_name(name)
     layers = 2 + 3 * sum(architecture.blocks)
-    assert name.startswith((f"resnet{layers}", f"resnext{layers}"))
+    if architecture.basic:
+        # Wide ResNet counts two layers a block and the three projections, not the classifier.
+        layers = 1 + 2 * sum(architecture.blocks) + 3
+    assert name.startswith((f"resnet{layers}", f"resnext{layers}", f"wide_resnet{layers}"))
 
 
 def test_the_list_cannot_be_changed_from_outside() -> None:
@@ -134,6 +140,7 @@ def test_wrong_names_are_told_in_a_sentence(name: str, message: str) -> None:
         ({"num_classes": 0}, "num_classes must be at least 1"),
         ({"stem_width": 0}, "stem_width must be at least 1"),
         ({"template_width": -1}, "template_width must be at least 1"),
+        ({"form": "a", "preactivation": True}, "form 'a' does not exist for the pre-activation"),
     ],
 )
 def test_impossible_options(options: dict[str, object], message: str) -> None:
@@ -148,3 +155,9 @@ def test_the_seed_decides_the_weights() -> None:
 
     assert (kernel(0) == kernel(0)).all()
     assert (kernel(0) != kernel(1)).any()
+
+
+@pytest.mark.parametrize("name", ["resnet200", "wide_resnet28_10"])
+def test_preactivation_networks_have_no_other_kind(name: str) -> None:
+    with pytest.raises(ValueError, match="it has no other kind"):
+        create_model(name, rngs=nnx.Rngs(0), preactivation=False)

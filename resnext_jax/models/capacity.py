@@ -1,0 +1,192 @@
+"""What a network costs: parameters and multiply-adds, by layer and by stage.
+
+A multiply-add counts as one, as the paper counts "FLOPs"; convolutions and
+the classifier are counted, with their padding, batch norm and ReLU are not.
+The count is analytic, from the shapes of the traced network: what a lowering
+multiplies in addition (packing's zeros) is not part of it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from resnext_jax.models.registry import create_model, parse_name
+from resnext_jax.models.variables import merge, split
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCost:
+    """Cost of one convolution, batch normalisation or classifier.
+
+    Attributes:
+      name: dotted path of the layer in the network.
+      params: numbers learned.
+      macs: multiply-adds an image; 0 for batch normalisation.
+      output_shape: `(H, W, C)`, or `(K,)` of the classifier; () for batch norm.
+    """
+
+    name: str
+    params: int
+    macs: int
+    output_shape: tuple[int, ...] = ()
+
+    @property
+    def stage(self) -> str:
+        """The paper's name of the part: "conv1" (the stem), "conv2", ..., or "fc"."""
+        parts = self.name.split(".")
+        if parts[0] == "stages":
+            return parts[1]
+        return "conv1" if parts[0] == "stem" else "fc"
+
+
+@dataclasses.dataclass(frozen=True)
+class Complexity:
+    """Cost of a network.
+
+    Attributes:
+      name: of the model.
+      image_size: side of the square image the multiply-adds are for.
+      by_layer: in the network's order.
+    """
+
+    name: str
+    image_size: int
+    by_layer: tuple[LayerCost, ...]
+
+    @property
+    def params(self) -> int:
+        """Numbers learned, in all."""
+        return sum(layer.params for layer in self.by_layer)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds an image, in all."""
+        return sum(layer.macs for layer in self.by_layer)
+
+    @property
+    def by_stage(self) -> dict[str, tuple[int, int]]:
+        """Parameters and multiply-adds of each stage."""
+        stages: dict[str, tuple[int, int]] = {}
+        for layer in self.by_layer:
+            params, macs = stages.get(layer.stage, (0, 0))
+            stages[layer.stage] = params + layer.params, macs + layer.macs
+        return dict(sorted(stages.items()))
+
+
+def complexity(
+    name: str, *, image_size: int | None = None, num_classes: int | None = None, **options: Any
+) -> Complexity:
+    """Count parameters and multiply-adds of a model (paper Tables 1, 3, 4 and 7).
+
+    Args:
+      name: see `list_models`.
+      image_size: side of the square image; None means 224 for ImageNet
+        networks and 32 for CIFAR ones.
+      num_classes: None means 1000 for ImageNet networks and 10 for CIFAR ones.
+      **options: as `create_model` takes them, such as `residual=False`.
+
+    Raises:
+      ValueError: unknown or impossible model.
+    """
+    imagenet = parse_name(name).stem == "imagenet"
+    image_size = (224 if imagenet else 32) if image_size is None else image_size
+    num_classes = (1000 if imagenet else 10) if num_classes is None else num_classes
+    # The native lowering keeps every layer one operation of the traced network.
+    model = nnx.eval_shape(
+        lambda: create_model(
+            name,
+            num_classes=num_classes,
+            rngs=nnx.Rngs(0),
+            conv_implementation="native",
+            **options,
+        )
+    )
+    model.eval()
+    graphdef, params, batch_stats = split(model)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+
+    def apply(params: Any, batch_stats: Any, images: Any) -> Any:
+        return merge(graphdef, params, batch_stats)(images)
+
+    traced = jax.make_jaxpr(apply)(params, batch_stats, images)
+    operations = _kernel_operations(traced, list(params))
+    layers: dict[str, LayerCost] = {}
+    for array_name, array in params.items():
+        layer = array_name.rpartition(".")[0]
+        cost = layers.get(layer, LayerCost(layer, 0, 0))
+        macs, shape = operations.get(array_name, (0, ()))
+        layers[layer] = LayerCost(
+            layer, cost.params + array.size, cost.macs + macs, cost.output_shape or shape
+        )
+    return Complexity(name, image_size, tuple(layers.values()))
+
+
+def _kernel_operations(traced: Any, names: list[str]) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Find the convolution or product that each kernel is used in.
+
+    Returns:
+      Multiply-adds and output shape (without the batch) by the kernel's name.
+    """
+    found: dict[str, tuple[int, tuple[int, ...]]] = {}
+    # Dictionaries are flattened by sorted key; the parameters come first.
+    kernels = dict(zip(traced.jaxpr.invars, sorted(names), strict=False))
+    for equation, origin in _equations(traced.jaxpr, kernels):
+        kernel = origin.get(equation.invars[1])
+        if kernel is None:
+            raise ValueError(f"{equation.primitive} without a kernel that is a parameter.")
+        shape = equation.outvars[0].aval.shape
+        # All axes of the kernel but the last, its outputs, are summed over.
+        summed = math.prod(equation.invars[1].aval.shape[:-1])
+        found[kernel] = math.prod(shape) * summed, tuple(shape[1:])
+    return found
+
+
+def _equations(jaxpr: Any, origin: dict[Any, str]) -> Iterator[tuple[Any, dict[Any, str]]]:
+    """Yield each convolution and matrix product, with what is known of its inputs' origin."""
+    for equation in jaxpr.eqns:
+        inner = equation.params.get("jaxpr")
+        if inner is not None:
+            closed = getattr(inner, "jaxpr", inner)
+            pairs = zip(closed.invars, equation.invars, strict=True)
+            inherited = {
+                variable: origin[outer]
+                for variable, outer in pairs
+                if hasattr(outer, "count") and outer in origin
+            }
+            yield from _equations(closed, inherited)
+        elif equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            yield equation, origin
+        elif equation.primitive.name == "convert_element_type" and equation.invars[0] in origin:
+            origin = origin | {equation.outvars[0]: origin[equation.invars[0]]}
+
+
+def width_for_cardinality(cardinality: int) -> int:
+    """Solve Eqn. 4 for the bottleneck width d at cardinality C (paper Table 2).
+
+    The whole number whose C * (256 d + 9 d^2 + 256 d) parameters come closest to
+    the 69,632 of ResNet's block (C = 1, d = 64).
+
+    Raises:
+      ValueError: C is less than 1, or so large that even d = 1 is off by more
+        than a quarter.
+    """
+    if cardinality < 1:
+        raise ValueError(f"cardinality must be at least 1, got {cardinality}.")
+    target = _block_parameters(1, 64)
+    width = min(range(1, 65), key=lambda width: abs(_block_parameters(cardinality, width) - target))
+    if abs(_block_parameters(cardinality, width) - target) > target / 4:
+        raise ValueError(
+            f"no bottleneck width keeps a block of cardinality {cardinality} near "
+            f"{target:,} parameters: d = 1 has {_block_parameters(cardinality, 1):,} already."
+        )
+    return width
+
+
+def _block_parameters(cardinality: int, width: int) -> int:
+    """Eqn. 4: convolution weights of a bottleneck block between 256 channels."""
+    return cardinality * (256 * width + 9 * width**2 + width * 256)

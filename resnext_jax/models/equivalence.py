@@ -1,0 +1,195 @@
+"""Maps between the block forms: the same function, another form (paper Sec. 3.3, Figures 3 and 4).
+
+Branch i of forms a and b is group i of form c. What a layer has of its own for
+each of the C * d bottleneck channels is cut into C parts or joined from them;
+everything else is the same in all forms. Nothing is computed, so a conversion
+and its inverse give back every bit. The same cuts apply to parameters,
+batch-norm statistics and optimiser buffers, which are named alike.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from resnext_jax.models.blocks import (
+    BLOCKS,
+    FORMS,
+    Form,
+    TwoLayerA,
+    TwoLayerDense,
+)
+from resnext_jax.models.resnext import ResNeXt
+from resnext_jax.models.variables import Arrays, merge, split, structure
+
+Tree = TypeVar("Tree")
+
+# Layers that a form holds once a branch, as regular expressions; and what comes
+# before such a layer's name: "conv1.kernel" of form c is
+# "aggregation.branches.0.conv1.kernel" and so on in form a.
+_BRANCHED = {
+    "a": r"conv1|norm1|conv2|norm2|conv3",
+    "b": r"conv1|norm1|conv2|norm2",
+    "c": r"(?!)",  # none
+}
+_PREFIX = {"a": "aggregation.branches", "b": "branches"}
+
+# The axis of the bottleneck channels. A grouped kernel [3, 3, d, C * d] is cut
+# along its outputs only: its inputs are one group's already.
+_AXIS = {"conv1.kernel": 3, "conv2.kernel": 3, "conv3.kernel": 2}
+
+
+def convert_form(model: Any, to: Form) -> Any:
+    """Give a block or a whole network another form: the same function, the same statistics.
+
+    Args:
+      model: a `ResNeXt` or one of the three bottleneck blocks of `models.blocks`.
+      to: "a", "b" or "c".
+
+    Returns:
+      A new module that computes what `model` computes, in the same mode
+      (training or evaluation).
+
+    Raises:
+      ValueError: no such form.
+      TypeError: `model` has no other form, such as a sum over unlike branches.
+    """
+    if to not in FORMS:
+        raise ValueError(f"unknown block form {to!r}; choose one of {', '.join(FORMS)}.")
+    source, cardinality, build = _anatomy(model)
+    _, params, batch_stats = split(model)
+    converted = (convert_arrays(tree, cardinality, source, to) for tree in (params, batch_stats))
+    result = merge(structure(lambda rngs: build(to, rngs)), *converted)
+    return _in_mode_of(model, result)
+
+
+def _anatomy(model: Any) -> tuple[Form, int, Callable[[Form, nnx.Rngs], nnx.Module]]:
+    """Form, cardinality, and how to build the same thing in another form."""
+    spec: Any = getattr(model, "spec", None)
+    if isinstance(model, ResNeXt):
+        return (
+            model.spec.form,
+            model.spec.architecture.cardinality,
+            lambda form, rngs: ResNeXt(dataclasses.replace(model.spec, form=form), rngs=rngs),
+        )
+    for form, block in BLOCKS.items():
+        if type(model) is block:
+            return form, spec.cardinality, lambda form, rngs: BLOCKS[form](spec, rngs=rngs)
+    raise TypeError(
+        f"{type(model).__name__} has no form other than its own: only a sum over branches of one "
+        "topology, as in BottleneckA, B and C, can be concatenated or grouped "
+        "(paper Sec. 3.3, Discussion)."
+    )
+
+
+def convert_arrays(
+    arrays: Mapping[str, jax.Array], cardinality: int, source: Form, to: Form
+) -> Arrays:
+    """Rename and cut or join a model's arrays (parameters, statistics or momentum).
+
+    Args:
+      arrays: by dotted name, of a model or block in form `source`.
+      cardinality: C.
+      source: the form they are of.
+      to: the form they shall be of.
+
+    Returns:
+      The arrays of the other form, by its names.
+    """
+    if source == to:
+        return dict(arrays)
+    return _cut(_joined(arrays, cardinality, source), cardinality, to)
+
+
+def convert_state(tree: Tree, cardinality: int, source: Form, to: Form) -> Tree:
+    """Convert every dictionary of arrays by name inside a pytree, such as an optax state.
+
+    So a run can change form half-way: parameters, statistics and momentum
+    become those of the other form, and training goes on.
+    """
+
+    def is_arrays(node: Any) -> bool:
+        return isinstance(node, dict)
+
+    return jax.tree.map(
+        lambda node: convert_arrays(node, cardinality, source, to) if is_arrays(node) else node,
+        tree,
+        is_leaf=is_arrays,
+    )
+
+
+def _joined(arrays: Mapping[str, jax.Array], cardinality: int, source: Form) -> Arrays:
+    """Form `source` to form c."""
+    if source == "c":
+        return dict(arrays)
+    pattern = re.compile(rf"(|.*\.){re.escape(_PREFIX[source])}\.0\.({_BRANCHED[source]})\.(\w+)")
+    of_branches = re.compile(rf"(?:.*\.)?{re.escape(_PREFIX[source])}\.\d+\.")
+    joined: Arrays = {}
+    for name, array in arrays.items():
+        match = pattern.fullmatch(name)
+        if match:
+            block, layer, what = match.groups()
+            parts = [
+                arrays[f"{block}{_PREFIX[source]}.{branch}.{layer}.{what}"]
+                for branch in range(cardinality)
+            ]
+            leaf = f"{layer}.{what}"
+            joined[f"{block}{leaf}"] = jnp.concatenate(parts, axis=_AXIS.get(leaf, 0))
+        elif not of_branches.match(name):
+            joined[name] = array
+    return joined
+
+
+def _cut(arrays: Mapping[str, jax.Array], cardinality: int, to: Form) -> Arrays:
+    """Form c to form `to`."""
+    # Blocks alone have layers of these names; the stem and the shortcuts do not.
+    pattern = re.compile(rf"(|.*\.)({_BRANCHED[to]})\.(\w+)")
+    cut: Arrays = {}
+    for name, array in arrays.items():
+        match = pattern.fullmatch(name)
+        if not match:
+            cut[name] = array
+            continue
+        block, layer, what = match.groups()
+        leaf = f"{layer}.{what}"
+        parts = jnp.split(array, cardinality, axis=_AXIS.get(leaf, 0))
+        for branch, part in enumerate(parts):
+            cut[f"{block}{_PREFIX[to]}.{branch}.{leaf}"] = part
+    return cut
+
+
+def widen_two_layers(block: TwoLayerA) -> TwoLayerDense:
+    """Turn Figure 4's aggregation of depth 2 into the dense block that it equals."""
+    _, params, batch_stats = split(block)
+    axes = {"conv1.kernel": 3, "conv2.kernel": 2}
+
+    def join(arrays: Arrays) -> Arrays:
+        prefix = "aggregation.branches"
+        joined = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
+        for name in arrays:
+            if name.startswith(f"{prefix}.0."):
+                leaf = name.removeprefix(f"{prefix}.0.")
+                parts = [
+                    arrays[f"{prefix}.{branch}.{leaf}"] for branch in range(block.spec.cardinality)
+                ]
+                joined[f"wide.{leaf}"] = jnp.concatenate(parts, axis=axes.get(leaf, 0))
+        return joined
+
+    graphdef = structure(lambda rngs: TwoLayerDense(block.spec, rngs=rngs))
+    return _in_mode_of(block, merge(graphdef, join(params), join(batch_stats)))
+
+
+def _in_mode_of(model: Any, result: Any) -> Any:
+    """Put `result` in training or evaluation mode, as `model` is."""
+    (norm, *_) = (
+        module for _, module in nnx.iter_modules(model) if hasattr(module, "use_running_average")
+    )
+    if norm.use_running_average:
+        result.eval()
+    else:
+        result.train()
+    return result

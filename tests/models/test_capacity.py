@@ -1,0 +1,166 @@
+"""Parameters and multiply-adds against the golden numbers and an independent count."""
+
+import subprocess
+import sys
+
+import pytest
+
+from resnext_jax.models import complexity, width_for_cardinality
+from tests.models.test_registry import parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "billions"),
+    [
+        ("resnet50", 25_557_032, 4.089),
+        ("resnext50_2x40d", 25_425_000, 4.125),
+        ("resnext50_4x24d", 25_292_968, 4.160),
+        ("resnext50_8x14d", 25_603_016, 4.267),
+        ("resnext50_32x4d", 25_028_904, 4.230),
+        ("resnet101", 44_549_160, 7.801),
+        ("resnext101_32x4d", 44_177_704, 7.970),
+        ("resnext101_64x4d", 83_455_272, 15.460),
+        ("resnext29_8x64d", 34_426_698, 5.387),
+        ("resnext29_16x64d", 68_155_210, 10.689),
+    ],
+)
+def test_golden_numbers(name: str, params: int, billions: float) -> None:
+    cost = complexity(name)
+    assert cost.params == params
+    assert round(cost.macs / 1e9, 3) == billions
+
+
+def test_table_1_as_the_paper_rounds_it() -> None:
+    """25.5 and 25.0 million parameters; 4.1 and 4.2 billion FLOPs."""
+    rounded = [
+        (round(cost.params / 1e6, 1), round(cost.macs / 1e9, 1))
+        for cost in (complexity("resnet50"), complexity("resnext50_32x4d"))
+    ]
+    # The paper truncates 25.557 to 25.5.
+    assert rounded == [(25.6, 4.1), (25.0, 4.2)]
+    assert complexity("resnet50").params // 100_000 == 255
+
+
+def block_macs(
+    inputs: int, outputs: int, cardinality: int, width: int, side: int, stride: int
+) -> int:
+    """Multiply-adds of a bottleneck block, from its definition."""
+    bottleneck = cardinality * width
+    small = -(-side // stride)
+    macs = side * side * inputs * bottleneck
+    macs += small * small * 9 * width * bottleneck
+    macs += small * small * bottleneck * outputs
+    if stride != 1 or inputs != outputs:
+        macs += small * small * inputs * outputs
+    return macs
+
+
+def network_macs(
+    blocks: tuple[int, ...],
+    cardinality: int,
+    width: int,
+    image_size: int,
+    classes: int,
+    *,
+    cifar: bool,
+) -> int:
+    if cifar:
+        side = image_size
+        macs = side * side * 27 * 64
+    else:
+        side = -(-image_size // 2)
+        macs = side * side * 147 * 64
+        side = -(-side // 2)
+    features = 64
+    for stage, count in enumerate(blocks):
+        for index in range(count):
+            stride = 2 if stage and index == 0 else 1
+            outputs = 256 * 2**stage
+            macs += block_macs(features, outputs, cardinality, width * 2**stage, side, stride)
+            side, features = -(-side // stride), outputs
+    return macs + features * classes
+
+
+@pytest.mark.parametrize(
+    ("name", "image_size", "blocks", "cardinality", "width"),
+    [
+        ("resnext50_16x6d", 224, (3, 4, 6, 3), 16, 6),
+        ("resnext50_4x48d", 320, (3, 4, 6, 3), 4, 48),
+        ("resnext101_32x4d", 320, (3, 4, 23, 3), 32, 4),
+        ("resnet50", 225, (3, 4, 6, 3), 1, 64),
+        ("resnext38_8x64d", 32, (4, 4, 4), 8, 64),
+        ("resnet29_1x96d", 33, (3, 3, 3), 1, 96),
+    ],
+)
+def test_independent_count_of_templates_that_no_table_names(
+    name: str, image_size: int, blocks: tuple[int, ...], cardinality: int, width: int
+) -> None:
+    cifar = len(blocks) == 3
+    classes = 10 if cifar else 1000
+    cost = complexity(name, image_size=image_size)
+    assert cost.macs == network_macs(blocks, cardinality, width, image_size, classes, cifar=cifar)
+    assert cost.params == parameters(name, classes)
+
+
+def test_by_layer_and_by_stage_add_up() -> None:
+    cost = complexity("resnext50_32x4d")
+    assert sum(params for params, _ in cost.by_stage.values()) == cost.params
+    assert sum(macs for _, macs in cost.by_stage.values()) == cost.macs
+    assert list(cost.by_stage) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc"]
+    layers = {layer.name: layer for layer in cost.by_layer}
+    grouped = layers["stages.conv3.0.conv2"]
+    assert grouped.output_shape == (28, 28, 256)
+    assert (grouped.params, grouped.macs) == (9 * 8 * 256, 28 * 28 * 9 * 8 * 256)
+    assert layers["fc"].output_shape == (1000,)
+    assert layers["fc"].macs == 2048 * 1000
+    assert layers["stem.norm"].params == 128
+    assert layers["stem.norm"].macs == 0
+
+
+def test_options_of_the_model_are_counted() -> None:
+    whole, bare = complexity("resnet50"), complexity("resnet50", residual=False)
+    projections = [layer for layer in whole.by_layer if ".shortcut." in layer.name]
+    assert whole.macs - bare.macs == sum(layer.macs for layer in projections)
+    assert complexity("resnet50", num_classes=10).by_layer != whole.by_layer
+
+
+def test_preactivation_networks_are_counted_too() -> None:
+    assert complexity("wide_resnet28_10").params == 36_479_194
+    # He et al. 2016b give no count; other implementations say about 64.7 M.
+    assert round(complexity("resnet200").params / 1e6, 1) == 64.7
+
+
+def test_table_2() -> None:
+    """Cardinality against width at preserved complexity, and the bottleneck's width below it."""
+    assert [width_for_cardinality(c) for c in (1, 2, 4, 8, 32)] == [64, 40, 24, 14, 4]
+    assert [c * width_for_cardinality(c) for c in (1, 2, 4, 8, 32)] == [64, 80, 96, 112, 128]
+
+
+@pytest.mark.parametrize("cardinality", [0, -3, 256])
+def test_impossible_cardinalities(cardinality: int) -> None:
+    with pytest.raises(ValueError, match="cardinality"):
+        width_for_cardinality(cardinality)
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "resnext_jax.models.complexity", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_command_prints_a_table() -> None:
+    done = command("resnext29_8x64d", "--stages")
+    assert done.returncode == 0, done.stderr
+    assert "34,426,698" in done.stdout
+    assert "5.387 G" in done.stdout
+    assert "conv4" in done.stdout
+
+
+def test_command_tells_a_wrong_name_in_a_sentence() -> None:
+    done = command("resnext50")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: incomplete model name 'resnext50'")
+    assert len(done.stderr.splitlines()) == 1
