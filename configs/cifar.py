@@ -3,8 +3,12 @@
 Source: paper Sec. 5.3 and Appendix A. (The authors' published code divides the rate at
 epochs 148 and 223: --config.schedule.boundaries='(148.0,223.0)'.)
 Command: python train.py --config=configs/cifar.py:cifar100,resnext29_16x64d --workdir=WORKDIR
+Figure 7's series are resnext29_{C}x64d (cardinality) and resnet29_1x{W}d (width). The option
+`preact` (cifar10,resnext29_8x64d,preact) gives an older preprint's pre-activation blocks and
+batch of 256.
 Expected, test error in percent, mean of 10 runs, the paper's figures (not run here):
-resnext29_8x64d 3.65 (CIFAR-10) and 17.77 (CIFAR-100), resnext29_16x64d 3.58 and 17.31.
+resnext29_8x64d 3.65 (CIFAR-10) and 17.77 (CIFAR-100), resnext29_16x64d 3.58 and 17.31,
+wide_resnet28_10 4.17 and 20.50.
 Data: CIFAR cannot be read by this version yet; train.py says so.
 """
 
@@ -15,11 +19,12 @@ from resnext_jax.training.config import base_config
 
 
 def get_config(choice: str = "cifar10,resnext29_8x64d") -> ConfigDict:
-    """Return the recipe for "DATASET,MODEL"."""
-    dataset, _, model = choice.partition(",")
-    if dataset not in ("cifar10", "cifar100") or not model:
+    """Return the recipe for "DATASET,MODEL" or "DATASET,MODEL,preact"."""
+    dataset, _, rest = choice.partition(",")
+    model, *options = rest.split(",")
+    if dataset not in ("cifar10", "cifar100") or not model or options not in ([], ["preact"]):
         raise ConfigError(
-            f"configs/cifar.py takes cifar10 or cifar100 and a model, as in "
+            "configs/cifar.py takes cifar10 or cifar100, a model, and perhaps preact, as in "
             f"configs/cifar.py:cifar10,resnext29_8x64d; got {choice!r}."
         )
     config = base_config()
@@ -29,6 +34,11 @@ def get_config(choice: str = "cifar10,resnext29_8x64d") -> ConfigDict:
     config.bn_group_size = 16
     config.num_epochs = 300.0
     config.optimizer.base_batch_size = 128
+    if options:
+        config.model.preactivation = True
+        config.batch_size = 256
+        config.bn_group_size = 32
+        config.optimizer.base_batch_size = 256
     config.optimizer.weight_decay = 5e-4
     config.schedule.boundaries = (150.0, 225.0)
     config.data.name = dataset

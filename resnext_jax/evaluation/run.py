@@ -37,7 +37,7 @@ class Evaluation:
         """Score every test image once."""
         batches = eval_batches(
             self._source.examples,
-            EvalTransform(self._config.data.image_size),
+            EvalTransform(self._config.data.eval_image_size or self._config.data.image_size),
             batch_size=self._batch_size,
             positions=host_positions(self._sharding, self._batch_size),
             num_workers=self._config.data.num_workers,

@@ -7,7 +7,8 @@ import jax
 from ml_collections import ConfigDict, config_dict
 
 from resnext_jax.errors import ConfigError
-from resnext_jax.models.registry import parse_name
+from resnext_jax.models.blocks import FORMS
+from resnext_jax.models.registry import resolve
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "cosine")
@@ -37,9 +38,12 @@ def base_config() -> ConfigDict:
     config.model.form = "c"
     config.model.dtype = "float32"  # compute; parameters are param_dtype
     config.model.param_dtype = "float32"
-    config.model.residual = True
-    config.model.stem_width = 64
-    config.model.template_width = 256
+    config.model.residual = True  # False: the ablation of Sec. 5.1
+    # Batch norm and ReLU before each convolution; None: as the name says.
+    config.model.preactivation = config_dict.placeholder(bool)
+    # None: the paper's widths.
+    config.model.stem_width = config_dict.placeholder(int)
+    config.model.template_width = config_dict.placeholder(int)
 
     config.optimizer = ConfigDict()
     # The rate for a batch of `base_batch_size`; other batches scale it linearly.
@@ -61,6 +65,8 @@ def base_config() -> ConfigDict:
     # None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
     config.data.data_dir = config_dict.placeholder(str)
     config.data.image_size = 224
+    # Side of the test crop; None: image_size. Table 5 tests at 320.
+    config.data.eval_image_size = config_dict.placeholder(int)
     config.data.flip = True
     config.data.max_shift = 0  # pixels, see data.augment.shift
     config.data.mean = (123.675, 116.28, 103.53)  # of each channel, in 0..255
@@ -110,11 +116,11 @@ _RULES: dict[str, Rule] = {
     "bn_group_size": _NONE_OR_AT_LEAST_ONE,
     "num_epochs": _POSITIVE,
     "images_per_epoch": _NONE_OR_AT_LEAST_ONE,
-    "model.form": _one_of("c"),
+    "model.form": _one_of(*FORMS),
     "model.dtype": _one_of(*DTYPES),
     "model.param_dtype": _one_of("float32", "float64"),
-    "model.stem_width": _AT_LEAST_ONE,
-    "model.template_width": _AT_LEAST_ONE,
+    "model.stem_width": _NONE_OR_AT_LEAST_ONE,
+    "model.template_width": _NONE_OR_AT_LEAST_ONE,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.base_batch_size": _AT_LEAST_ONE,
     "optimizer.momentum": _BELOW_ONE,
@@ -125,6 +131,7 @@ _RULES: dict[str, Rule] = {
     "schedule.factor": _POSITIVE,
     "schedule.warmup_epochs": _NOT_NEGATIVE,
     "data.image_size": _AT_LEAST_ONE,
+    "data.eval_image_size": _NONE_OR_AT_LEAST_ONE,
     "data.max_shift": _NOT_NEGATIVE,
     "data.mean": _numbers(3, positive=False),
     "data.std": _numbers(3, positive=True),
@@ -154,10 +161,11 @@ def validate(config: ConfigDict) -> None:
         value = field(config, name)
         if not holds(value):
             raise ConfigError(f"config.{name}={value!r} {allowed}.")
+    model = config.model
     try:
-        parse_name(config.model.name)
+        resolve(model.name, form=model.form, preactivation=model.preactivation)
     except ValueError as error:
-        raise ConfigError(f"config.model.name: {error}") from error
+        raise ConfigError(f"config.model: {error}") from error
     if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
         raise ConfigError(
             f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "

@@ -65,6 +65,7 @@ def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
         dtype=jnp.dtype(model.dtype),
         param_dtype=jnp.dtype(model.param_dtype),
         residual=model.residual,
+        preactivation=model.preactivation,
         bn_group_size=config.bn_group_size,
         bn_axis_name=MEMBER_AXIS,
         stem_width=model.stem_width,

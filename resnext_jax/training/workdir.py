@@ -17,6 +17,7 @@ _MAY_CHANGE = frozenset(
     {
         "data.data_dir",
         "data.num_workers",
+        "data.eval_image_size",
         "eval_batch_size",
         "eval_every_epochs",
         "checkpoint_every_epochs",
