@@ -8,17 +8,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from absl import flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from resnext_jax.errors import UserError
-from resnext_jax.training.config import field_names
+from resnext_jax.training.config import field, field_names, optional_fields, set_field
 
 EXIT_USER_ERROR = 2
+
+_HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "--helpxml"}
 
 
 def fail(message: str) -> NoReturn:
     """Print one sentence to stderr and leave with status 2."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(EXIT_USER_ERROR)
 
 
@@ -41,56 +43,94 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     Needs a `--config` flag made by `config_flags.DEFINE_config_file`. Mistakes
     end the program with one sentence: unknown flags and config fields (with the
     nearest names), values of a wrong type, a missing or broken config file.
+    Fields that may be None take `--config.field=None`.
     """
-    try:
-        rest = flags.FLAGS(argv)
-        config = flags.FLAGS["config"].value
-        if config is not None:
-            field_names(config)  # a config file that is missing fails on first use
-    except UserError as error:
-        fail(str(error))
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(_explain(argv, error))
     # Orbax tells every step of a save; its errors come as exceptions.
     logging.set_verbosity(logging.ERROR)
+    if _HELP.intersection(argv):
+        return flags.FLAGS(argv)
+    path = _config_path(argv)
+    if path is None:
+        fail("--config is missing; for example --config=configs/digits_resnext29.py")
+    config = _load_alone(argv[0], path)
+    _check_fields(argv, config)
+    argv, nones = _without_nones(argv, config)
+    try:
+        rest = flags.FLAGS(argv)
+        for name in nones:
+            set_field(flags.FLAGS["config"].value, name, None)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        fail(_explain(error))
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options start with '--', as in --config=FILE.")
-    if config is None:
-        fail("--config is missing; for example --config=configs/digits_resnext29.py")
     return rest
 
 
-def _explain(argv: Sequence[str], error: Exception) -> str:
-    names = _config_field_names(argv)
-    if names:
-        for argument in argv:
-            match = re.match(r"--?config\.([^=]+)", argument)
-            if match and not _known(match[1], names):
-                near = difflib.get_close_matches(match[1], names, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else f"known: {sorted(names)}"
-                return f"the config has no field {match[1]!r}; {hint}"
+def _config_path(argv: Sequence[str]) -> str | None:
+    """Find FILE in `--config=FILE` or `--config FILE`."""
+    path = None
+    for argument, following in zip(argv, [*argv[1:], None], strict=True):
+        if re.match(r"--?config=", argument):
+            path = argument.partition("=")[2]
+        elif argument in ("--config", "-config"):
+            path = following
+    return path or None
+
+
+def _load_alone(program: str, path: str) -> ConfigDict:
+    """Load the config file without the overrides, to tell what is wrong with the file itself."""
+    values = flags.FlagValues()
+    arguments = [program, f"--config={path}"]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        values(arguments)
+        config = holder.value
+        if not isinstance(config, ConfigDict):
+            len(config)  # what stands for a file that could not be read raises its error here
+            raise TypeError("get_config() must return a ConfigDict")
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        reason = re.findall(r"\[Errno \d+\] ([^:]*)", str(error))
+        fail(f"config file {path} cannot be read: {reason[-1] if reason else error}.")
+    except Exception as error:
+        # A config is a program: whatever it raises, its last line says most.
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        fail(f"config file {path} cannot be loaded: {reason[0].strip()}")
+    return config
+
+
+def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
+    names = field_names(config)
+    for argument in argv:
+        match = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        if match is None or match[1] in names:
+            continue
+        inside = [name for name in names if name.startswith(f"{match[1]}.")]
+        if inside:
+            fail(f"config.{match[1]} is a section; set one of its fields: {', '.join(inside)}.")
+        near = difflib.get_close_matches(match[1], names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}."
+        fail(f"the config has no field {match[1]!r}; {hint}")
+
+
+def _without_nones(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], list[str]]:
+    """Take out `--config.field=None` for fields that may be None; absl cannot parse it."""
+    kept, nones = [], []
+    for argument in argv:
+        match = re.fullmatch(r"--?config\.([^=]+)=None", argument)
+        if match and field(config, match[1]) is None:
+            continue  # it is None already
+        if match and match[1] in optional_fields():
+            nones.append(match[1])
+        else:
+            kept.append(argument)
+    return kept, nones
+
+
+def _explain(error: Exception) -> str:
     message = " ".join(str(error).split())
     match = re.fullmatch(r"flag --([\w.]+)=(.*?): (.*)", message)
     if match:
         return f"--{match[1]}={match[2]!r} is not a value of the right type ({match[3]})."
     return message
-
-
-def _known(name: str, names: Sequence[str]) -> bool:
-    # A section such as `model` is a field too, and booleans may be given as --config.nofield.
-    return any(known == name or known.startswith(name + ".") for known in names)
-
-
-def _config_field_names(argv: Sequence[str]) -> list[str]:
-    """Load the config file alone, without the overrides, to learn its fields."""
-    chosen = [argument for argument in argv if re.match(r"--?config=", argument)]
-    if not chosen:
-        return []
-    values = flags.FlagValues()
-    arguments = [argv[0], chosen[-1]]
-    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-    try:
-        values(arguments)
-        return field_names(holder.value)
-    except Exception:  # the file itself is what is wrong: the first error tells
-        return []

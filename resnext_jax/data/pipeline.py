@@ -10,7 +10,8 @@ host asks for the positions of its own devices and decodes no other.
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import grain
@@ -124,7 +125,22 @@ def _iterate(
         return iter(batches.to_iter_dataset(reading))
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
-    return iter(batches.to_iter_dataset(reading).mp_prefetch(workers))
+    prefetched = batches.to_iter_dataset(reading).mp_prefetch(
+        workers, worker_init_fn=_outlive_stop_signals
+    )
+    return iter(prefetched)
+
+
+def _outlive_stop_signals(worker: int, count: int) -> None:
+    """Let the training process decide when a worker ends.
+
+    Ctrl-C and batch queues signal the whole process group. A worker that died
+    of it would take away the batch that the loop waits for, and with it the
+    chance to save.
+    """
+    del worker, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def host_positions(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
@@ -136,7 +152,7 @@ def host_positions(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarr
 
 def to_devices(
     batches: Iterator[HostBatch], sharding: jax.sharding.Sharding, batch_size: int
-) -> Iterator[dict[str, jax.Array]]:
+) -> Generator[dict[str, jax.Array], None, None]:
     """Send host batches to the devices, one ahead of the one in use."""
 
     def send(batch: HostBatch) -> dict[str, jax.Array]:
@@ -147,7 +163,11 @@ def to_devices(
             for name, array in batch.items()
         }
 
-    ahead = collections.deque(map(send, itertools.islice(batches, 2)))
-    while ahead:
-        yield ahead.popleft()
-        ahead.extend(map(send, itertools.islice(batches, 1)))
+    try:
+        ahead = collections.deque(map(send, itertools.islice(batches, 2)))
+        while ahead:
+            yield ahead.popleft()
+            ahead.extend(map(send, itertools.islice(batches, 1)))
+    finally:
+        if isinstance(batches, grain.DatasetIterator):
+            batches.close()  # ends worker processes and frees what they share

@@ -88,10 +88,13 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
         examples = builder.as_data_source(split=split)
-    except OSError as error:
+        examples[0]  # tfds opens the files at the first read
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"data set {name!r} cannot be prepared or read in {data_dir or 'the tfds folder'}: "
-            f"{error}; choose a writable folder with --config.data.data_dir=..."
+            f"data set {name!r} cannot be prepared or read in {data_dir or 'the tfds folder'} "
+            f"({reason}); choose a writable folder with --config.data.data_dir=..., or remove a "
+            f"damaged {name} folder there to have it prepared again."
         ) from error
     label: tfds.features.ClassLabel = builder.info.features["label"]
     return Source(name, split, examples, tuple(label.names))

@@ -4,6 +4,7 @@ import contextlib
 import os
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,7 +17,7 @@ from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.config import validate
 from resnext_jax.training.mesh import batch_sharding, make_mesh
-from resnext_jax.training.workdir import existing_workdir
+from resnext_jax.training.workdir import check_same_run, existing_workdir
 
 
 class Evaluation:
@@ -56,13 +57,13 @@ def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tup
       UserError: config, data, workdir or checkpoint are unusable.
     """
     validate(config)
-    mesh = make_mesh(config.batch_size, config.bn_group_size)
     folder = existing_workdir(workdir)
-    num_classes = open_split(config, "test").num_classes
-    graphdef, params, batch_stats = setup.abstract_weights(config, num_classes, mesh)
+    # No training batch is split here, so that any number of devices will do.
+    mesh = make_mesh(batch_size=jax.device_count(), bn_group_size=1)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        step = checkpoints.latest_step()
+        step = checkpoints.require_step()
+        check_same_run(config, folder, sections=("model", "data"))
+        num_classes = open_split(config, "test").num_classes
+        graphdef, params, batch_stats = setup.abstract_weights(config, num_classes, mesh)
         params, batch_stats = checkpoints.restore_weights(params, batch_stats)
-    result = Evaluation(config, graphdef, mesh).run(params, batch_stats)
-    assert step is not None  # or restoring would have failed
-    return step, result
+    return step, Evaluation(config, graphdef, mesh).run(params, batch_stats)

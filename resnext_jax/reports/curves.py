@@ -37,7 +37,8 @@ def draw_training_curve(workdir: Path, title: str) -> Path | None:
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if axes.has_data():
+            axes.legend()
     path = workdir / "plots" / "training_curve.png"
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -44,6 +44,16 @@ class Checkpoints:
         """Return the step of the newest checkpoint, None where there is none."""
         return self._manager.latest_step()
 
+    def require_step(self) -> int:
+        """Return the step of the newest checkpoint; raises CheckpointError where there is none."""
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory}; train first with train.py --workdir, "
+                "or check the path."
+            )
+        return step
+
     def save(self, state: TrainState) -> None:
         """Start saving `state` under its step; returns before it is written."""
         step = int(state.step)
@@ -86,12 +96,7 @@ class Checkpoints:
         self._manager.close()
 
     def _restore(self, like: dict[str, Any]) -> Any:
-        step = self.latest_step()
-        if step is None:
-            raise CheckpointError(
-                f"no checkpoint in {self.directory}; train first with train.py --workdir, "
-                "or check the path."
-            )
+        step = self.require_step()
         targets = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
         )

@@ -1,5 +1,7 @@
 """Every field of a run's configuration, its default, and what it may be."""
 
+import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict, config_dict
 
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.blocks import FORMS
-from resnext_jax.models.registry import resolve
+from resnext_jax.models.registry import parse_name, resolve
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "cosine")
@@ -17,7 +19,8 @@ SCHEDULES = ("step", "cosine")
 def base_config() -> ConfigDict:
     """Return the paper's ImageNet recipe (Sec. 4) with no data set or model chosen.
 
-    Recipes in `configs/` start from this, change what differs, and lock it.
+    Recipes in `configs/` start from this and change what differs. Fields that
+    it does not have are refused by `validate`.
     """
     config = ConfigDict()
     config.seed = 0
@@ -84,7 +87,10 @@ def base_config() -> ConfigDict:
 Rule = tuple[Callable[[Any], bool], str]
 
 _AT_LEAST_ONE: Rule = (lambda value: value >= 1, "must be at least 1")
-_POSITIVE: Rule = (lambda value: value > 0, "must be greater than 0")
+_POSITIVE: Rule = (
+    lambda value: 0 < value < math.inf,
+    "must be greater than 0 and finite",
+)
 _NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
 _BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
 _NONE_OR_AT_LEAST_ONE: Rule = (
@@ -102,6 +108,7 @@ def _numbers(count: int | None, *, positive: bool) -> Rule:
         return (
             (count is None or len(value) == count)
             and all(isinstance(number, int | float) for number in value)
+            and all(math.isfinite(number) for number in value)
             and (not positive or all(number > 0 for number in value))
         )
 
@@ -111,7 +118,7 @@ def _numbers(count: int | None, *, positive: bool) -> Rule:
 
 # What each field may be, beyond its type, which the locked ConfigDict enforces.
 _RULES: dict[str, Rule] = {
-    "seed": _NOT_NEGATIVE,
+    "seed": (lambda value: 0 <= value < 2**32, "must be at least 0 and less than 2**32"),
     "batch_size": _AT_LEAST_ONE,
     "bn_group_size": _NONE_OR_AT_LEAST_ONE,
     "num_epochs": _POSITIVE,
@@ -151,17 +158,25 @@ def validate(config: ConfigDict) -> None:
       ConfigError: names the first wrong field, its value and what is allowed.
     """
     present = set(field_names(config))
-    for name in field_names(base_config()):
-        if name not in present:
-            raise ConfigError(
-                f"the config lacks the field {name!r}; "
-                "start it from resnext_jax.training.config.base_config()."
-            )
+    known = set(field_names(base_config()))
+    for name in sorted(known - present):
+        raise ConfigError(
+            f"the config lacks the field {name!r}; "
+            "start it from resnext_jax.training.config.base_config()."
+        )
+    for name in sorted(present - known):
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "remove it."
+        raise ConfigError(f"the config has a field {name!r} that nothing reads; {hint}")
     for name, (holds, allowed) in _RULES.items():
         value = field(config, name)
         if not holds(value):
             raise ConfigError(f"config.{name}={value!r} {allowed}.")
     model = config.model
+    try:
+        parse_name(model.name)
+    except ValueError as error:
+        raise ConfigError(f"config.model.name: {error}") from error
     try:
         resolve(model.name, form=model.form, preactivation=model.preactivation)
     except ValueError as error:
@@ -185,6 +200,20 @@ def field(config: ConfigDict, name: str) -> Any:
     for part in name.split("."):
         value = value[part]
     return value
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    """Set a field by its dotted name."""
+    *sections, last = name.split(".")
+    for section in sections:
+        config = config[section]
+    config[last] = value
+
+
+def optional_fields() -> list[str]:
+    """List the fields that may be None."""
+    config = base_config()
+    return [name for name in field_names(config) if field(config, name) is None]
 
 
 def field_names(config: ConfigDict) -> list[str]:

@@ -11,18 +11,31 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from resnext_jax.errors import WorkdirError
 from resnext_jax.training.workdir import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """Return the records of a workdir's `metrics.jsonl`; a last line cut short is left out."""
+    """Return the records of a workdir's `metrics.jsonl`; a last line cut short is left out.
+
+    Raises:
+      WorkdirError: the file is damaged.
+    """
     path = workdir / METRICS_FILE
     if not path.exists():
         return []
     lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        records = [json.loads(line) for line in lines if line.endswith("\n")]
+        if not all({"step", "epoch", "split"} <= record.keys() for record in records):
+            raise ValueError("a line lacks step, epoch or split")
+    except (ValueError, AttributeError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); mend or remove that file, or use another --workdir."
+        ) from error
+    return records
 
 
 class RunLog:

@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
-from resnext_jax.data.sources import Source, open_split
+from resnext_jax.data.sources import Source, check_readable, open_split
 from resnext_jax.data.transforms import TrainTransform
+from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
@@ -25,6 +26,7 @@ from resnext_jax.training.config import validate
 from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.logging import RunLog, mean_metrics, read_metrics
 from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.training.optimizer import first_step_at
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Metrics, make_train_step
 from resnext_jax.training.workdir import check_same_run, open_workdir, write_config
@@ -55,11 +57,17 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     """
     validate(config)
     mesh = make_mesh(config.batch_size, config.bn_group_size)
+    check_readable(config.data.name)
     folder = open_workdir(workdir)
     source = open_split(config, "train")
 
     epoch_steps = setup.steps_per_epoch(config, len(source))
     num_steps = round(config.num_epochs * epoch_steps)
+    if num_steps < 1:
+        raise ConfigError(
+            f"config.num_epochs={config.num_epochs} of {len(source)} images is less than one step "
+            f"of config.batch_size={config.batch_size}; train longer or with a smaller batch."
+        )
     schedule = setup.build_schedule(config, len(source))
     optimizer = setup.build_optimizer(config, schedule)
     graphdef, state = setup.build_state(config, source.num_classes, optimizer, mesh)
@@ -91,6 +99,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
         RunLog(folder, start_step=start_step, num_steps=num_steps, active=first_host) as log,
         StopRequest() as stop,
         contextlib.closing(checkpoints),
+        contextlib.closing(batches),
     ):
         for line in _introduction(config, state, start_step, num_steps, resuming):
             log.say(line)
@@ -124,7 +133,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
 
 def _train_batches(
     config: ConfigDict, source: Source, mesh: Mesh, start_step: int, num_steps: int
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     sharding = batch_sharding(mesh)
     host_batches = train_batches(
         source.examples,
@@ -141,8 +150,10 @@ def _train_batches(
 
 def _steps_every(epochs: float, epoch_steps: float, num_steps: int) -> set[int]:
     """Steps that end each period of `epochs`, and the last step."""
+    if epochs * epoch_steps <= 1:
+        return set(range(1, num_steps + 1))
     periods = math.floor(num_steps / (epochs * epoch_steps))
-    ends = {math.ceil(period * epochs * epoch_steps) for period in range(1, periods + 1)}
+    ends = {first_step_at(period * epochs, epoch_steps) for period in range(1, periods + 1)}
     return {step for step in ends if step <= num_steps} | {num_steps}
 
 

@@ -46,7 +46,7 @@ def make_mesh(
     if batch_size % group:
         raise ConfigError(
             f"config.batch_size={batch_size} is not a multiple of config.bn_group_size={group}; "
-            "change one of them (bn_group_size=None makes one group of the whole batch)."
+            "change one of them (--config.bn_group_size=None makes one group of the whole batch)."
         )
     if share % group and group % share:
         raise ConfigError(

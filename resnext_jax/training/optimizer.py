@@ -40,7 +40,7 @@ def make_schedule(spec: ScheduleSpec, steps_per_epoch: float) -> Schedule:
     5,004.6 steps, and a boundary takes effect at the first step that begins at
     or after it.
     """
-    boundaries = [math.ceil(epoch * steps_per_epoch) for epoch in spec.boundaries]
+    boundaries = [first_step_at(epoch, steps_per_epoch) for epoch in spec.boundaries]
     warmup_steps = spec.warmup_epochs * steps_per_epoch
     total_steps = spec.num_epochs * steps_per_epoch
 
@@ -57,6 +57,12 @@ def make_schedule(spec: ScheduleSpec, steps_per_epoch: float) -> Schedule:
         return rate
 
     return schedule
+
+
+def first_step_at(epoch: float, steps_per_epoch: float) -> int:
+    """Return the first step that begins at or after an epoch (a fraction, 0 at the start)."""
+    # Rounded first: 30 epochs of 50,000 / 96 steps are 15,625, not a hair more.
+    return math.ceil(round(epoch * steps_per_epoch, 6))
 
 
 def sgd(

@@ -67,26 +67,41 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     write_atomically(workdir / CONFIG_FILE, text + "\n")
 
 
-def check_same_run(config: ConfigDict, workdir: Path) -> None:
+def check_same_run(
+    config: ConfigDict, workdir: Path, sections: tuple[str, ...] | None = None
+) -> None:
     """Check that a workdir's run was started with this config.
+
+    Args:
+      config: of now.
+      workdir: of the run.
+      sections: names of the sections to compare, such as "model"; None means all.
 
     Raises:
       ConfigError: lists the fields that differ and may not.
+      WorkdirError: `config.json` is damaged.
     """
     path = workdir / CONFIG_FILE
     if not path.exists():
         return
-    stored = ConfigDict(json.loads(path.read_text()))
-    stored_names = set(field_names(stored))
+    try:
+        stored = ConfigDict(json.loads(path.read_text()))
+        stored_names = set(field_names(stored))
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); put the run's config back, or use another --workdir."
+        ) from error
     differing = []
     for name in field_names(config):
+        if name in _MAY_CHANGE or (sections and name.partition(".")[0] not in sections):
+            continue
         # Through JSON, which has lists and no tuples.
         new = json.loads(json.dumps(field(config, name)))
         old = field(stored, name) if name in stored_names else None
-        if name not in _MAY_CHANGE and new != (list(old) if isinstance(old, tuple) else old):
+        if new != (list(old) if isinstance(old, tuple) else old):
             differing.append(f"{name} is {new!r}, was {old!r}")
     if differing:
         raise ConfigError(
             f"workdir {workdir} holds a run with another config ({'; '.join(differing)}); "
-            "use the same config to resume it, or another --workdir to start over."
+            "use the same config, or another --workdir to start over."
         )

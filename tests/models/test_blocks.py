@@ -51,12 +51,12 @@ def relu(x: np.ndarray) -> np.ndarray:
 
 
 def figure_a(block: nnx.Module, x: np.ndarray, stride: int) -> np.ndarray:
-    total = 0
+    results = []
     for branch in block.aggregation.branches:  # type: ignore[attr-defined]
         y = relu(normalise(convolve(x, branch.conv1)))
         y = relu(normalise(convolve(y, branch.conv2, stride)))
-        total = total + convolve(y, branch.conv3)
-    return normalise(np.asarray(total))
+        results.append(convolve(y, branch.conv3))
+    return normalise(np.sum(results, axis=0))
 
 
 def figure_b(block: nnx.Module, x: np.ndarray, stride: int) -> np.ndarray:
@@ -161,10 +161,12 @@ def test_two_layer_blocks_are_figure_4() -> None:
     spec = BlockSpec(6, 8, 3, 4, strides=2, options=DOUBLE)
     x = np.random.default_rng(0).normal(size=(3, 6, 6, 6))
     block = TwoLayerA(spec, rngs=nnx.Rngs(0))
-    total = 0
+    results = []
     for branch in block.aggregation.branches:
-        total = total + convolve(relu(normalise(convolve(x, branch.conv1, 2))), branch.conv2)
-    assert relative_difference(block(jnp.asarray(x)), normalise(np.asarray(total))) < 1e-12
+        conv1, conv2 = branch.conv1, branch.conv2  # type: ignore[attr-defined]
+        results.append(convolve(relu(normalise(convolve(x, conv1, 2))), conv2))
+    expected = normalise(np.sum(results, axis=0))
+    assert relative_difference(block(jnp.asarray(x)), expected) < 1e-12
 
     dense = TwoLayerDense(spec, rngs=nnx.Rngs(0))
     assert dense.wide.conv1.kernel.shape == (3, 3, 6, 12)

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from resnext_jax.models import create_model
+from resnext_jax.models.blocks import BottleneckC
 from resnext_jax.models.variables import split
 from tests.models.test_registry import abstract_model
 from tests.numerics import relative_difference
@@ -81,6 +82,7 @@ def test_without_residual_nothing_is_added() -> None:
             **options,  # type: ignore[arg-type]
         )
         block = model.stages["conv2"][0]
+        assert isinstance(block, BottleneckC)
         block.norm3.scale.set_value(jnp.zeros(16))  # the residual branch gives nothing
         block_input.append(model.features(x)["conv2"])
     assert (block_input[0] != 0).any()

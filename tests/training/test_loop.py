@@ -1,6 +1,7 @@
 """Whole runs: what they leave, and that stopping one changes nothing."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -155,12 +156,32 @@ def test_another_config_is_refused(config: ConfigDict, whole: tuple[Path, TrainS
 
 
 def test_a_checkpoint_of_another_model_is_refused(
-    config: ConfigDict, whole: tuple[Path, TrainState]
+    config: ConfigDict, whole: tuple[Path, TrainState], tmp_path: Path
 ) -> None:
     changed = config.copy_and_resolve_references()
     changed.model.name = "resnext11_4x4d"
-    with pytest.raises(CheckpointError, match="is of another model"):
+    with pytest.raises(ConfigError, match=r"model\.name is 'resnext11_4x4d', was"):
         evaluate_workdir(changed, whole[0])
+    # Also where only the checkpoint is left to tell.
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(CheckpointError, match="is of another model"):
+        evaluate_workdir(changed, tmp_path)
+
+
+def test_evaluation_does_not_mind_another_schedule(
+    config: ConfigDict, whole: tuple[Path, TrainState]
+) -> None:
+    changed = config.copy_and_resolve_references()
+    changed.num_epochs = 1.0
+    changed.batch_size = 7  # fits no mesh, and is not trained with
+    assert evaluate_workdir(changed, whole[0]) == evaluate_workdir(config, whole[0])
+
+
+def test_less_than_a_step_is_refused(config: ConfigDict, tmp_path: Path) -> None:
+    changed = config.copy_and_resolve_references()
+    changed.num_epochs = 0.001
+    with pytest.raises(ConfigError, match="is less than one step"):
+        loop.train(changed, tmp_path)
 
 
 @pytest.mark.slow

@@ -1,0 +1,173 @@
+"""A user's mistake ends train.py and eval.py with one sentence and exit status 2."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from resnext_jax.data.sources import open_source
+
+ROOT = Path(__file__).parent.parent
+DIGITS = "--config=configs/digits_resnext29.py"
+
+
+def run(script: str, *arguments: str | Path, devices: int = 1) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def sentence(result: subprocess.CompletedProcess[str]) -> str:
+    """Return the message of a run that ended as a user's mistake should."""
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+# Arguments, and parts of the sentence. {tmp} is a folder of the test.
+WORKDIR = "--workdir={tmp}/run"
+TRAIN = {
+    "unknown field": (
+        [DIGITS, WORKDIR, "--config.batchsize=64"],
+        ["no field 'batchsize'", "did you mean batch_size"],
+    ),
+    "unknown nested field": (
+        [DIGITS, WORKDIR, "--config.optimizer.momentun=0.5"],
+        ["no field 'optimizer.momentun'", "did you mean optimizer.momentum"],
+    ),
+    "word for a number": (
+        [DIGITS, WORKDIR, "--config.batch_size=abc"],
+        ["config.batch_size", "'abc'", "type"],
+    ),
+    "fraction for a whole number": (
+        [DIGITS, WORKDIR, "--config.batch_size=4.5"],
+        ["config.batch_size", "'4.5'", "type"],
+    ),
+    "impossible C and d": (
+        [DIGITS, WORKDIR, "--config.model.name=resnext29_0x4d"],
+        ["config.model.name", "'resnext29_0x4d'", "C=0"],
+    ),
+    "unknown model": (
+        [DIGITS, WORKDIR, "--config.model.name=resnext50_32x4"],
+        ["config.model.name", "'resnext50_32x4'", "resnext50_32x4d"],
+    ),
+    "batch in groups": (
+        [DIGITS, WORKDIR, "--config.bn_group_size=5"],
+        ["config.batch_size=32", "config.bn_group_size=5"],
+    ),
+    "missing config file": (["--config=configs/none.py", WORKDIR], ["configs/none.py"]),
+    "config that is a folder": (["--config=configs", WORKDIR], ["config file configs"]),
+    "config with an argument it does not take": (
+        [f"{DIGITS}:foo", WORKDIR],
+        ["digits_resnext29.py:foo cannot be loaded", "takes 0 positional arguments"],
+    ),
+    "config after a space": (
+        ["--config", "configs/digits_resnext29.py", WORKDIR, "--config.batchsize", "64"],
+        ["no field 'batchsize'", "did you mean batch_size"],
+    ),
+    "section for a field": (
+        [DIGITS, WORKDIR, "--config.model=resnet50"],
+        ["config.model is a section", "model.name"],
+    ),
+    "none where there must be a value": (
+        [DIGITS, WORKDIR, "--config.batch_size=None"],
+        ["config.batch_size", "'None'"],
+    ),
+    "no config": ([WORKDIR], ["--config is missing"]),
+    "no workdir": ([DIGITS], ["--workdir is missing"]),
+    "unknown flag": ([DIGITS, WORKDIR, "--wrkdir=/tmp/x"], ["'wrkdir'", "workdir"]),
+    "stray argument": ([DIGITS, WORKDIR, "stray"], ["'stray'"]),
+    "workdir below a file": ([DIGITS, "--workdir={tmp}/file/run"], ["workdir {tmp}/file/run "]),
+    "data that cannot be read yet": (
+        ["--config=configs/cifar10_resnext29_8x64d.py", WORKDIR],
+        ["data set 'cifar10' cannot be read by this version yet"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), TRAIN.values(), ids=TRAIN.keys())
+def test_mistake_in_training(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("train.py", *[argument.format(tmp=tmp_path) for argument in arguments])
+    message = sentence(result)
+    for part in parts:
+        assert part.format(tmp=tmp_path) in message
+    # Nothing of a run was begun.
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["--config.batch_size=12"], ["config.batch_size=12", "8 devices", "a multiple of 8"]),
+        (
+            ["--config.batch_size=48", "--config.bn_group_size=4"],
+            ["config.batch_size=48", "8 devices", "config.bn_group_size=4"],
+        ),
+    ],
+    ids=["batch", "groups"],
+)
+def test_batch_that_does_not_fit_the_devices(
+    tmp_path: Path, arguments: list[str], parts: list[str]
+) -> None:
+    workdir = f"--workdir={tmp_path / 'run'}"
+    message = sentence(run("train.py", DIGITS, workdir, *arguments, devices=8))
+    for part in parts:
+        assert part in message
+
+
+def test_evaluation_of_a_missing_workdir(tmp_path: Path) -> None:
+    message = sentence(run("eval.py", DIGITS, f"--workdir={tmp_path / 'none'}"))
+    assert f"workdir {tmp_path / 'none'} does not exist" in message
+    assert not (tmp_path / "none").exists()
+
+
+def test_evaluation_without_a_checkpoint(tmp_path: Path, data_dir: Path) -> None:
+    open_source("digits", "test", str(data_dir))  # preparing would print its progress
+    data = f"--config.data.data_dir={data_dir}"
+    message = sentence(run("eval.py", DIGITS, f"--workdir={tmp_path}", data))
+    assert f"no checkpoint in {tmp_path / 'checkpoints'}" in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help() -> None:
+    result = run("train.py", "--help")
+    assert "Traceback" not in result.stderr
+    assert "error" not in result.stderr
+    assert "python train.py --config=configs/digits_resnext29.py" in result.stdout
+    for flag in ("--config", "--workdir"):
+        assert f"  {flag}: " in result.stdout
+
+
+def test_a_damaged_config_file_is_told_in_a_sentence(tmp_path: Path) -> None:
+    texts = ("def get_config(:", "import nothing_of_this_name", "", "def get_config(): return 3")
+    for text in texts:
+        path = tmp_path / "recipe.py"
+        path.write_text(text)
+        message = sentence(run("train.py", f"--config={path}", f"--workdir={tmp_path}/run"))
+        assert f"config file {path} cannot be loaded" in message
+
+
+def test_none_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+    """Told by the next mistake: with one group the batch fits, and the data is looked for."""
+    cifar = "--config=configs/cifar10_resnext29_8x64d.py"
+    arguments = [cifar, f"--workdir={tmp_path}/run", "--config.batch_size=24"]
+    assert "bn_group_size=16" in sentence(run("train.py", *arguments))
+    ungrouped = run("train.py", *arguments, "--config.bn_group_size=None")
+    assert "cannot be read by this version yet" in sentence(ungrouped)
+    assert not (tmp_path / "run").exists()

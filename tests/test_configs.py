@@ -1,0 +1,407 @@
+"""Every recipe loads, is valid, and says what the paper says."""
+
+import dataclasses
+import importlib
+import types
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from resnext_jax.data.sources import check_readable, open_source
+from resnext_jax.errors import ConfigError, DataError
+from resnext_jax.models import complexity
+from resnext_jax.models.registry import resolve
+from resnext_jax.training.config import validate
+from resnext_jax.training.mesh import make_mesh
+from resnext_jax.training.setup import (
+    abstract_weights,
+    build_schedule,
+    learning_rate,
+    steps_per_epoch,
+)
+
+FOLDER = Path(__file__).parent.parent / "configs"
+
+IMAGENET_IMAGES, IMAGENET5K_IMAGES, CIFAR_IMAGES = 1_281_167, 6_800_000, 50_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a config file must say."""
+
+    model: str
+    dataset: str
+
+
+CIFAR = {
+    "cifar": Expected("resnext29_8x64d", "cifar10"),
+    "cifar10_resnext29_8x64d": Expected("resnext29_8x64d", "cifar10"),
+    "cifar10_resnext29_16x64d": Expected("resnext29_16x64d", "cifar10"),
+    "cifar100_resnext29_8x64d": Expected("resnext29_8x64d", "cifar100"),
+    "cifar100_resnext29_16x64d": Expected("resnext29_16x64d", "cifar100"),
+}
+IMAGENET = {
+    "imagenet": Expected("resnext50_32x4d", "imagenet2012"),
+    "imagenet_resnet50": Expected("resnet50", "imagenet2012"),
+    "imagenet_resnext50_32x4d": Expected("resnext50_32x4d", "imagenet2012"),
+    "imagenet_resnext101_32x4d": Expected("resnext101_32x4d", "imagenet2012"),
+    "imagenet_resnext101_64x4d": Expected("resnext101_64x4d", "imagenet2012"),
+}
+IMAGENET5K = {
+    "imagenet5k": Expected("resnext50_32x4d", "imagenet5k"),
+    "imagenet5k_resnext50_32x4d": Expected("resnext50_32x4d", "imagenet5k"),
+}
+DIGITS = {"digits_resnext29": Expected("resnext29_8x4d", "digits")}
+ALL = CIFAR | IMAGENET | IMAGENET5K | DIGITS
+
+
+def module(name: str) -> types.ModuleType:
+    return importlib.import_module(f"configs.{name}")
+
+
+def load(name: str) -> ConfigDict:
+    config = module(name).get_config()
+    assert isinstance(config, ConfigDict)
+    return config
+
+
+def widths(config: ConfigDict) -> tuple[int, int]:
+    """Channels of the stem and of the first stage's blocks, as the network will have them."""
+    model = config.model
+    architecture = resolve(
+        model.name, stem_width=model.stem_width, template_width=model.template_width
+    )
+    return architecture.stem_width, architecture.template_width
+
+
+def test_every_file_is_expected_here() -> None:
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == ALL.keys()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_is_valid_and_names_its_model_and_data(name: str) -> None:
+    config = load(name)
+    validate(config)
+    assert (config.model.name, config.data.name) == (ALL[name].model, ALL[name].dataset)
+    resolve(config.model.name, form=config.model.form)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_fits_one_device_and_eight(name: str) -> None:
+    config = load(name)
+    for count in (1, 8):
+        mesh = make_mesh(config.batch_size, config.bn_group_size, jax.devices()[:count])
+        assert mesh.size == count
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_docstring_has_source_command_and_expected_result(name: str) -> None:
+    text = module(name).__doc__
+    assert text is not None
+    for heading in ("Source", "Command", "Expected"):
+        assert any(line.startswith(heading) for line in text.splitlines())
+    (command,) = [line for line in text.splitlines() if line.startswith("Command")]
+    assert f"python train.py --config=configs/{name}.py" in command
+    assert "--workdir=" in command
+
+
+@pytest.mark.parametrize("name", CIFAR | IMAGENET | IMAGENET5K)
+def test_docstring_marks_the_papers_figures_as_the_papers(name: str) -> None:
+    text = " ".join(str(module(name).__doc__).split())
+    assert "the paper's figure" in text
+    assert "not run here" in text
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_optimiser_is_the_papers(name: str) -> None:
+    config = load(name)
+    assert config.optimizer.momentum == 0.9
+    assert config.optimizer.nesterov is True
+    assert config.optimizer.label_smoothing == 0.0
+    assert config.model.form == "c"
+    assert config.model.residual is True
+    assert config.schedule.warmup_epochs == 0.0
+
+
+@pytest.mark.parametrize("name", IMAGENET | IMAGENET5K)
+def test_imagenet_recipe(name: str) -> None:
+    config = load(name)
+    assert (config.batch_size, config.bn_group_size) == (256, 32)
+    assert learning_rate(config) == pytest.approx(0.1)
+    assert config.optimizer.base_batch_size == 256
+    assert config.optimizer.weight_decay == 1e-4
+    assert config.num_epochs == 100
+    assert config.schedule.name == "step"
+    assert tuple(config.schedule.boundaries) == (30, 60, 90)
+    assert config.schedule.factor == 10
+    assert config.data.image_size == 224
+    assert config.data.flip is True
+    np.testing.assert_allclose(config.data.mean, 255 * np.array([0.485, 0.456, 0.406]))
+    np.testing.assert_allclose(config.data.std, 255 * np.array([0.229, 0.224, 0.225]))
+    assert (config.model.stem_width, config.model.template_width) == (None, None)
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_recipe(name: str) -> None:
+    config = load(name)
+    assert (config.batch_size, config.bn_group_size) == (128, 16)
+    assert learning_rate(config) == pytest.approx(0.1)
+    assert config.optimizer.base_batch_size == 128
+    assert config.optimizer.weight_decay == 5e-4
+    assert config.num_epochs == 300
+    assert config.schedule.name == "step"
+    assert tuple(config.schedule.boundaries) == (150, 225)
+    assert config.schedule.factor == 10
+    assert config.data.image_size == 32
+    assert config.data.max_shift == 4
+    assert config.data.flip is True
+    assert tuple(config.data.mean) == (125.3, 123.0, 113.9)
+    assert tuple(config.data.std) == (63.0, 62.1, 66.7)
+    assert (config.model.stem_width, config.model.template_width) == (None, None)
+
+
+def test_digits_recipe() -> None:
+    config = load("digits_resnext29")
+    assert config.batch_size == 32
+    assert config.num_epochs == 12
+    assert config.schedule.name == "cosine"
+    assert config.optimizer.weight_decay == 5e-4
+    assert config.data.image_size == 16
+    assert config.data.flip is False
+    assert widths(config) == (16, 64)
+
+
+def test_digits_are_normalised_by_their_own_mean_and_deviation(data_dir: Path) -> None:
+    config = load("digits_resnext29")
+    source = open_source("digits", "train", str(data_dir))
+    pixels = np.stack([source.examples[index]["image"] for index in range(len(source))])
+    # Enlarging to 16x16 changes both a little.
+    np.testing.assert_allclose(config.data.mean, pixels.mean(), atol=1)
+    np.testing.assert_allclose(config.data.std, pixels.std(), atol=1)
+
+
+def test_imagenet5k_takes_the_steps_of_imagenet() -> None:
+    small, large = load("imagenet"), load("imagenet5k")
+    epoch_steps = steps_per_epoch(small, IMAGENET_IMAGES)
+    assert epoch_steps == pytest.approx(5004.56, abs=0.01)
+    assert steps_per_epoch(large, IMAGENET5K_IMAGES) == epoch_steps
+    assert large.num_epochs == small.num_epochs
+    schedules = [
+        build_schedule(small, IMAGENET_IMAGES),
+        build_schedule(large, IMAGENET5K_IMAGES),
+    ]
+    for step in (0, 150_136, 150_137, 300_274, 450_411):
+        assert float(schedules[0](step)) == float(schedules[1](step))
+
+
+def test_a_cifar_epoch_is_all_of_its_images() -> None:
+    assert steps_per_epoch(load("cifar"), CIFAR_IMAGES) == 50_000 / 128
+
+
+@pytest.mark.parametrize("name", CIFAR | IMAGENET | IMAGENET5K)
+def test_data_that_cannot_be_read_yet_is_told_in_a_sentence(name: str) -> None:
+    with pytest.raises(DataError) as error:
+        check_readable(load(name).data.name)
+    message = str(error.value)
+    assert f"{ALL[name].dataset!r} cannot be read by this version yet" in message
+    assert "\n" not in message
+
+
+def test_digits_can_be_read() -> None:
+    check_readable(load("digits_resnext29").data.name)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "",
+        "cifar10",
+        "cifar10,",
+        "mnist,resnext29_8x64d",
+        "resnext29_8x64d",
+        "cifar10,resnext29_8x64d,preactivated",
+        "cifar10,resnext29_8x64d,preact,preact",
+    ],
+)
+def test_cifar_refuses_what_is_not_a_data_set_and_a_model(choice: str) -> None:
+    with pytest.raises(ConfigError, match="cifar10 or cifar100") as error:
+        module("cifar").get_config(choice)
+    assert repr(choice) in str(error.value)
+
+
+def test_the_older_preprint_on_cifar() -> None:
+    """Pre-activation blocks and a batch of 256; the rate stays 0.1."""
+    config = module("cifar").get_config("cifar100,resnext29_16x64d,preact")
+    validate(config)
+    assert config.model.preactivation is True
+    assert (config.batch_size, config.bn_group_size) == (256, 32)
+    assert learning_rate(config) == pytest.approx(0.1)
+    assert (config.num_epochs, tuple(config.schedule.boundaries)) == (300, (150, 225))
+    assert config.optimizer.weight_decay == 5e-4
+
+
+def test_options_of_the_imagenet_recipe() -> None:
+    plain = load("imagenet")
+    assert plain.data.eval_image_size is None
+    ablation = module("imagenet").get_config("resnet50,no_residual")
+    large = module("imagenet").get_config("resnext101_64x4d,crop320")
+    both = module("imagenet").get_config("resnet200,no_residual,crop320")
+    for config in (ablation, large, both):
+        validate(config)
+    assert (ablation.model.name, ablation.model.residual) == ("resnet50", False)
+    assert ablation.data.eval_image_size is None
+    assert (large.model.name, large.model.residual) == ("resnext101_64x4d", True)
+    assert (large.data.image_size, large.data.eval_image_size) == (224, 320)
+    assert (both.model.residual, both.data.eval_image_size) == (False, 320)
+
+
+@pytest.mark.parametrize("option", ["", "crop299", "preact"])
+def test_imagenet_refuses_other_options(option: str) -> None:
+    with pytest.raises(ConfigError, match="no_residual and crop320") as error:
+        module("imagenet").get_config(f"resnet50,{option}")
+    assert repr(option) in str(error.value)
+
+
+# How ml_collections loads the file.
+loads_by_flag = pytest.mark.filterwarnings(
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+
+
+def parse(*arguments: str) -> ConfigDict:
+    """Load a config as train.py does."""
+    values = flags.FlagValues()
+    command = ["train.py", *arguments]
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=command)
+    values(command)
+    config = holder.value
+    assert config is not None
+    return config
+
+
+@loads_by_flag
+@pytest.mark.parametrize(
+    ("choice", "model", "dataset"),
+    [
+        ("imagenet.py:resnet50", "resnet50", "imagenet2012"),
+        ("imagenet.py:resnext101_2x40d", "resnext101_2x40d", "imagenet2012"),
+        ("imagenet.py", "resnext50_32x4d", "imagenet2012"),
+        ("imagenet5k.py:resnet101", "resnet101", "imagenet5k"),
+        ("cifar.py:cifar100,resnext29_16x64d", "resnext29_16x64d", "cifar100"),
+        ("digits_resnext29.py", "resnext29_8x4d", "digits"),
+    ],
+)
+def test_the_command_line_chooses_the_model(choice: str, model: str, dataset: str) -> None:
+    config = parse(f"--config={FOLDER / choice}")
+    validate(config)
+    assert (config.model.name, config.data.name) == (model, dataset)
+
+
+@loads_by_flag
+def test_the_command_line_changes_any_field() -> None:
+    config = parse(
+        f"--config={FOLDER / 'imagenet.py'}:resnet50",
+        "--config.batch_size=64",
+        "--config.bn_group_size=16",
+        "--config.num_epochs=3",
+        "--config.images_per_epoch=1000",
+        "--config.schedule.boundaries=(148.0,223.0)",
+        "--config.data.data_dir=/tmp/data",
+        "--config.data.flip=false",
+    )
+    validate(config)
+    assert (config.batch_size, config.bn_group_size) == (64, 16)
+    assert config.num_epochs == 3.0
+    assert config.images_per_epoch == 1000
+    assert tuple(config.schedule.boundaries) == (148.0, 223.0)
+    assert config.data.data_dir == "/tmp/data"
+    assert config.data.flip is False
+
+
+@loads_by_flag
+def test_a_loaded_config_takes_no_new_fields() -> None:
+    config = parse(f"--config={FOLDER / 'digits_resnext29.py'}")
+    with pytest.raises(AttributeError):
+        config.batchsize = 64
+    with pytest.raises(AttributeError):
+        config.optimizer.learning_rte = 0.1
+
+
+# Every experiment of the paper's tables that a config reaches by name:
+# file, argument, and the model's options that differ from the defaults.
+TABLES: list[tuple[str, str, dict[str, Any]]] = [
+    *(
+        ("imagenet", model, {})
+        for model in (
+            "resnet50",
+            "resnext50_2x40d",
+            "resnext50_4x24d",
+            "resnext50_8x14d",
+            "resnext50_32x4d",
+            "resnet101",
+            "resnext101_2x40d",
+            "resnext101_4x24d",
+            "resnext101_8x14d",
+            "resnext101_32x4d",
+            "resnet200",
+            "resnet101_1x100d",
+            "resnext101_2x64d",
+            "resnext101_64x4d",
+        )
+    ),
+    ("imagenet", "resnet50,no_residual", {"residual": False}),
+    ("imagenet", "resnext50_32x4d,no_residual", {"residual": False}),
+    ("imagenet", "resnet200,crop320", {}),
+    ("imagenet", "resnext101_64x4d,crop320", {}),
+    *(
+        ("imagenet5k", model, {})
+        for model in ("resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d")
+    ),
+    *(
+        ("cifar", f"{dataset},{model}", {})
+        for dataset in ("cifar10", "cifar100")
+        for model in (
+            "resnext29_8x64d",
+            "resnext29_16x64d",
+            "wide_resnet28_10",
+            "resnext29_2x64d",
+            "resnet29_1x128d",
+        )
+    ),
+    ("cifar", "cifar10,resnext29_8x64d,preact", {"preactivation": True}),
+]
+
+
+@pytest.mark.parametrize(("file", "argument", "options"), TABLES)
+def test_every_experiment_of_the_tables(file: str, argument: str, options: dict[str, Any]) -> None:
+    """Batch, groups, schedule, and the network, built without arrays."""
+    config = module(file).get_config(argument)
+    validate(config)
+    dataset, images, batch, group, rate_falls = {
+        "imagenet": ("imagenet2012", IMAGENET_IMAGES, 256, 32, [150_137, 300_274, 450_411]),
+        "imagenet5k": ("imagenet5k", IMAGENET5K_IMAGES, 256, 32, [150_137, 300_274, 450_411]),
+        "cifar": (argument.split(",")[0], CIFAR_IMAGES, 128, 16, [58_594, 87_891]),
+    }[file]
+    if "preact" in argument:
+        batch, group, rate_falls = 256, 32, [29_297, 43_946]
+    assert config.data.name == dataset
+    assert (config.batch_size, config.bn_group_size) == (batch, group)
+    assert config.data.eval_image_size == (320 if "crop320" in argument else None)
+    schedule = build_schedule(config, images)
+    rate = 0.1
+    for step in rate_falls:
+        assert float(schedule(step - 1)) == pytest.approx(rate)
+        rate /= 10
+        assert float(schedule(step)) == pytest.approx(rate)
+
+    classes = {"imagenet2012": 1000, "imagenet5k": 5000, "cifar10": 10, "cifar100": 100}[dataset]
+    mesh = make_mesh(config.batch_size, config.bn_group_size)
+    _, params, _ = abstract_weights(config, classes, mesh)
+    built = sum(array.size for array in params.values())
+    expected = complexity(config.model.name, num_classes=classes, **options)
+    assert built == expected.params

@@ -1,0 +1,94 @@
+"""What importing the package needs: never TensorFlow; for networks and steps, little but JAX."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+# With a TensorFlow on the path, as a user may have: empty, but seen if it is imported.
+WITHOUT_TENSORFLOW = """
+import importlib, importlib.util, pkgutil, sys
+from absl import flags
+flags.FLAGS.mark_as_parsed()
+assert importlib.util.find_spec("tensorflow"), "the test lost its bait"
+
+import resnext_jax
+found = [m.name for m in pkgutil.walk_packages(resnext_jax.__path__, "resnext_jax.")]
+assert "resnext_jax.training.loop" in found, found
+assert "resnext_jax.data.builders.digits" in found, found
+for name in found:
+    importlib.import_module(name)
+
+from resnext_jax.data.sources import open_source
+for split, count in (("train", 1438), ("test", 359)):
+    source = open_source("digits", split, sys.argv[1])
+    assert len(source) == count
+    assert source.examples[0]["image"].shape == (8, 8, 1)
+
+assert "tensorflow_datasets" in sys.modules and "grain" in sys.modules
+tensorflow = [name for name in sys.modules if name.split(".")[0] == "tensorflow"]
+assert not tensorflow, tensorflow
+print("done")
+"""
+
+WITH_LITTLE_BUT_JAX = """
+import importlib, importlib.abc, pkgutil, sys
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow_datasets", "grain", "ml_collections"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+sys.meta_path.insert(0, Absent())
+try:
+    import grain
+except ModuleNotFoundError:
+    pass
+else:
+    raise AssertionError("the test blocks nothing")
+
+import resnext_jax.models, resnext_jax.ops
+names = [
+    "resnext_jax.training.step",
+    "resnext_jax.training.state",
+    "resnext_jax.training.mesh",
+    "resnext_jax.training.optimizer",
+    "resnext_jax.evaluation.evaluator",
+    "resnext_jax.data.augment",
+]
+for package in (resnext_jax.models, resnext_jax.ops):
+    names += [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+assert "resnext_jax.models.registry" in names, names
+for name in names:
+    importlib.import_module(name)
+print("done")
+"""
+
+
+def run(script: str, *arguments: str, path: Path | None = None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(path) if path else ""}
+    result = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == "done"
+
+
+def test_nothing_imports_tensorflow(tmp_path: Path) -> None:
+    (tmp_path / "path" / "tensorflow").mkdir(parents=True)
+    (tmp_path / "path" / "tensorflow" / "__init__.py").write_text("")
+    run(WITHOUT_TENSORFLOW, str(tmp_path / "data"), path=tmp_path / "path")
+
+
+def test_networks_and_steps_import_without_data_libraries() -> None:
+    run(WITH_LITTLE_BUT_JAX)

@@ -1,0 +1,289 @@
+"""A wrong value ends in one sentence that names the field, the value and what is allowed."""
+
+import math
+from typing import Any
+
+import pytest
+from ml_collections import ConfigDict
+
+from resnext_jax.errors import ConfigError
+from resnext_jax.training.config import (
+    base_config,
+    field,
+    field_names,
+    optional_fields,
+    validate,
+)
+
+
+def complete_config() -> ConfigDict:
+    config = base_config()
+    config.model.name = "resnext50_32x4d"
+    config.data.name = "digits"
+    return config
+
+
+def set_field(config: ConfigDict, name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    for section in sections:
+        config = config[section]
+    config[last] = value
+
+
+def sentence(config: ConfigDict) -> str:
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# Wrong values of the right type, and a part of the sentence that says what is allowed.
+WRONG: dict[str, tuple[list[Any], str]] = {
+    "seed": ([-1, 2**32], "must be at least 0 and less than 2**32"),
+    "batch_size": ([0, -8], "must be at least 1"),
+    "bn_group_size": ([0, -1], "must be None or at least 1"),
+    "num_epochs": ([0.0, -1.0, math.nan, math.inf], "must be greater than 0 and finite"),
+    "images_per_epoch": ([0, -1], "must be None or at least 1"),
+    "model.form": (["", "d", "C"], "must be one of "),
+    "model.dtype": (["float16", "", "int32"], "must be one of float32, bfloat16, float64"),
+    "model.param_dtype": (["bfloat16", "double"], "must be one of float32, float64"),
+    "model.stem_width": ([0, -64], "must be None or at least 1"),
+    "model.template_width": ([0, -256], "must be None or at least 1"),
+    "optimizer.learning_rate": (
+        [0.0, -0.1, math.nan, math.inf],
+        "must be greater than 0 and finite",
+    ),
+    "optimizer.base_batch_size": ([0], "must be at least 1"),
+    "optimizer.momentum": ([1.0, -0.1, math.nan], "must be at least 0 and less than 1"),
+    "optimizer.weight_decay": ([-1e-4, math.nan], "must not be negative"),
+    "optimizer.label_smoothing": ([1.0, -0.1], "must be at least 0 and less than 1"),
+    "schedule.name": (["linear", "", "Step"], "must be one of step, cosine"),
+    "schedule.boundaries": (
+        [(0.0, 30.0), (-1.0,), ("a", "b"), (30.0, None)],
+        "must be a tuple of positive numbers",
+    ),
+    "schedule.factor": ([0.0, -10.0], "must be greater than 0"),
+    "schedule.warmup_epochs": ([-1.0], "must not be negative"),
+    "data.image_size": ([0], "must be at least 1"),
+    "data.eval_image_size": ([0, -1], "must be None or at least 1"),
+    "data.max_shift": ([-1], "must not be negative"),
+    "data.mean": (
+        [(), (1.0,), (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), ("1", "2", "3")],
+        "must be a tuple of 3 numbers",
+    ),
+    "data.std": (
+        [(1.0, 2.0), (1.0,) * 4, (1.0, 0.0, 1.0), (1.0, -1.0, 1.0), (1.0, math.nan, 1.0)],
+        "must be a tuple of 3 positive numbers",
+    ),
+    "data.num_workers": ([-1], "must not be negative"),
+    "eval_batch_size": ([0], "must be at least 1"),
+    "eval_every_epochs": ([0.0, -1.0], "must be greater than 0"),
+    "checkpoint_every_epochs": ([0.0], "must be greater than 0"),
+    "keep_checkpoints": ([0], "must be at least 1"),
+    "log_every_steps": ([0], "must be at least 1"),
+}
+
+# Names have checks of their own; a truth value cannot be wrong, nor a folder before it is used.
+WITHOUT_RULE = {
+    "model.name",
+    "model.residual",
+    "model.preactivation",
+    "optimizer.nesterov",
+    "data.name",
+    "data.data_dir",
+    "data.flip",
+}
+
+
+def test_the_base_config_is_valid_once_model_and_data_are_named() -> None:
+    validate(complete_config())
+
+
+def test_the_base_config_alone_lacks_a_model() -> None:
+    assert "config.model.name: unknown model ''" in sentence(base_config())
+
+
+def test_every_field_has_a_rule_tested_here() -> None:
+    assert set(field_names(base_config())) == WRONG.keys() | WITHOUT_RULE
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [(name, value, allowed) for name, (values, allowed) in WRONG.items() for value in values],
+)
+def test_wrong_value(name: str, value: Any, allowed: str) -> None:
+    config = complete_config()
+    set_field(config, name, value)
+    message = sentence(config)
+    assert message.startswith(f"config.{name}={value!r} ")
+    assert allowed in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", 1),
+        ("bn_group_size", 32),
+        ("images_per_epoch", 1),
+        ("num_epochs", 0.5),
+        ("model.form", "a"),
+        ("model.form", "b"),
+        ("model.dtype", "bfloat16"),
+        ("model.preactivation", True),
+        ("model.preactivation", False),
+        ("model.stem_width", 16),
+        ("optimizer.momentum", 0.0),
+        ("optimizer.weight_decay", 0.0),
+        ("optimizer.label_smoothing", 0.1),
+        ("schedule.name", "cosine"),
+        ("schedule.boundaries", ()),
+        ("schedule.boundaries", (150, 225)),
+        ("schedule.warmup_epochs", 5.0),
+        ("data.mean", (0.0, -1.0, 0.0)),
+        ("data.num_workers", 2),
+    ],
+)
+def test_right_value(name: str, value: Any) -> None:
+    config = complete_config()
+    set_field(config, name, value)
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("resnext50_32xd", ["unknown model 'resnext50_32xd'", "nearest: ", "resnext50_32x4d"]),
+        ("ResNet50", ["unknown model 'ResNet50'", "resnet50"]),
+        ("resnext50", ["'resnext50'", "resnext50_"]),
+        ("vgg", ["unknown model 'vgg'"]),
+        ("resnext50_0x4d", ["impossible model 'resnext50_0x4d'", "C=0", "at least 1"]),
+        ("resnext50_32x0d", ["impossible model 'resnext50_32x0d'", "d=0", "at least 1"]),
+        ("resnet50_2x40d", ["impossible model 'resnet50_2x40d'", "'resnext50_2x40d'"]),
+        ("resnext51_32x4d", ["impossible model 'resnext51_32x4d'", "depth 51"]),
+    ],
+)
+def test_unknown_and_impossible_models(name: str, parts: list[str]) -> None:
+    config = complete_config()
+    config.model.name = name
+    message = sentence(config)
+    assert message.startswith("config.model.name: ")
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    ("name", "field_name", "value", "parts"),
+    [
+        ("resnet200", "preactivation", False, ["'resnet200'", "pre-activation"]),
+        ("wide_resnet28_10", "form", "a", ["'wide_resnet28_10'", "form 'a'"]),
+    ],
+)
+def test_model_fields_that_exclude_each_other(
+    name: str, field_name: str, value: Any, parts: list[str]
+) -> None:
+    config = complete_config()
+    config.model.name = name
+    validate(config)
+    config.model[field_name] = value
+    message = sentence(config)
+    assert message.startswith("config.model")
+    for part in parts:
+        assert part in message
+
+
+def test_forms_exist_only_without_preactivation() -> None:
+    config = complete_config()
+    config.model.form = "b"
+    validate(config)
+    config.model.preactivation = True
+    assert "form 'b'" in sentence(config)
+
+
+def test_warm_up_must_end_before_a_cosine_does() -> None:
+    config = complete_config()
+    config.schedule.name = "cosine"
+    config.num_epochs = 5.0
+    config.schedule.warmup_epochs = 5.0
+    message = sentence(config)
+    assert "config.schedule.warmup_epochs=5.0 must be less than config.num_epochs=5.0" in message
+    config.schedule.warmup_epochs = 4.5
+    validate(config)
+
+
+@pytest.mark.parametrize("name", ["model.dtype", "model.param_dtype"])
+def test_float64_needs_double_precision(name: str) -> None:
+    config = complete_config()
+    set_field(config, name, "float64")
+    assert "JAX_ENABLE_X64=1" in sentence(config)
+
+
+@pytest.mark.usefixtures("float64")
+def test_float64_with_double_precision() -> None:
+    config = complete_config()
+    config.model.dtype = config.model.param_dtype = "float64"
+    validate(config)
+
+
+@pytest.mark.parametrize("name", ["seed", "model.stem_width", "optimizer.nesterov"])
+def test_missing_field(name: str) -> None:
+    config = complete_config()
+    *sections, last = name.split(".")
+    del (config[sections[0]] if sections else config)[last]
+    message = sentence(config)
+    assert f"lacks the field {name!r}" in message
+    assert "base_config()" in message
+
+
+def test_missing_section() -> None:
+    config = complete_config()
+    del config["schedule"]
+    assert "lacks the field 'schedule.boundaries'" in sentence(config)
+
+
+def test_fields_by_dotted_name() -> None:
+    config = complete_config()
+    assert field(config, "seed") == 0
+    assert field(config, "model.name") == "resnext50_32x4d"
+    names = field_names(config)
+    assert {"seed", "bn_group_size", "data.data_dir", "optimizer.learning_rate"} <= set(names)
+    assert "model" not in names
+    assert len(names) == len(set(names))
+
+
+def test_every_call_gives_a_config_of_its_own() -> None:
+    base_config().model.name = "resnet50"
+    assert base_config().model.name == ""
+
+
+def test_a_field_that_nothing_reads_is_refused() -> None:
+    """Recipes are programs: a typo in one must not pass silently."""
+    config = complete_config()
+    config.optimizer.learning_rte = 5.0
+    message = sentence(config)
+    assert "a field 'optimizer.learning_rte' that nothing reads" in message
+    assert "did you mean 'optimizer.learning_rate'?" in message
+
+
+def test_optional_fields_are_those_whose_default_is_none() -> None:
+    assert {"bn_group_size", "model.preactivation", "data.data_dir"} <= set(optional_fields())
+    assert "batch_size" not in optional_fields()
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "preactivation", "part"),
+    [
+        ("resnet200", "a", None, "form 'a' does not exist for the pre-activation"),
+        ("resnext29_8x64d", "b", True, "form 'b' does not exist for the pre-activation"),
+        ("wide_resnet28_10", "c", False, "it has no other kind"),
+    ],
+)
+def test_impossible_combinations(
+    name: str, form: str, preactivation: bool | None, part: str
+) -> None:
+    config = complete_config()
+    config.model.name, config.model.form = name, form
+    config.model.preactivation = preactivation
+    message = sentence(config)
+    assert message.startswith("config.model: ")
+    assert part in message

@@ -1,0 +1,229 @@
+"""What a run writes: strict JSON lines, TensorBoard scalars, lines or a bar on the console."""
+
+import io
+import json
+import math
+import struct
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from resnext_jax.errors import WorkdirError
+from resnext_jax.training.logging import METRICS_FILE, RunLog, mean_metrics, read_metrics
+
+
+def train_record(step: int, **changes: Any) -> dict[str, Any]:
+    record = {
+        "step": step,
+        "epoch": step / 4,
+        "split": "train",
+        "loss": 2.0 / step,
+        "top1_error": 50.0,
+        "top5_error": 12.5,
+        "images_per_second": 100.0,
+        "data_wait_fraction": 0.25,
+        "learning_rate": 0.1,
+    }
+    return record | changes
+
+
+def eval_record(step: int, **changes: Any) -> dict[str, Any]:
+    record = {
+        "step": step,
+        "epoch": step / 4,
+        "split": "test",
+        "weights": "raw",
+        "loss": 3.0 / step,
+        "top1_error": 60.0,
+        "top5_error": 20.0,
+    }
+    return record | changes
+
+
+def write(workdir: Path, records: list[dict[str, Any]], start_step: int = 0) -> None:
+    with RunLog(workdir, start_step=start_step, num_steps=8, active=True) as log:
+        for record in records:
+            log.record(record)
+
+
+def events(workdir: Path) -> list[Event]:
+    """Read TensorBoard's files: length, its checksum, the event, its checksum; again."""
+    found = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        place = 0
+        while place < len(data):
+            (length,) = struct.unpack_from("<Q", data, place)
+            found.append(Event.FromString(data[place + 12 : place + 12 + length]))
+            place += 12 + length + 4
+    return found
+
+
+def scalars(workdir: Path) -> dict[tuple[str, int], float]:
+    return {
+        (value.tag, event.step): value.simple_value
+        for event in events(workdir)
+        for value in event.summary.value
+    }
+
+
+def test_records_come_back_as_they_were(tmp_path: Path) -> None:
+    records = [train_record(1), eval_record(1), train_record(2, loss=1e-30)]
+    write(tmp_path, records)
+    assert read_metrics(tmp_path) == records
+    assert len((tmp_path / METRICS_FILE).read_text().splitlines()) == 3
+
+
+def test_a_record_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+    with RunLog(tmp_path, start_step=0, num_steps=8, active=True) as log:
+        log.record(train_record(1))
+        assert read_metrics(tmp_path) == [train_record(1)]
+
+
+def refuse(constant: str) -> NoReturn:
+    raise AssertionError(f"{constant} is not JSON")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_is_null(tmp_path: Path, value: float) -> None:
+    write(tmp_path, [train_record(1, loss=value)])
+    text = (tmp_path / METRICS_FILE).read_text()
+    assert json.loads(text, parse_constant=refuse) == train_record(1, loss=None)
+
+
+def test_no_log_has_no_records(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_last_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    write(tmp_path, [train_record(1), train_record(2)])
+    path = tmp_path / METRICS_FILE
+    text = path.read_text()
+    for cut in (1, 2, 30):
+        path.write_text(text[:-cut])
+        assert read_metrics(tmp_path) == [train_record(1)]
+    # Resuming mends the file.
+    write(tmp_path, [train_record(2)], start_step=1)
+    assert path.read_text() == text
+
+
+def test_resuming_drops_the_records_of_steps_to_be_repeated(tmp_path: Path) -> None:
+    write(tmp_path, [train_record(2), eval_record(2), train_record(4), train_record(5)])
+    write(tmp_path, [train_record(4, loss=9.0)], start_step=2)
+    assert read_metrics(tmp_path) == [train_record(2), eval_record(2), train_record(4, loss=9.0)]
+
+
+def test_starting_over_drops_all_records(tmp_path: Path) -> None:
+    write(tmp_path, [train_record(2)])
+    write(tmp_path, [])
+    assert read_metrics(tmp_path) == []
+
+
+def test_tensorboard_has_every_number_by_split(tmp_path: Path) -> None:
+    write(tmp_path, [train_record(1), eval_record(2)])
+    names = ["loss", "top1_error", "top5_error"]
+    train_names = [*names, "images_per_second", "data_wait_fraction", "learning_rate"]
+    expected = {(f"train/{name}", 1): train_record(1)[name] for name in train_names}
+    expected |= {(f"test/{name}", 2): eval_record(2)[name] for name in names}
+    assert scalars(tmp_path) == pytest.approx(expected, rel=1e-6)
+
+
+def test_tensorboard_is_told_which_steps_are_repeated(tmp_path: Path) -> None:
+    write(tmp_path, [train_record(1), train_record(2)])
+    assert not [event for event in events(tmp_path) if event.HasField("session_log")]
+    write(tmp_path, [train_record(2)], start_step=1)
+    restarts = [event for event in events(tmp_path) if event.HasField("session_log")]
+    assert [(event.step, event.session_log.status) for event in restarts] == [
+        (2, SessionLog.SessionStatus.Value("START"))
+    ]
+
+
+def test_an_inactive_log_writes_and_says_nothing(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path, start_step=0, num_steps=8, active=False) as log:
+        log.say("hello")
+        log.advance()
+        log.record(train_record(1))
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def squeezed(line: str) -> str:
+    return " ".join(line.split())
+
+
+def test_without_a_terminal_each_record_is_a_line(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path, start_step=0, num_steps=8, active=True) as log:
+        log.say("hello")
+        log.advance()
+        log.record(train_record(4))
+        log.record(eval_record(4))
+        log.record(train_record(5, images_per_second=None, data_wait_fraction=None))
+    output, errors = capfd.readouterr()
+    assert errors == ""
+    hello, train, test, untimed = output.splitlines()
+    assert hello == "hello"
+    assert squeezed(train) == (
+        "epoch 1.00 step 4 train loss 0.5000 top-1 error 50.00 % top-5 error 12.50 % "
+        "rate 0.10000 100 images/s 25 % waiting for data"
+    )
+    assert squeezed(test) == (
+        "epoch 1.00 step 4 test loss 0.7500 top-1 error 60.00 % top-5 error 20.00 %"
+    )
+    assert "images/s" not in untimed
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Return True."""
+        return True
+
+
+def test_on_a_terminal_a_bar_shows_progress_and_training_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with RunLog(tmp_path, start_step=3, num_steps=8, active=True) as log:
+        log.advance()
+        log.record(train_record(4))
+        log.record(eval_record(4))
+    assert "4/8" in terminal.getvalue()
+    assert "loss=0.500" in terminal.getvalue()
+    assert "top1_error=50.0%" in terminal.getvalue()
+    output = capsys.readouterr().out
+    assert "train" not in output
+    assert "test" in output
+    assert len(read_metrics(tmp_path)) == 2
+
+
+def test_mean_metrics() -> None:
+    rows = [
+        {"loss": np.float32(1.0), "top1_error": np.float32(50.0)},
+        {"loss": np.float32(2.0), "top1_error": np.float32(25.0)},
+        {"loss": np.float32(6.0), "top1_error": np.float32(0.0)},
+    ]
+    assert mean_metrics(iter(rows)) == {"loss": 3.0, "top1_error": 25.0}
+    assert all(type(value) is float for value in mean_metrics(rows).values())
+
+
+def test_mean_metrics_adds_up_in_double_precision() -> None:
+    """In float32 the sum would stop growing: 2**24 + 1 is 2**24."""
+    rows = [{"loss": np.float32(2**24)}, *[{"loss": np.float32(1)}] * 7]
+    assert mean_metrics(rows) == {"loss": (2**24 + 7) / 8}
+
+
+@pytest.mark.parametrize("text", ["garbage\n", "3\n", '{"epoch": 1.0, "split": "train"}\n'])
+def test_a_damaged_log_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(WorkdirError, match=r"metrics\.jsonl is damaged"):
+        read_metrics(tmp_path)

@@ -1,0 +1,96 @@
+"""Which devices share a batch-norm group, and which sizes do not fit."""
+
+import jax
+import numpy as np
+import pytest
+
+from resnext_jax.errors import ConfigError
+from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "devices", "groups_and_members"),
+    [
+        # A device alone.
+        (64, 64, 1, (1, 1)),
+        (64, 4, 1, (1, 1)),
+        (64, None, 1, (1, 1)),
+        # Several groups inside a device.
+        (64, 4, 8, (8, 1)),
+        (64, 16, 2, (2, 1)),
+        (24, 1, 8, (8, 1)),
+        # A group a device.
+        (256, 32, 8, (8, 1)),
+        (64, 32, 2, (2, 1)),
+        # Several devices to a group.
+        (64, 16, 8, (4, 2)),
+        (64, 32, 8, (2, 4)),
+        (64, 64, 8, (1, 8)),
+        (24, 6, 8, (4, 2)),
+        (18, 9, 6, (2, 3)),
+        (8, 2, 8, (4, 2)),
+        # One group of everything.
+        (64, None, 8, (1, 8)),
+        (64, None, 2, (1, 2)),
+        (8, None, 8, (1, 8)),
+    ],
+)
+def test_shape(
+    batch: int, group: int | None, devices: int, groups_and_members: tuple[int, int]
+) -> None:
+    mesh = make_mesh(batch, group, jax.devices()[:devices])
+    assert mesh.axis_names == ("group", "member")
+    assert mesh.devices.shape == groups_and_members
+    assert mesh.size == devices
+    assert set(mesh.devices.flat) == set(jax.devices()[:devices])
+    # Written for automatic sharding outside of shard_map.
+    assert all(kind == jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+def test_takes_all_devices_by_default() -> None:
+    assert set(make_mesh(64, 8).devices.flat) == set(jax.devices())
+
+
+@pytest.mark.parametrize("group", [2, 8, 16, 32, None])
+def test_a_group_is_consecutive_images_on_the_devices_of_one_row(group: int | None) -> None:
+    mesh = make_mesh(64, group)
+    images = jax.device_put(np.arange(64), batch_sharding(mesh))
+    held = {shard.device: np.asarray(shard.data) for shard in images.addressable_shards}
+    for row in mesh.devices:
+        together = np.concatenate([held[device] for device in row])
+        np.testing.assert_array_equal(together, together[0] + np.arange(len(together)))
+        # The row starts at a group's first image and ends at a group's last.
+        size = group or 64
+        assert together[0] % size == 0
+        assert len(together) % size == 0
+
+
+def test_parameters_are_whole_on_every_device() -> None:
+    mesh = make_mesh(64, 8)
+    copies = jax.device_put(np.arange(5), replicated_sharding(mesh)).addressable_shards
+    assert len(copies) == 8
+    assert all(np.array_equal(copy.data, np.arange(5)) for copy in copies)
+
+
+@pytest.mark.parametrize(
+    ("batch", "group", "devices", "parts"),
+    [
+        (12, None, 8, ["config.batch_size=12", "evenly over 8 devices", "a multiple of 8"]),
+        (4, 4, 8, ["config.batch_size=4", "evenly over 8 devices", "a multiple of 8"]),
+        (9, 3, 2, ["config.batch_size=9", "evenly over 2 devices", "a multiple of 2"]),
+        (64, 48, 8, ["config.batch_size=64", "not a multiple", "config.bn_group_size=48"]),
+        (64, 128, 8, ["config.batch_size=64", "not a multiple", "config.bn_group_size=128"]),
+        (32, 5, 1, ["config.batch_size=32", "not a multiple", "config.bn_group_size=5"]),
+        (48, 4, 8, ["config.batch_size=48", "8 devices each holds 6", "config.bn_group_size=4"]),
+        (120, 40, 8, ["config.batch_size=120", "each holds 15", "config.bn_group_size=40"]),
+    ],
+)
+def test_sizes_that_do_not_fit(
+    batch: int, group: int | None, devices: int, parts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_mesh(batch, group, jax.devices()[:devices])
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
