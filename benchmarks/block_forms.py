@@ -76,7 +76,7 @@ def training_step(form: Form) -> Callable[[], Any]:
     return run
 
 
-def test_error(form: Form, seed: int, epochs: float) -> float:
+def trained_error(form: Form, seed: int, epochs: float) -> float:
     """Train and return the final top-1 test error in percent."""
     measure.progress(f"training form {form} from seed {seed}")
     with tempfile.TemporaryDirectory() as workdir:
@@ -113,7 +113,7 @@ def main() -> None:
     fastest = timings["c"].median
     rows, records = [], []
     for form in FORMS:
-        errors = [test_error(form, seed, args.epochs) for seed in range(args.seeds)]
+        errors = [trained_error(form, seed, args.epochs) for seed in range(args.seeds)]
         rows.append(
             [
                 form,

@@ -29,6 +29,9 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "native", "packed", "matm
 # wider ones multiply more zeros.
 _CPU_PACK_CHANNELS = {"float32": 16, "float64": 32, "bfloat16": 16, "float16": 16}
 
+# Zeros before and after, vertically and horizontally.
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -73,9 +76,7 @@ def grouped_conv(
     return _matmul(x, kernel, groups, stride, pad)
 
 
-def _choose(
-    kernel: jax.Array, groups: int, padding: tuple[tuple[int, int], tuple[int, int]]
-) -> Implementation:
+def _choose(kernel: jax.Array, groups: int, padding: Padding) -> Implementation:
     # Only the CPU has been measured so far; elsewhere XLA's own lowering runs.
     if jax.default_backend() != "cpu":
         return "native"
@@ -89,7 +90,7 @@ def _native(
     kernel: jax.Array,
     groups: int,
     strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: Padding,
 ) -> jax.Array:
     return lax.conv_general_dilated(
         x,
@@ -106,7 +107,7 @@ def _packed(
     kernel: jax.Array,
     groups: int,
     strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: Padding,
 ) -> jax.Array:
     pack = pack_size(groups, kernel.shape[2], x.dtype)
     kernels = block_diagonal_kernels(kernel, groups, pack)
@@ -158,7 +159,7 @@ def _matmul(
     kernel: jax.Array,
     groups: int,
     strides: tuple[int, int],
-    padding: tuple[tuple[int, int], tuple[int, int]],
+    padding: Padding,
 ) -> jax.Array:
     if groups != 1 or not _is_pointwise(kernel, padding):
         raise ValueError(
@@ -168,7 +169,7 @@ def _matmul(
     return jnp.einsum("nhwi,io->nhwo", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
 
 
-def _is_pointwise(kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> bool:
+def _is_pointwise(kernel: jax.Array, padding: Padding) -> bool:
     return kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0))
 
 
