@@ -84,7 +84,9 @@ def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
     builder_cls = getattr(importlib.import_module(module), cls)
     try:
         builder = builder_cls(data_dir=data_dir, file_format="array_record")
-        # tfds prints its progress; stdout is kept for results.
+        if not sys.stderr.isatty():
+            tfds.disable_progress_bar()
+        # tfds prints what it does; stdout is kept for results.
         with contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
         examples = builder.as_data_source(split=split)

@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from resnext_jax.evaluation.evaluator import make_eval_step
+from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops import grouped_conv
 from tests.numerics import worst_difference
@@ -27,6 +28,15 @@ def test_five_steps_do_not_depend_on_the_devices(group: int | None) -> None:
         assert run.train(STEPS) == pytest.approx(expected_losses, rel=1e-7)
         assert worst_difference(run.state.params, alone.state.params) < 1e-7
         assert worst_difference(run.state.batch_stats, alone.state.batch_stats) < 1e-7
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("form", ["a", "b"])
+def test_block_forms_take_the_same_steps_on_eight_devices(form: Form) -> None:
+    expected = TinyRun(1, 32, learning_rate=0.01).train(2)
+    assert TinyRun(8, 32, learning_rate=0.01, form=form).train(2) == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 @pytest.mark.usefixtures("float64")

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from resnext_jax.data.augment import Batch, DeviceTransform
 from resnext_jax.models import create_model
+from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import split
 from resnext_jax.training.mesh import (
     MEMBER_AXIS,
@@ -25,11 +26,15 @@ TRANSFORM = DeviceTransform(mean=(120.0, 110.0, 100.0), std=(60.0, 61.0, 62.0), 
 
 
 def tiny_model(
-    dtype: str, bn_group_size: int | None, bn_axis_name: str | None = MEMBER_AXIS
+    dtype: str,
+    bn_group_size: int | None,
+    bn_axis_name: str | None = MEMBER_AXIS,
+    form: Form = "c",
 ) -> nnx.Module:
     return create_model(
         "resnext11_2x4d",
         num_classes=CLASSES,
+        form=form,
         stem_width=8,
         template_width=16,
         rngs=nnx.Rngs(0),
@@ -61,11 +66,12 @@ class TinyRun:
         dtype: str = "float64",
         learning_rate: float = 0.1,
         weight_decay: float = 1e-4,
+        form: Form = "c",
     ):
         """Build mesh, state and step."""
         self.batch_size = batch_size
         self.mesh: Mesh = make_mesh(batch_size, bn_group_size, jax.devices()[:devices])
-        self.graphdef, params, batch_stats = split(tiny_model(dtype, bn_group_size))
+        self.graphdef, params, batch_stats = split(tiny_model(dtype, bn_group_size, form=form))
         optimizer: optax.GradientTransformation = sgd(
             lambda step: jnp.asarray(learning_rate),
             momentum=0.9,
