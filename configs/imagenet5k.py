@@ -16,8 +16,7 @@ from configs import imagenet
 def get_config(model: str = "resnext50_32x4d") -> ConfigDict:
     """Return the recipe for a model name."""
     config = imagenet.get_config(model)
-    with config.unlocked():
-        config.data.name = "imagenet5k"
-        # Epochs are counted in ImageNet-1K's images, so that steps are the same.
-        config.images_per_epoch = 1_281_167
+    config.data.name = "imagenet5k"
+    # Epochs are counted in ImageNet-1K's images, so that steps are the same.
+    config.images_per_epoch = 1_281_167
     return config

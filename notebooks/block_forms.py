@@ -178,6 +178,7 @@ for index, (dtype, form) in enumerate(bars):
     heights = [worst[dtype, form, kind] for kind in KINDS]
     axes.bar(places + 0.2 * (index - 1.5), heights, width=0.18, label=f"form {form}, {dtype}")
 axes.set_yscale("log")
+axes.set_ylim(top=1e-3)  # room for the legend
 axes.set_xticks(places, [kind.replace(" after", "\nafter") for kind in KINDS], fontsize=8)
 axes.set_ylabel("relative difference to form c")
 axes.grid(axis="y", alpha=0.3)

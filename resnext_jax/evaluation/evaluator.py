@@ -93,7 +93,13 @@ def evaluate(
     Raises:
       RuntimeError: the batches did not hold exactly `num_images` images.
     """
-    sums = jax.device_get([eval_step(params, batch_stats, batch) for batch in batches])
+    pending: list[Sums] = []
+    for batch in batches:
+        pending.append(eval_step(params, batch_stats, batch))
+        if len(pending) > 2:
+            # A batch that waits keeps its images on the device: two may, no more.
+            jax.block_until_ready(pending[-3])
+    sums = jax.device_get(pending)
     images = sum(int(batch["images"]) for batch in sums)
     if images != num_images:
         raise RuntimeError(f"evaluation saw {images} images of a data set of {num_images}.")

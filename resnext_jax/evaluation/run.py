@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
-from resnext_jax.data.sources import open_split
+from resnext_jax.data.sources import Source, open_split
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.evaluation.evaluator import EvalResult, evaluate, make_eval_step
 from resnext_jax.models.variables import Arrays
@@ -21,12 +21,12 @@ from resnext_jax.training.workdir import check_same_run, existing_workdir
 
 
 class Evaluation:
-    """The test set of a config, ready to score weights again and again."""
+    """A test set, ready to score weights again and again."""
 
-    def __init__(self, config: ConfigDict, graphdef: Any, mesh: Mesh):
-        """Open the data and prepare the step (it compiles when first run)."""
+    def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
+        """Prepare the step (it compiles when first run)."""
         self._config = config
-        self._source = open_split(config, "test")
+        self._source = source
         self._sharding = batch_sharding(mesh)
         # Blanks fill up the batch, so any size can be rounded up to fit the devices.
         devices = mesh.size
@@ -63,7 +63,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tup
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         step = checkpoints.require_step()
         check_same_run(config, folder, sections=("model", "data"))
-        num_classes = open_split(config, "test").num_classes
-        graphdef, params, batch_stats = setup.abstract_weights(config, num_classes, mesh)
+        source = open_split(config, "test")
+        graphdef, params, batch_stats = setup.abstract_weights(config, source.num_classes, mesh)
         params, batch_stats = checkpoints.restore_weights(params, batch_stats)
-    return step, Evaluation(config, graphdef, mesh).run(params, batch_stats)
+    return step, Evaluation(config, source, graphdef, mesh).run(params, batch_stats)

@@ -1,7 +1,7 @@
 """The networks of the paper, by name."""
 
 from resnext_jax.models.capacity import Complexity, complexity, width_for_cardinality
-from resnext_jax.models.equivalence import convert_form
+from resnext_jax.models.equivalence import convert_form, convert_state
 from resnext_jax.models.preact import PreActResNeXt
 from resnext_jax.models.registry import create_model, list_models
 from resnext_jax.models.resnext import ResNeXt
@@ -12,6 +12,7 @@ __all__ = [
     "ResNeXt",
     "complexity",
     "convert_form",
+    "convert_state",
     "create_model",
     "list_models",
     "width_for_cardinality",

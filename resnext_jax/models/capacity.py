@@ -37,7 +37,10 @@ class LayerCost:
 
     @property
     def stage(self) -> str:
-        """The paper's name of the part: "conv1" (the stem), "conv2", ..., or "fc"."""
+        """The paper's name of the part: "conv1" (the stem), "conv2", ..., or "fc".
+
+        The last batch norm of pre-activation networks counts as part of "fc".
+        """
         parts = self.name.split(".")
         if parts[0] == "stages":
             return parts[1]
@@ -51,7 +54,7 @@ class Complexity:
     Attributes:
       name: of the model.
       image_size: side of the square image the multiply-adds are for.
-      by_layer: in the network's order.
+      by_layer: by stage and block, in the network's order, and by name inside a block.
     """
 
     name: str
@@ -91,8 +94,10 @@ def complexity(
       **options: as `create_model` takes them, such as `residual=False`.
 
     Raises:
-      ValueError: unknown or impossible model.
+      ValueError: unknown or impossible model, or no image.
     """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}.")
     imagenet = parse_name(name).stem == "imagenet"
     image_size = (224 if imagenet else 32) if image_size is None else image_size
     num_classes = (1000 if imagenet else 10) if num_classes is None else num_classes
@@ -123,7 +128,15 @@ def complexity(
         layers[layer] = LayerCost(
             layer, cost.params + array.size, cost.macs + macs, cost.output_shape or shape
         )
-    return Complexity(name, image_size, tuple(layers.values()))
+    in_order = sorted(layers.values(), key=_position)
+    return Complexity(name, image_size, tuple(in_order))
+
+
+def _position(layer: LayerCost) -> tuple[Any, ...]:
+    """Place of a layer in the network: by stage, block, and name."""
+    parts = layer.name.split(".")
+    block = int(parts[2]) if parts[0] == "stages" else 0
+    return layer.stage, block, layer.name == "fc", layer.name
 
 
 def _kernel_operations(traced: Any, names: list[str]) -> dict[str, tuple[int, tuple[int, ...]]]:

@@ -9,7 +9,7 @@ batch-norm statistics and optimiser buffers, which are named alike.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -23,8 +23,11 @@ from resnext_jax.models.blocks import (
     TwoLayerA,
     TwoLayerDense,
 )
+from resnext_jax.models.layers import Conv
+from resnext_jax.models.preact import PreActResNeXt
 from resnext_jax.models.resnext import ResNeXt
-from resnext_jax.models.variables import Arrays, merge, split, structure
+from resnext_jax.models.variables import Arrays, merge, skeleton, split
+from resnext_jax.ops.batch_norm import BatchNorm
 
 Tree = TypeVar("Tree")
 
@@ -51,37 +54,72 @@ def convert_form(model: Any, to: Form) -> Any:
       to: "a", "b" or "c".
 
     Returns:
-      A new module that computes what `model` computes, in the same mode
-      (training or evaluation).
+      A new module that computes what `model` computes, each batch norm in the
+      same mode (training or evaluation).
 
     Raises:
       ValueError: no such form.
-      TypeError: `model` has no other form, such as a sum over unlike branches.
+      TypeError: `model` has no other form, such as a block over unlike
+        branches, or a pre-activation network.
     """
     if to not in FORMS:
         raise ValueError(f"unknown block form {to!r}; choose one of {', '.join(FORMS)}.")
     source, cardinality, build = _anatomy(model)
+    _check_uniform(model, build, source)
     _, params, batch_stats = split(model)
     converted = (convert_arrays(tree, cardinality, source, to) for tree in (params, batch_stats))
-    result = merge(structure(lambda rngs: build(to, rngs)), *converted)
-    return _in_mode_of(model, result)
+    graphdef, *_ = split(skeleton(lambda rngs: build(to, rngs)))
+    return _with_modes_of(model, merge(graphdef, *converted))
 
 
-def _anatomy(model: Any) -> tuple[Form, int, Callable[[Form, nnx.Rngs], nnx.Module]]:
+Build = Callable[[Form, nnx.Rngs], nnx.Module]
+
+
+def _anatomy(model: Any) -> tuple[Form, int, Build]:
     """Form, cardinality, and how to build the same thing in another form."""
     spec: Any = getattr(model, "spec", None)
+    if isinstance(model, PreActResNeXt):
+        raise TypeError("pre-activation networks exist in form c only; there is none to convert.")
     if isinstance(model, ResNeXt):
         return (
-            model.spec.form,
-            model.spec.architecture.cardinality,
-            lambda form, rngs: ResNeXt(dataclasses.replace(model.spec, form=form), rngs=rngs),
+            spec.form,
+            spec.architecture.cardinality,
+            lambda form, rngs: ResNeXt(dataclasses.replace(spec, form=form), rngs=rngs),
         )
     for form, block in BLOCKS.items():
         if type(model) is block:
             return form, spec.cardinality, lambda form, rngs: BLOCKS[form](spec, rngs=rngs)
-    raise TypeError(
-        f"{type(model).__name__} has no form other than its own: only a sum over branches of one "
-        "topology, as in BottleneckA, B and C, can be concatenated or grouped "
+    raise _no_other_form(model)
+
+
+def _check_uniform(model: Any, build: Build, source: Form) -> None:
+    """Raise TypeError unless every branch is the one that the model's spec describes.
+
+    An aggregation may hold any modules; only branches of one topology can be
+    cut from, and joined to, the layers of another form.
+    """
+    expected = skeleton(lambda rngs: build(source, rngs))
+    shapes = [
+        {name: array.shape for name, array in split(module)[1].items()}
+        for module in (model, expected)
+    ]
+    layers = [
+        {path: _description(module) for path, module in nnx.iter_modules(whole)}
+        for whole in (model, expected)
+    ]
+    if shapes[0] != shapes[1] or layers[0] != layers[1]:
+        raise _no_other_form(model)
+
+
+def _description(module: nnx.Module) -> tuple[Any, ...]:
+    strides = (module.strides, module.groups) if isinstance(module, Conv) else ()
+    return type(module), *strides
+
+
+def _no_other_form(model: Any) -> TypeError:
+    return TypeError(
+        f"this {type(model).__name__} has no form other than its own: only a sum over branches of "
+        "one topology, as BottleneckA, B and C are built with, can be concatenated or grouped "
         "(paper Sec. 3.3, Discussion)."
     )
 
@@ -164,32 +202,38 @@ def _cut(arrays: Mapping[str, jax.Array], cardinality: int, to: Form) -> Arrays:
 
 def widen_two_layers(block: TwoLayerA) -> TwoLayerDense:
     """Turn Figure 4's aggregation of depth 2 into the dense block that it equals."""
-    _, params, batch_stats = split(block)
     axes = {"conv1.kernel": 3, "conv2.kernel": 2}
+    prefix = "aggregation.branches"
 
     def join(arrays: Arrays) -> Arrays:
-        prefix = "aggregation.branches"
         joined = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
         for name in arrays:
             if name.startswith(f"{prefix}.0."):
                 leaf = name.removeprefix(f"{prefix}.0.")
-                parts = [
-                    arrays[f"{prefix}.{branch}.{leaf}"] for branch in range(block.spec.cardinality)
-                ]
+                parts = [arrays[f"{prefix}.{i}.{leaf}"] for i in range(block.spec.cardinality)]
                 joined[f"wide.{leaf}"] = jnp.concatenate(parts, axis=axes.get(leaf, 0))
         return joined
 
-    graphdef = structure(lambda rngs: TwoLayerDense(block.spec, rngs=rngs))
-    return _in_mode_of(block, merge(graphdef, join(params), join(batch_stats)))
+    _, params, batch_stats = split(block)
+    graphdef, *_ = split(skeleton(lambda rngs: TwoLayerDense(block.spec, rngs=rngs)))
+    return _with_modes_of(block, merge(graphdef, join(params), join(batch_stats)))
 
 
-def _in_mode_of(model: Any, result: Any) -> Any:
-    """Put `result` in training or evaluation mode, as `model` is."""
-    (norm, *_) = (
-        module for _, module in nnx.iter_modules(model) if hasattr(module, "use_running_average")
-    )
-    if norm.use_running_average:
-        result.eval()
-    else:
-        result.train()
+def _with_modes_of(model: Any, result: Any) -> Any:
+    """Put each batch norm of `result` in training or evaluation mode, as `model` has it."""
+    modes = {_common_name(path): norm.use_running_average for path, norm in _norms(model)}
+    for path, norm in _norms(result):
+        norm.use_running_average = modes[_common_name(path)]
     return result
+
+
+def _norms(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], BatchNorm]]:
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, BatchNorm):
+            yield path, module
+
+
+def _common_name(path: tuple[Any, ...]) -> str:
+    """Name of a layer without what tells branches and forms apart."""
+    name = ".".join(map(str, path))
+    return re.sub(r"(aggregation\.)?branches\.\d+\.|wide\.", "", name)

@@ -27,10 +27,9 @@ def split(model: nnx.Module) -> tuple[Any, Arrays, Arrays]:
     return graphdef, params, batch_stats
 
 
-def structure(build: Callable[[nnx.Rngs], nnx.Module]) -> Any:
-    """Return the graph definition of what `build` makes, without making arrays."""
-    graphdef, *_ = split(nnx.eval_shape(lambda: build(cast(nnx.Rngs, _OneKey()))))
-    return graphdef
+def skeleton(build: Callable[[nnx.Rngs], nnx.Module]) -> Any:
+    """Build a module without making arrays; they are `jax.ShapeDtypeStruct`s."""
+    return nnx.eval_shape(lambda: build(cast(nnx.Rngs, _OneKey())))
 
 
 class _OneKey:

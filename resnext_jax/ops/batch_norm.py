@@ -200,7 +200,8 @@ class BatchNorm(nnx.Module):
         bias = self.bias.get_value()
         if self.use_running_average:
             inverse = lax.rsqrt(self.var.get_value() + self.epsilon)
-            centred = x.astype(inverse.dtype) - self.mean.get_value()
+            wide = x.astype(jnp.promote_types(inverse.dtype, x.dtype))
+            centred = wide - self.mean.get_value()
             return (centred * (inverse * scale) + bias).astype(self.dtype)
         num_groups = self._num_groups(x.shape[0])
         y, mean, variance = normalise_groups(

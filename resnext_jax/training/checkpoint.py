@@ -36,9 +36,15 @@ class Checkpoints:
         )
         # Handlers named from the start let shapes be read before arrays are.
         handlers = {item: ocp.StandardCheckpointHandler() for item in (_WEIGHTS, _TRAINING)}
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
+        except OSError as error:
+            raise CheckpointError(
+                f"{self.directory} cannot be used for checkpoints ({error.strerror}); "
+                "move away what is there, or use another --workdir."
+            ) from error
 
     def latest_step(self) -> int | None:
         """Return the step of the newest checkpoint, None where there is none."""

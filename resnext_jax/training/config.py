@@ -68,7 +68,7 @@ def base_config() -> ConfigDict:
     # None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
     config.data.data_dir = config_dict.placeholder(str)
     config.data.image_size = 224
-    # Side of the test crop; None: image_size. Table 5 tests at 320.
+    # Side of the test images; None: image_size. Table 5 tests at 320.
     config.data.eval_image_size = config_dict.placeholder(int)
     config.data.flip = True
     config.data.max_shift = 0  # pixels, see data.augment.shift
@@ -172,15 +172,7 @@ def validate(config: ConfigDict) -> None:
         value = field(config, name)
         if not holds(value):
             raise ConfigError(f"config.{name}={value!r} {allowed}.")
-    model = config.model
-    try:
-        parse_name(model.name)
-    except ValueError as error:
-        raise ConfigError(f"config.model.name: {error}") from error
-    try:
-        resolve(model.name, form=model.form, preactivation=model.preactivation)
-    except ValueError as error:
-        raise ConfigError(f"config.model: {error}") from error
+    _check_model(config.model)
     if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
         raise ConfigError(
             f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
@@ -192,6 +184,16 @@ def validate(config: ConfigDict) -> None:
             "float64 needs double precision turned on: set the environment variable "
             "JAX_ENABLE_X64=1."
         )
+
+
+def _check_model(model: ConfigDict) -> None:
+    where = "config.model.name"
+    try:
+        parse_name(model.name)
+        where = "config.model"  # the name is right: what is left is a combination
+        resolve(model.name, form=model.form, preactivation=model.preactivation)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def field(config: ConfigDict, name: str) -> Any:

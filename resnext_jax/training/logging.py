@@ -24,14 +24,14 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
       WorkdirError: the file is damaged.
     """
     path = workdir / METRICS_FILE
-    if not path.exists():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
     try:
+        lines = path.read_text().splitlines(keepends=True)
         records = [json.loads(line) for line in lines if line.endswith("\n")]
         if not all({"step", "epoch", "split"} <= record.keys() for record in records):
             raise ValueError("a line lacks step, epoch or split")
-    except (ValueError, AttributeError) as error:
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, AttributeError) as error:
         raise WorkdirError(
             f"{path} is damaged ({error}); mend or remove that file, or use another --workdir."
         ) from error
@@ -59,9 +59,7 @@ class RunLog:
         path = workdir / METRICS_FILE
         write_atomically(path, "".join(_line(record) for record in kept))
         self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
         self._bar = tqdm(
             total=num_steps,
             initial=start_step,

@@ -78,7 +78,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
         mesh,
         label_smoothing=config.optimizer.label_smoothing,
     )
-    evaluation = Evaluation(config, graphdef, mesh)
+    evaluation = Evaluation(config, open_split(config, "test"), graphdef, mesh)
 
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     resuming = checkpoints.latest_step() is not None
@@ -110,9 +110,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
             state, metrics = train_step(state, batch)
             window.add(metrics)
             log.advance()
-            stopping = stop.signal_number is not None
+            stop_signal = stop.signal_number  # once: a signal may come at any moment
             place = {"step": step, "epoch": step / epoch_steps}
-            if step in log_steps or stopping:
+            if step in log_steps or stop_signal:
                 rate = float(schedule(step - 1))
                 log.record(place | {"split": "train"} | window.close() | {"learning_rate": rate})
             if step in eval_steps:
@@ -120,10 +120,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
                 log.record(place | {"split": "test", "weights": "raw"} | result.as_record())
             # Saved after it is logged: what a crash between the two leaves in
             # the log is dropped and made again when the run resumes.
-            if step in save_steps or stopping:
+            if step in save_steps or stop_signal:
                 checkpoints.save(state)
-            if stop.signal_number is not None and stopping:
-                raise InterruptedRunError(step, stop.signal_number)
+            if stop_signal:
+                raise InterruptedRunError(step, stop_signal)
             if step in eval_steps or step in save_steps:
                 window.restart_clock()
         if first_host:

@@ -38,19 +38,28 @@ def open_workdir(path: str | os.PathLike[str]) -> Path:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             os.listdir(workdir)
+        # Made now: what stands in the way shall not be told after the training.
+        for name in ("checkpoints", "plots", "tensorboard"):
+            (workdir / name).mkdir(exist_ok=True)
     except OSError as error:
         raise WorkdirError(
-            f"workdir {workdir} cannot be used: {error.strerror}; "
+            f"workdir {workdir} cannot be used: {error.strerror} ({error.filename}); "
             "give a folder you can read and write with --workdir=..."
         ) from error
     return workdir
 
 
 def existing_workdir(path: str | os.PathLike[str]) -> Path:
-    """Check that the folder is there; raises WorkdirError where it is not."""
+    """Check that the folder is there and readable; raises WorkdirError where it is not."""
     workdir = Path(path).absolute()
-    if not workdir.is_dir():
-        raise WorkdirError(f"workdir {workdir} does not exist; give the folder of a run.")
+    try:
+        os.listdir(workdir)
+    except FileNotFoundError:
+        raise WorkdirError(f"workdir {workdir} does not exist; give the folder of a run.") from None
+    except OSError as error:
+        raise WorkdirError(
+            f"workdir {workdir} cannot be read: {error.strerror}; give the folder of a run."
+        ) from error
     return workdir
 
 
@@ -82,11 +91,11 @@ def check_same_run(
       WorkdirError: `config.json` is damaged.
     """
     path = workdir / CONFIG_FILE
-    if not path.exists():
-        return
     try:
         stored = ConfigDict(json.loads(path.read_text()))
         stored_names = set(field_names(stored))
+    except FileNotFoundError:
+        return
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise WorkdirError(
             f"{path} is damaged ({error}); put the run's config back, or use another --workdir."

@@ -15,6 +15,7 @@ from resnext_jax.models.blocks import (
     FORMS,
     Aggregation,
     BlockSpec,
+    BottleneckA,
     BottleneckC,
     Branch,
     Form,
@@ -23,6 +24,7 @@ from resnext_jax.models.blocks import (
 from resnext_jax.models.equivalence import convert_arrays, convert_state, widen_two_layers
 from resnext_jax.models.layers import LayerOptions
 from resnext_jax.models.variables import merge, split
+from resnext_jax.ops import BatchNorm
 from resnext_jax.training.optimizer import sgd
 from tests.numerics import relative_difference, worst_difference
 
@@ -104,7 +106,7 @@ def test_blocks_agree_in_float64(case: tuple[int, int, int, int, int]) -> None:
         assert worst_difference(convert_arrays(stats_form, cardinality, form, "c"), stats) < 1e-9
 
 
-@pytest.mark.parametrize("case", BLOCK_CASES[:2])
+@pytest.mark.parametrize("case", BLOCK_CASES)
 def test_blocks_agree_in_float32(case: tuple[int, int, int, int, int]) -> None:
     with jax.default_matmul_precision("highest"):
         x = images(case[3], "float32")
@@ -151,6 +153,63 @@ def train(model: Any, steps: int, state: Any = None) -> tuple[Any, Any]:
     for _ in range(steps):
         params, batch_stats, state = step(params, batch_stats, state)
     return merge(graphdef, params, batch_stats), state
+
+
+def train_block(block: Any, x: jax.Array) -> tuple[jax.Array, Arrays, Arrays, Any]:
+    """Three SGD steps at rate 0.01; returns the last output, arrays and optimiser state."""
+    graphdef, params, batch_stats = split(block)
+    optimizer = sgd(lambda step: jnp.asarray(0.01), momentum=0.9, nesterov=True, weight_decay=1e-2)
+    state = optimizer.init(params)
+
+    @jax.jit
+    def step(params: Arrays, batch_stats: Arrays, state: Any) -> Any:
+        def loss(params: Arrays) -> tuple[jax.Array, Any]:
+            module = merge(graphdef, params, batch_stats)
+            y = module(x)
+            return jnp.mean(jnp.square(y - 1)), (y, split(module)[2])
+
+        gradients, (y, new_stats) = jax.grad(loss, has_aux=True)(params)
+        updates, new_state = optimizer.update(gradients, state, params)
+        return y, jax.tree.map(jnp.add, params, updates), new_stats, new_state
+
+    for _ in range(3):
+        y, params, batch_stats, state = step(params, batch_stats, state)
+    return y, params, batch_stats, state
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", BLOCK_CASES)
+def test_blocks_train_the_same(case: tuple[int, int, int, int, int]) -> None:
+    """Outputs, parameters, statistics and momentum after three steps with decay."""
+    cardinality, x = case[0], images(case[3], "float64")
+    y, params, stats, state = train_block(block_of(case, "c", "float64"), x)
+    for form in ("a", "b"):
+        y_form, params_form, stats_form, state_form = train_block(
+            block_of(case, form, "float64"), x
+        )
+        assert relative_difference(y_form, y) < 1e-9
+        mapped = convert_arrays(params_form, cardinality, form, "c")
+        assert worst_difference(mapped, params) < 1e-9
+        assert worst_difference(convert_arrays(stats_form, cardinality, form, "c"), stats) < 1e-9
+        momentum = jax.tree.leaves(convert_state(state_form, cardinality, form, "c"))
+        for ours, theirs in zip(momentum, jax.tree.leaves(state), strict=True):
+            assert relative_difference(ours, theirs) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("dtype", "output", "gradient"), [("float64", 1e-9, 1e-9), ("float32", 1e-4, 1e-2)]
+)
+def test_a_whole_network_agrees(dtype: str, output: float, gradient: float) -> None:
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+        x = images(3, dtype)
+        y, dx, gradients, stats = evaluate(small_network("c", dtype), x)
+        for form in ("a", "b"):
+            y_form, dx_form, gradients_form, stats_form = evaluate(small_network(form, dtype), x)
+            assert relative_difference(y_form, y) < output
+            assert relative_difference(dx_form, dx) < gradient
+            mapped = convert_arrays(gradients_form, 3, form, "c")
+            assert worst_difference(mapped, gradients) < gradient
+            assert worst_difference(convert_arrays(stats_form, 3, form, "c"), stats) < output
 
 
 @pytest.mark.usefixtures("float64")
@@ -217,6 +276,59 @@ def test_unlike_branches_have_no_other_form() -> None:
     with pytest.raises(TypeError, match="Aggregation has no form other than its own") as caught:
         convert_form(unlike, "b")
     assert "\n" not in str(caught.value)
+
+
+def test_frozen_stages_stay_frozen() -> None:
+    model = small_network("c", "float32")
+    model.stages["conv2"].eval()
+    for form in ("a", "b", "c"):
+        converted = convert_form(model, form)
+        frozen = {
+            str(path[:2]): norm.use_running_average
+            for path, norm in nnx.iter_modules(converted)
+            if isinstance(norm, BatchNorm)
+        }
+        assert {name for name, value in frozen.items() if value} == {"('stages', 'conv2')"}
+
+
+class _TanhBranch(Branch):
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(super().__call__(x))
+
+
+def unlike_branches(kind: str) -> list[nnx.Module]:
+    rngs = nnx.Rngs(0)
+
+    def branch(cls: type[Branch] = Branch, width: int = 2, strides: int = 1) -> nnx.Module:
+        return cls(BlockSpec(4, 4, 2, width, strides=strides), returns_to_width=True, rngs=rngs)
+
+    others: dict[str, list[nnx.Module]] = {
+        "a convolution": [LayerOptions().conv(4, 4, 3, rngs=rngs)],
+        "another function": [branch(_TanhBranch)],
+        "another width": [branch(width=3)],
+        "another stride": [branch(strides=2)],
+        "one too many": [branch(), branch()],
+    }
+    return [branch(), *others[kind]]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["a convolution", "another function", "another width", "another stride", "one too many"],
+)
+def test_a_block_over_unlike_branches_has_no_other_form(kind: str) -> None:
+    block = BLOCKS["a"](BlockSpec(4, 4, 2, 2), rngs=nnx.Rngs(0))
+    assert isinstance(block, BottleneckA)
+    block.aggregation = Aggregation(unlike_branches(kind))
+    with pytest.raises(TypeError, match="only a sum over branches of one topology") as caught:
+        convert_form(block, "b")
+    assert "\n" not in str(caught.value)
+
+
+def test_preactivation_networks_have_one_form() -> None:
+    model = create_model("resnext11_2x2d", preactivation=True, template_width=8, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match="pre-activation networks exist in form c only"):
+        convert_form(model, "a")
 
 
 def test_unknown_forms_are_refused() -> None:

@@ -20,43 +20,43 @@ def parameters(name: str, num_classes: int = 1000) -> int:
     return sum(array.size for array in split(abstract_model(name, num_classes))[1].values())
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [
-        ("resnet50", 25_557_032),
-        ("resnext50_2x40d", 25_425_000),
-        ("resnext50_4x24d", 25_292_968),
-        ("resnext50_8x14d", 25_603_016),
-        ("resnext50_32x4d", 25_028_904),
-        ("resnet101", 44_549_160),
-        ("resnext101_2x40d", 44_456_296),
-        ("resnext101_4x24d", 44_363_432),
-        ("resnext101_8x14d", 45_104_328),
-        ("resnext101_32x4d", 44_177_704),
-        ("resnext101_2x64d", 84_198_184),
-        ("resnext101_64x4d", 83_455_272),
-        ("resnext101_32x8d", 88_791_336),
-        ("resnet101_1x100d", 85_611_336),
-        ("resnet152", 60_192_808),
-        ("resnet200", 64_666_152),
-    ],
-)
+IMAGENET_PARAMETERS = [
+    ("resnet50", 25_557_032),
+    ("resnext50_2x40d", 25_425_000),
+    ("resnext50_4x24d", 25_292_968),
+    ("resnext50_8x14d", 25_603_016),
+    ("resnext50_32x4d", 25_028_904),
+    ("resnet101", 44_549_160),
+    ("resnext101_2x40d", 44_456_296),
+    ("resnext101_4x24d", 44_363_432),
+    ("resnext101_8x14d", 45_104_328),
+    ("resnext101_32x4d", 44_177_704),
+    ("resnext101_2x64d", 84_198_184),
+    ("resnext101_64x4d", 83_455_272),
+    ("resnext101_32x8d", 88_791_336),
+    ("resnet101_1x100d", 85_611_336),
+    ("resnet152", 60_192_808),
+    ("resnet200", 64_666_152),
+]
+
+
+@pytest.mark.parametrize(("name", "count"), IMAGENET_PARAMETERS)
 def test_golden_parameter_counts_of_imagenet_networks(name: str, count: int) -> None:
     assert parameters(name) == count
 
 
-@pytest.mark.parametrize(
-    ("name", "classes", "count"),
-    [
-        ("resnext29_8x64d", 10, 34_426_698),
-        ("resnext29_16x64d", 10, 68_155_210),
-        ("resnext29_32x4d", 10, 4_775_754),
-        ("wide_resnet28_10", 10, 36_479_194),
-        ("wide_resnet28_10", 100, 36_536_884),
-        ("resnext29_8x64d", 100, 34_518_948),
-        ("resnext29_16x64d", 100, 68_247_460),
-    ],
-)
+CIFAR_PARAMETERS = [
+    ("resnext29_8x64d", 10, 34_426_698),
+    ("resnext29_16x64d", 10, 68_155_210),
+    ("resnext29_32x4d", 10, 4_775_754),
+    ("wide_resnet28_10", 10, 36_479_194),
+    ("wide_resnet28_10", 100, 36_536_884),
+    ("resnext29_8x64d", 100, 34_518_948),
+    ("resnext29_16x64d", 100, 68_247_460),
+]
+
+
+@pytest.mark.parametrize(("name", "classes", "count"), CIFAR_PARAMETERS)
 def test_golden_parameter_counts_of_cifar_networks(name: str, classes: int, count: int) -> None:
     assert parameters(name, classes) == count
 

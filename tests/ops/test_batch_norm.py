@@ -184,3 +184,13 @@ def test_refuses_groups_that_do_not_fit() -> None:
 def test_refuses_a_single_value_a_channel() -> None:
     with pytest.raises(ValueError, match="at least two values"):
         BatchNorm(5, group_size=1)(jnp.ones((6, 1, 1, 5)))
+
+
+@pytest.mark.usefixtures("float64")
+def test_evaluation_does_not_narrow_its_input() -> None:
+    norm = BatchNorm(1, dtype=jnp.float64)  # statistics in float32
+    norm.eval()
+    x = 1e3 + np.random.default_rng(0).normal(size=(4, 2, 2, 1))
+    exact = x / np.sqrt(np.float32(1) + np.float32(1e-5))
+    # Float32 would round each x by up to 3e-5.
+    assert np.ptp(np.asarray(norm(jnp.asarray(x))) / exact) < 1e-12

@@ -132,13 +132,13 @@ def test_tensorboard_has_every_number_by_split(tmp_path: Path) -> None:
     assert scalars(tmp_path) == pytest.approx(expected, rel=1e-6)
 
 
-def test_tensorboard_is_told_which_steps_are_repeated(tmp_path: Path) -> None:
-    write(tmp_path, [train_record(1), train_record(2)])
-    assert not [event for event in events(tmp_path) if event.HasField("session_log")]
-    write(tmp_path, [train_record(2)], start_step=1)
+@pytest.mark.parametrize("start_step", [0, 1, 7])
+def test_tensorboard_is_told_which_steps_are_repeated(tmp_path: Path, start_step: int) -> None:
+    """From the start too: a crash before the first checkpoint leaves points to be replaced."""
+    write(tmp_path, [train_record(start_step + 1)], start_step=start_step)
     restarts = [event for event in events(tmp_path) if event.HasField("session_log")]
     assert [(event.step, event.session_log.status) for event in restarts] == [
-        (2, SessionLog.SessionStatus.Value("START"))
+        (start_step + 1, SessionLog.SessionStatus.Value("START"))
     ]
 
 
@@ -225,5 +225,11 @@ def test_mean_metrics_adds_up_in_double_precision() -> None:
 @pytest.mark.parametrize("text", ["garbage\n", "3\n", '{"epoch": 1.0, "split": "train"}\n'])
 def test_a_damaged_log_is_one_sentence(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(WorkdirError, match=r"metrics\.jsonl is damaged"):
+        read_metrics(tmp_path)
+
+
+def test_a_log_of_binary_rubbish_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(bytes(range(256)))
     with pytest.raises(WorkdirError, match=r"metrics\.jsonl is damaged"):
         read_metrics(tmp_path)

@@ -11,6 +11,7 @@ from resnext_jax.evaluation.evaluator import make_eval_step
 from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops import grouped_conv
+from resnext_jax.ops.grouped_conv import Implementation
 from tests.numerics import worst_difference
 from tests.training.tiny import TRANSFORM, TinyRun, tiny_batch, tiny_model
 
@@ -89,9 +90,10 @@ def test_is_sgd_on_the_mean_loss() -> None:
     assert int(run.state.step) == 1
 
 
-@pytest.mark.parametrize("group", [4, 32])
-def test_compiled_steps_gather_nothing(group: int) -> None:
-    run = TinyRun(8, group, dtype="float32")
+@pytest.mark.parametrize(("group", "implementation"), [(4, "native"), (32, "auto")])
+def test_compiled_steps_gather_nothing(group: int, implementation: Implementation) -> None:
+    """Also with grouped convolutions left to XLA, which gathers for them by itself (below)."""
+    run = TinyRun(8, group, dtype="float32", conv_implementation=implementation)
     train = run.step.lower(run.state, run.batch()).compile().as_text()  # type: ignore[attr-defined]
     assert "all-reduce" in train
     assert "all-gather" not in train

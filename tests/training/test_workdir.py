@@ -23,7 +23,8 @@ def test_makes_the_folder_and_its_parents(tmp_path: Path) -> None:
     workdir = open_workdir(tmp_path / "a" / "b")
     assert workdir == tmp_path / "a" / "b"
     assert workdir.is_dir()
-    assert list(workdir.iterdir()) == []
+    left = {path.name for path in workdir.iterdir()}
+    assert left == {"checkpoints", "plots", "tensorboard"}
 
 
 def test_opens_a_folder_that_is_there(tmp_path: Path) -> None:
@@ -56,12 +57,11 @@ def test_folder_that_cannot_be_made(tmp_path: Path, below: str) -> None:
 
 def test_folder_that_should_be_there(tmp_path: Path) -> None:
     assert existing_workdir(tmp_path) == tmp_path
-    (tmp_path / "file").write_text("")
-    for missing in (tmp_path / "none", tmp_path / "file"):
-        with pytest.raises(WorkdirError, match="does not exist") as error:
-            existing_workdir(missing)
-        assert str(missing) in str(error.value)
-    assert not (tmp_path / "none").exists()
+    missing = tmp_path / "none"
+    with pytest.raises(WorkdirError, match="does not exist") as error:
+        existing_workdir(missing)
+    assert str(missing) in str(error.value)
+    assert not missing.exists()
 
 
 def test_write_atomically_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -193,3 +193,18 @@ def test_sections_can_be_compared_alone(tmp_path: Path) -> None:
     config.data.flip = False
     with pytest.raises(ConfigError, match=r"data\.flip is False, was True\)"):
         check_same_run(config, tmp_path, sections=("model", "data"))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "plots", "tensorboard"])
+def test_a_file_in_the_way_is_told_at_the_start(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("in the way")
+    with pytest.raises(WorkdirError, match=f"cannot be used: File exists .*{name}"):
+        open_workdir(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    """A file for a folder: as root, which tests may run as, any folder can be read."""
+    path = tmp_path / "file"
+    path.write_text("")
+    with pytest.raises(WorkdirError, match="cannot be read: Not a directory"):
+        existing_workdir(path)

@@ -11,6 +11,7 @@ from resnext_jax.data.augment import Batch, DeviceTransform
 from resnext_jax.models import create_model
 from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import split
+from resnext_jax.ops.grouped_conv import Implementation
 from resnext_jax.training.mesh import (
     MEMBER_AXIS,
     batch_sharding,
@@ -30,11 +31,13 @@ def tiny_model(
     bn_group_size: int | None,
     bn_axis_name: str | None = MEMBER_AXIS,
     form: Form = "c",
+    conv_implementation: Implementation = "auto",
 ) -> nnx.Module:
     return create_model(
         "resnext11_2x4d",
         num_classes=CLASSES,
         form=form,
+        conv_implementation=conv_implementation,
         stem_width=8,
         template_width=16,
         rngs=nnx.Rngs(0),
@@ -67,11 +70,14 @@ class TinyRun:
         learning_rate: float = 0.1,
         weight_decay: float = 1e-4,
         form: Form = "c",
+        conv_implementation: Implementation = "auto",
     ):
         """Build mesh, state and step."""
         self.batch_size = batch_size
         self.mesh: Mesh = make_mesh(batch_size, bn_group_size, jax.devices()[:devices])
-        self.graphdef, params, batch_stats = split(tiny_model(dtype, bn_group_size, form=form))
+        self.graphdef, params, batch_stats = split(
+            tiny_model(dtype, bn_group_size, form=form, conv_implementation=conv_implementation)
+        )
         optimizer: optax.GradientTransformation = sgd(
             lambda step: jnp.asarray(learning_rate),
             momentum=0.9,
