@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 
-.PHONY: install demo test test-all lint format notebooks
+.PHONY: install demo test test-all lint format check-notebooks notebooks
 
 install: $(STAMP)
 
@@ -40,15 +40,20 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Executes every notebook into build/notebooks, after checking that its cells are those of its .py
-# twin. To change a notebook, edit the .py and run: jupytext --to ipynb --execute notebooks/NAME.py
-notebooks: install
+# A notebook's cells must be those of its .py twin. To change a notebook, edit the .py and run:
+# jupytext --to ipynb --execute notebooks/NAME.py
+check-notebooks: install
 	@mkdir -p build/notebooks
 	@for name in $(NOTEBOOKS); do \
 		$(BIN)/jupytext --quiet --to py:percent --output - notebooks/$$name.ipynb \
 			| sed -n '/^# %%/,$$p' > build/notebooks/$$name.py; \
 		sed -n '/^# %%/,$$p' notebooks/$$name.py | diff build/notebooks/$$name.py - \
 			|| { echo "error: the cells of notebooks/$$name.ipynb and .py differ"; exit 1; }; \
+	done
+
+# Executes every notebook into build/notebooks.
+notebooks: check-notebooks
+	@for name in $(NOTEBOOKS); do \
 		echo "executing $$name"; \
 		$(BIN)/python -m nbconvert --log-level ERROR --to notebook --execute \
 			--output-dir build/notebooks notebooks/$$name.ipynb || exit 1; \
