@@ -49,6 +49,12 @@ class BlockSpec:
         """Channels of the bottleneck, C * d."""
         return self.cardinality * self.group_width
 
+    @property
+    def projects(self) -> bool:
+        """Whether the shortcut is a projection, because width or size change."""
+        changes = self.strides != 1 or self.in_features != self.out_features
+        return self.residual and changes
+
 
 class Aggregation(nnx.Module):
     """A sum of transformations of one input (paper Eqn. 2, in the general form of Eqn. 3).
@@ -107,8 +113,7 @@ class _Residual(nnx.Module):
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
         self.spec = spec
         self.norm3 = spec.options.norm(spec.out_features)
-        projects = spec.residual and (spec.strides != 1 or spec.in_features != spec.out_features)
-        self.shortcut = projection(spec, rngs=rngs) if projects else None
+        self.shortcut = projection(spec, rngs=rngs) if spec.projects else None
 
     def transform(self, x: jax.Array) -> jax.Array:
         """Apply the residual function up to its last convolution."""

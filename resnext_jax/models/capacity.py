@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from jax.extend import core
 
 from resnext_jax.models.registry import create_model, parse_name
-from resnext_jax.models.variables import merge, split
+from resnext_jax.models.variables import merge, skeleton, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +102,9 @@ def complexity(
     image_size = (224 if imagenet else 32) if image_size is None else image_size
     num_classes = (1000 if imagenet else 10) if num_classes is None else num_classes
     # The native lowering keeps every layer one operation of the traced network.
-    model = nnx.eval_shape(
-        lambda: create_model(
-            name,
-            num_classes=num_classes,
-            rngs=nnx.Rngs(0),
-            conv_implementation="native",
-            **options,
+    model = skeleton(
+        lambda rngs: create_model(
+            name, num_classes=num_classes, rngs=rngs, conv_implementation="native", **options
         )
     )
     model.eval()
@@ -169,7 +165,7 @@ def _equations(jaxpr: Any, origin: dict[Any, str]) -> Iterator[tuple[Any, dict[A
             inherited = {
                 variable: origin[outer]
                 for variable, outer in pairs
-                if hasattr(outer, "count") and outer in origin
+                if isinstance(outer, core.Var) and outer in origin
             }
             yield from _equations(closed, inherited)
         elif equation.primitive.name in ("conv_general_dilated", "dot_general"):

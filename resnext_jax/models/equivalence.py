@@ -164,21 +164,28 @@ def _joined(arrays: Mapping[str, jax.Array], cardinality: int, source: Form) -> 
     """Form `source` to form c."""
     if source == "c":
         return dict(arrays)
-    pattern = re.compile(rf"(|.*\.){re.escape(_PREFIX[source])}\.0\.({_BRANCHED[source]})\.(\w+)")
-    of_branches = re.compile(rf"(?:.*\.)?{re.escape(_PREFIX[source])}\.\d+\.")
+    return _join_branches(arrays, cardinality, _PREFIX[source], _AXIS, into="")
+
+
+def _join_branches(
+    arrays: Mapping[str, jax.Array],
+    cardinality: int,
+    prefix: str,
+    axes: Mapping[str, int],
+    *,
+    into: str,
+) -> Arrays:
+    """Join what stands below `prefix.0`, `prefix.1`, ..., under the name `into`."""
+    of_branch = re.compile(rf"(|.*\.){re.escape(prefix)}\.(\d+)\.(.+)")
     joined: Arrays = {}
     for name, array in arrays.items():
-        match = pattern.fullmatch(name)
-        if match:
-            block, layer, what = match.groups()
-            parts = [
-                arrays[f"{block}{_PREFIX[source]}.{branch}.{layer}.{what}"]
-                for branch in range(cardinality)
-            ]
-            leaf = f"{layer}.{what}"
-            joined[f"{block}{leaf}"] = jnp.concatenate(parts, axis=_AXIS.get(leaf, 0))
-        elif not of_branches.match(name):
+        match = of_branch.fullmatch(name)
+        if match is None:
             joined[name] = array
+        elif match[2] == "0":
+            block, _, leaf = match.groups()
+            parts = [arrays[f"{block}{prefix}.{branch}.{leaf}"] for branch in range(cardinality)]
+            joined[f"{block}{into}{leaf}"] = jnp.concatenate(parts, axis=axes.get(leaf, 0))
     return joined
 
 
@@ -203,20 +210,12 @@ def _cut(arrays: Mapping[str, jax.Array], cardinality: int, to: Form) -> Arrays:
 def widen_two_layers(block: TwoLayerA) -> TwoLayerDense:
     """Turn Figure 4's aggregation of depth 2 into the dense block that it equals."""
     axes = {"conv1.kernel": 3, "conv2.kernel": 2}
-    prefix = "aggregation.branches"
-
-    def join(arrays: Arrays) -> Arrays:
-        joined = {name: a for name, a in arrays.items() if not name.startswith(prefix)}
-        for name in arrays:
-            if name.startswith(f"{prefix}.0."):
-                leaf = name.removeprefix(f"{prefix}.0.")
-                parts = [arrays[f"{prefix}.{i}.{leaf}"] for i in range(block.spec.cardinality)]
-                joined[f"wide.{leaf}"] = jnp.concatenate(parts, axis=axes.get(leaf, 0))
-        return joined
-
-    _, params, batch_stats = split(block)
+    converted = (
+        _join_branches(tree, block.spec.cardinality, _PREFIX["a"], axes, into="wide.")
+        for tree in split(block)[1:]
+    )
     graphdef, *_ = split(skeleton(lambda rngs: TwoLayerDense(block.spec, rngs=rngs)))
-    return _with_modes_of(block, merge(graphdef, join(params), join(batch_stats)))
+    return _with_modes_of(block, merge(graphdef, *converted))
 
 
 def _with_modes_of(model: Any, result: Any) -> Any:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from resnext_jax.models.blocks import BlockSpec
 from resnext_jax.models.layers import pool_and_classify
-from resnext_jax.models.resnext import NetworkSpec
+from resnext_jax.models.resnext import NetworkSpec, apply_stages
 
 
 class _PreActBlock(nnx.Module):
@@ -28,12 +28,11 @@ class _PreActBlock(nnx.Module):
         """
         self.spec = spec
         self.norm1 = spec.options.norm(spec.in_features) if activates else None
-        projects = spec.residual and (spec.strides != 1 or spec.in_features != spec.out_features)
         self.shortcut = (
             spec.options.conv(
                 spec.in_features, spec.out_features, 1, strides=spec.strides, rngs=rngs
             )
-            if projects
+            if spec.projects
             else None
         )
 
@@ -117,12 +116,9 @@ class PreActResNeXt(nnx.Module):
           As `ResNeXt.features`.
         """
         x = self.spec.architecture.apply_stem(self.stem, images)
-        maps = {}
-        for name, blocks in self.stages.items():
-            for block in blocks:
-                x = block(x)
-            maps[name] = x
-        maps[name] = nnx.relu(self.norm(x))
+        maps = apply_stages(self.stages, x)
+        *_, last = maps
+        maps[last] = nnx.relu(self.norm(maps[last]))
         return maps
 
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ one size share their widths, and each halving of the map doubles them.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import jax
@@ -87,6 +88,18 @@ class NetworkSpec:
     options: LayerOptions = dataclasses.field(default_factory=LayerOptions)
 
 
+def apply_stages(
+    stages: Mapping[str, Iterable[Callable[[jax.Array], jax.Array]]], x: jax.Array
+) -> dict[str, jax.Array]:
+    """Run the stages' blocks one after another; returns the map at the end of each stage."""
+    maps = {}
+    for name, blocks in stages.items():
+        for block in blocks:
+            x = block(x)
+        maps[name] = x
+    return maps
+
+
 class ResNeXt(nnx.Module):
     """A ResNeXt (or ResNet, C = 1) classifier."""
 
@@ -115,12 +128,7 @@ class ResNeXt(nnx.Module):
           compute dtype.
         """
         x = self.spec.architecture.apply_stem(self.stem, images)
-        maps = {}
-        for name, blocks in self.stages.items():
-            for block in blocks:
-                x = block(x)
-            maps[name] = x
-        return maps
+        return apply_stages(self.stages, x)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Classify.
