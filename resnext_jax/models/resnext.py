@@ -14,6 +14,7 @@ from flax import nnx
 
 from resnext_jax.models.blocks import BLOCKS, BlockSpec, Bottleneck, Form
 from resnext_jax.models.layers import ConvNorm, LayerOptions, pool_and_classify
+from resnext_jax.ops.pooling import max_pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Architecture:
         """Convolve, normalise, rectify, and pool where the stem does."""
         x = nnx.relu(stem(images))
         if self.stem == "imagenet":
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = max_pool(x, window=3, strides=2, padding=1)
         return x
 
 

@@ -26,9 +26,9 @@ def normalise_groups(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalise each group of consecutive images by its own statistics, then scale and shift.
 
-    The gradient is written by hand: the one that JAX derives sums over
-    positions in loops that XLA does not vectorise on the CPU. It flows to x,
-    scale and bias through the first result only. (Reverse mode only.)
+    The gradient is written by hand: fewer passes over memory than the one that
+    JAX derives, and sums that XLA runs fast on the CPU. It flows to x, scale and
+    bias through the first result only. (Reverse mode only.)
 
     Args:
       x: `[N, ..., C]`.
@@ -82,7 +82,7 @@ def _backward(
     dy = cotangents[0].reshape(grouped.shape)
     centred = grouped - mean
     sum_dy = _channel_sums(dy)
-    sum_dy_normalised = _channel_sums(dy * centred) * inverse
+    sum_dy_normalised = _channel_sums_of_product(dy, centred) * inverse
     # Where the output moves, so do the statistics it was normalised by: x's
     # gradient has no component along the mean and the deviation of its group.
     mean_dy = sum_dy / grouped.shape[1]
@@ -107,12 +107,28 @@ def _grouped(x: jax.Array, num_groups: int) -> jax.Array:
 
 def _channel_sums(x: jax.Array) -> jax.Array:
     """Sum `[G, M, C]` over M, to `[G, 1, C]`."""
-    if jax.default_backend() != "cpu":
-        return x.sum(axis=1, keepdims=True)
-    # On the CPU a product with ones: four to five times faster than XLA's sum
-    # over rows where that is fused with other work (docs/results.md).
-    ones = jnp.ones((1, x.shape[1]), x.dtype)
-    return jnp.einsum("om,gmc->goc", ones, x, precision=lax.Precision.HIGHEST)
+    return x.sum(axis=1, keepdims=True)
+
+
+def _channel_sums_of_product(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Sum the product of two `[G, M, C]` over M, to `[G, 1, C]`."""
+    product = x * y
+    if jax.default_backend() == "cpu":
+        # XLA's CPU library takes a product and its sum together, and is then
+        # some thirty times slower than memory (docs/performance.md). Adding
+        # distant parts first, in ordinary loops, keeps the two apart.
+        while product.shape[1] > _ROWS_LEFT_TO_SUM:
+            rows = product.shape[1]
+            parts = next((n for n in _PARTS if rows % n == 0), None)
+            if parts is None:
+                break
+            product = sum(jnp.split(product, parts, axis=1)[1:], start=product[:, : rows // parts])
+    return _channel_sums(product)
+
+
+# In how many parts rows are added up: maps of 224-pixel images have rows in sevens.
+_PARTS = (7, 8, 5, 3, 2)
+_ROWS_LEFT_TO_SUM = 1024
 
 
 def _members(axis_name: str | None) -> int:

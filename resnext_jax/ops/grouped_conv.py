@@ -166,7 +166,11 @@ def _matmul(
             "implementation 'matmul' is for 1x1 convolutions without groups or padding, "
             f"got a {kernel.shape[0]}x{kernel.shape[1]} kernel, groups={groups}, padding={padding}."
         )
-    return jnp.einsum("nhwi,io->nhwo", x[:, :: strides[0], :: strides[1]], kernel[0, 0])
+    x = x[:, :: strides[0], :: strides[1]]
+    # On two axes and not on four: the gradients that JAX derives from a product
+    # over [N, H, W] make XLA copy maps into transposed layouts on the CPU.
+    rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    return rows.reshape(*x.shape[:3], kernel.shape[3])
 
 
 def _is_pointwise(kernel: jax.Array, padding: Padding) -> bool:

@@ -1,0 +1,115 @@
+"""Max-pooling with a gradient of its own.
+
+XLA derives `select-and-scatter` for it, which is slow on the CPU and which its
+deterministic mode on GPUs refuses to compile. Here the forward pass notes which
+element of each window was the largest, and the backward pass adds up, for each
+input element, the windows that chose it: no scatter anywhere.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: int = 1) -> jax.Array:
+    """Take the maximum of square windows (the pool behind the stem, paper Table 1).
+
+    Of equal elements the first one, by rows, gets the gradient, as in Torch.
+    (Reverse mode only.)
+
+    Args:
+      x: `[N, H, W, C]`, floating point.
+      window: height and width of a window.
+      strides: step from window to window, both ways.
+      padding: elements before and after, both ways, that never are the maximum.
+
+    Returns:
+      `[N, H', W', C]` with `H' = (H + 2 * padding - window) // strides + 1`.
+
+    Raises:
+      ValueError: the padding is as wide as the window, or the window does not fit.
+    """
+    if padding >= window:
+        raise ValueError(f"a padding of {padding} must be less than the window of {window}.")
+    if min(x.shape[1:3]) + 2 * padding < window:
+        raise ValueError(
+            f"a window of {window} does not fit into x of shape {x.shape} with padding {padding}."
+        )
+    return _max_pool(x, window, strides, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _max_pool(x: jax.Array, window: int, strides: int, padding: int) -> jax.Array:
+    return _forward(x, window, strides, padding)[0]
+
+
+def _forward(
+    x: jax.Array, window: int, strides: int, padding: int
+) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
+    taps = _taps(x, window, strides, padding)
+    _, largest = next(taps)
+    chosen = jnp.zeros(largest.shape, _index_dtype(window))
+    for tap, values in taps:
+        chosen = jnp.where(values > largest, jnp.asarray(tap, chosen.dtype), chosen)
+        largest = jnp.maximum(largest, values)
+    return largest, (chosen, x.shape)
+
+
+def _backward(
+    window: int,
+    strides: int,
+    padding: int,
+    residuals: tuple[jax.Array, tuple[int, ...]],
+    dy: jax.Array,
+) -> tuple[jax.Array]:
+    chosen, shape = residuals
+    images, height, width, channels = shape
+    # Input elements fall into strides x strides phases. Those of one phase are
+    # at the same places of their windows, so that each place gives a shifted
+    # copy of `dy`, zero where the window chose another.
+    sizes = [-(-(size + 2 * padding) // strides) for size in (height, width)]
+
+    def phase(first_row: int, first_column: int) -> jax.Array:
+        total = jnp.zeros((images, *sizes, channels), dy.dtype)
+        for row in range(first_row, window, strides):
+            for column in range(first_column, window, strides):
+                given = jnp.where(chosen == row * window + column, dy, 0)
+                offsets = (row // strides, column // strides)
+                pads = [
+                    (offset, size - offset - given.shape[axis])
+                    for axis, offset, size in zip((1, 2), offsets, sizes, strict=True)
+                ]
+                total = total + jnp.pad(given, ((0, 0), *pads, (0, 0)))
+        return total
+
+    rows = [
+        jnp.stack([phase(row, column) for column in range(strides)], axis=3)
+        for row in range(strides)
+    ]
+    padded = jnp.stack(rows, axis=2).reshape(
+        images, sizes[0] * strides, sizes[1] * strides, channels
+    )
+    return (padded[:, padding : padding + height, padding : padding + width],)
+
+
+_max_pool.defvjp(_forward, _backward)
+
+
+def _taps(x: jax.Array, window: int, strides: int, padding: int) -> Iterator[tuple[int, jax.Array]]:
+    """Yield the elements at each place of the windows, `[N, H', W', C]`, by rows."""
+    border = (padding, padding)
+    padded = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
+    last_row, last_column = ((size - window) // strides * strides + 1 for size in padded.shape[1:3])
+    for row in range(window):
+        for column in range(window):
+            yield (
+                row * window + column,
+                padded[:, row : row + last_row : strides, column : column + last_column : strides],
+            )
+
+
+def _index_dtype(window: int) -> np.dtype:
+    return np.min_scalar_type(window * window - 1)

@@ -1,0 +1,69 @@
+"""Max-pooling against Flax's and against a loop over windows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from resnext_jax.ops.pooling import max_pool
+
+
+def random(shape: tuple[int, ...]) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (5, 6), (1, 2)])
+@pytest.mark.parametrize(
+    ("window", "strides", "padding"), [(3, 2, 1), (2, 2, 0), (3, 3, 1), (3, 1, 1), (2, 3, 1)]
+)
+def test_values_and_gradient_are_those_of_xlas_own(
+    size: tuple[int, int], window: int, strides: int, padding: int
+):
+    x = random((2, *size, 3))
+    if min(size) + 2 * padding < window:
+        pytest.skip("the window does not fit")
+
+    def own(x: jax.Array) -> jax.Array:
+        return max_pool(x, window=window, strides=strides, padding=padding)
+
+    def xlas(x: jax.Array) -> jax.Array:
+        return nnx.max_pool(
+            x, (window, window), (strides, strides), ((padding, padding), (padding, padding))
+        )
+
+    y, pull = jax.vjp(own, x)
+    expected, expected_pull = jax.vjp(xlas, x)
+    np.testing.assert_array_equal(y, expected)
+    dy = random(y.shape) + 3
+    np.testing.assert_allclose(pull(dy)[0], expected_pull(dy)[0], rtol=1e-12)
+
+
+def test_first_of_equal_elements_gets_the_gradient():
+    x = jnp.zeros((1, 4, 4, 1))
+    dx = jax.grad(lambda x: max_pool(x, window=2, strides=2, padding=0).sum())(x)
+    first = [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    np.testing.assert_array_equal(dx[0, :, :, 0], first)
+
+
+def test_nan_reaches_the_result():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
+    assert jnp.isnan(max_pool(x)).any()
+
+
+def test_bfloat16_stays():
+    assert jax.eval_shape(max_pool, jnp.zeros((1, 8, 8, 2), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_gradient_has_no_scatter():
+    x = jnp.zeros((1, 8, 8, 2))
+    compiled = jax.jit(jax.grad(lambda x: max_pool(x).sum())).lower(x).compile().as_text()
+    assert "scatter(" not in compiled
+
+
+def test_window_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="does not fit"):
+        max_pool(jnp.zeros((1, 2, 2, 1)), window=5, padding=1)
+    with pytest.raises(ValueError, match="must be less than"):
+        max_pool(jnp.zeros((1, 2, 2, 1)), window=2, padding=2)
