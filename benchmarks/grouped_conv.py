@@ -1,20 +1,27 @@
-"""Time the 3x3 convolutions of a ResNeXt in every lowering of `grouped_conv`.
+"""Time the 3x3 convolutions of ResNeXts in every lowering of `grouped_conv`.
 
     python benchmarks/grouped_conv.py --network resnext29_8x64d --batch 8
+    python benchmarks/grouped_conv.py --network resnext50_32x4d resnext101_64x4d --batch 64 \
+        --dtype bfloat16 --pack-channels 64 128
 
 Each is timed forward and for both gradients, beside a dense convolution (one
 group, fewer channels) of the same map size and exactly as many multiply-adds:
-what the layer would cost if grouping cost nothing.
+what the layer would cost if grouping cost nothing. Where PyTorch is installed
+and computes on the same device, its grouped convolution (channels last) is
+timed in turn with ours.
 """
 
 import argparse
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import importlib
-import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -24,59 +31,18 @@ import numpy as np
 # Run as a file, Python looks for modules beside it and not in the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import measure
-from resnext_jax.models.registry import parse_name
+from benchmarks import measure, torch_device
+from benchmarks.conv_layers import Layer, layers_of
 from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
 
 # By name, because the package's attribute of that name is the function.
 _LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
 
-# Height and width of the maps in the first stage, for images of 224 and of 32 pixels.
-_FIRST_MAP = {"imagenet": 56, "cifar": 32}
-
 _PASSES = ("forward", "input grad", "kernel grad")
 
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """A 3x3 convolution of a network.
-
-    Attributes:
-      stage: "conv2", "conv3", ...
-      size: height and width of its input.
-      channels: of input and output.
-      groups: the cardinality.
-      strides: 1 or 2, both ways.
-      uses: how many such convolutions the network has.
-    """
-
-    stage: str
-    size: int
-    channels: int
-    groups: int
-    strides: int
-    uses: int
-
-    @property
-    def label(self) -> str:
-        """Stage, input shape and stride."""
-        stride = f" /{self.strides}" if self.strides > 1 else ""
-        return f"{self.stage} {self.size}x{self.size}x{self.channels}{stride}"
-
-    @property
-    def dense_widths(self) -> tuple[int, int]:
-        """Input and output channels of the dense convolution with as many multiply-adds.
-
-        The two factors nearest to each other: equal widths would seldom be whole.
-        """
-        product = self.channels * self.channels // self.groups
-        width = next(w for w in range(math.isqrt(product), 0, -1) if product % w == 0)
-        return width, product // width
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds an image, of any of the three passes."""
-        return (self.size // self.strides) ** 2 * 9 * self.channels**2 // self.groups
+# Names of columns.
+_DENSE = "dense"
+_TORCH = "torch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,31 +62,32 @@ class Variant:
     pack_channels: int | None = None
 
 
+Operands = tuple[jax.Array, jax.Array, jax.Array]
+Run = Callable[[], Any]
+Key = tuple[str, str]  # pass and variant
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """The time of one pass through one layer, by variant."""
+    """The time of one pass through one layer, by variant.
 
+    Attributes:
+      network: of the layer.
+      layer: what was computed.
+      direction: which pass.
+      timings: of the variants that worked.
+      failures: why the others did not.
+    """
+
+    network: str
     layer: Layer
     direction: str
     timings: dict[str, measure.Timing]
+    failures: dict[str, str]
 
-
-def layers_of(network: str) -> list[Layer]:
-    """List the network's different 3x3 convolutions, without the stem, at its usual image size."""
-    architecture = parse_name(network)
-    size = _FIRST_MAP[architecture.stem]
-    layers = []
-    for stage, blocks in enumerate(architecture.blocks):
-        channels = architecture.cardinality * architecture.group_width * 2**stage
-        shape = (channels, architecture.cardinality)
-        name = f"conv{stage + 2}"
-        if stage > 0:
-            layers.append(Layer(name, size, *shape, strides=2, uses=1))
-            size //= 2
-        same_size = blocks - 1 if stage > 0 else blocks
-        if same_size:
-            layers.append(Layer(name, size, *shape, strides=1, uses=same_size))
-    return layers
+    def cell(self, name: str) -> str:
+        """Return a variant's cell of the table."""
+        return self.timings[name].cell() if name in self.timings else "failed"
 
 
 def variants_of(
@@ -128,24 +95,17 @@ def variants_of(
 ) -> list[Variant]:
     """List what to compare, the dense convolution first."""
     return [
-        Variant("dense", "native", dense=True),
+        Variant(_DENSE, "native", dense=True),
         *(Variant(name, name) for name in implementations),
         *(Variant(f"packed@{width}", "packed", pack_channels=width) for width in pack_channels),
     ]
 
 
-def compile_pass(
-    layer: Layer, variant: Variant, direction: str, batch: int, dtype: str
-) -> Callable[[], jax.Array]:
-    """Compile one pass through a layer, on random inputs."""
-    inputs, outputs = layer.dense_widths if variant.dense else (layer.channels, layer.channels)
+def trace_pass(
+    layer: Layer, variant: Variant, direction: str, operands: Operands
+) -> jax.stages.Lowered:
+    """Trace one pass through a layer, ready to be compiled."""
     groups = 1 if variant.dense else layer.groups
-    out_size = layer.size // layer.strides
-    operands = (
-        _random((batch, layer.size, layer.size, inputs), dtype),
-        _random((3, 3, inputs // groups, outputs), dtype),
-        _random((batch, out_size, out_size, outputs), dtype),
-    )
 
     def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return grouped_conv(
@@ -164,9 +124,19 @@ def compile_pass(
         input_gradient, kernel_gradient = jax.vjp(conv, x, kernel)[1](cotangent)
         return input_gradient if direction == "input grad" else kernel_gradient
 
-    with _narrowest_pack(variant.pack_channels, dtype):
-        compiled = jax.jit(run).lower(*operands).compile()
-    return lambda: compiled(*operands)
+    with _narrowest_pack(variant.pack_channels, operands[0].dtype.name):
+        return jax.jit(run).lower(*operands)
+
+
+def draw_operands(layer: Layer, dense: bool, batch: int, dtype: str) -> Operands:
+    """Draw input, kernel and the output's gradient."""
+    inputs, outputs = layer.dense_widths if dense else (layer.channels, layer.channels)
+    out_size = layer.size // layer.strides
+    return (
+        _random((batch, layer.size, layer.size, inputs), dtype),
+        _random((3, 3, inputs // (1 if dense else layer.groups), outputs), dtype),
+        _random((batch, out_size, out_size, outputs), dtype),
+    )
 
 
 def _random(shape: tuple[int, ...], dtype: str) -> jax.Array:
@@ -180,24 +150,84 @@ def _narrowest_pack(channels: int | None, dtype: str) -> contextlib.AbstractCont
     return mock.patch.dict(_LOWERINGS._CPU_PACK_CHANNELS, {dtype: channels})
 
 
-def measure_layers(
-    layers: Sequence[Layer], variants: Sequence[Variant], args: argparse.Namespace
-) -> list[Result]:
-    """Time every pass through every layer."""
-    results = []
-    for layer in layers:
+def compile_layer(
+    layer: Layer, variants: Sequence[Variant], batch: int, dtype: str
+) -> tuple[dict[Key, Run], dict[Key, str]]:
+    """Compile all passes of a layer in all variants, several at once.
+
+    Returns:
+      By pass and variant: what can be run, and why the others cannot. Any
+      exception counts, because the other columns are worth having.
+    """
+    runs: dict[Key, Run] = {}
+    failures: dict[Key, str] = {}
+    operands = {dense: draw_operands(layer, dense, batch, dtype) for dense in (True, False)}
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiling = {}
         for direction in _PASSES:
-            measure.progress(f"{layer.label}, {direction}")
-            runs = {
-                variant.name: compile_pass(layer, variant, direction, args.batch, args.dtype)
-                for variant in variants
-            }
-            timings = measure.interleave(runs, rounds=args.rounds, limit=args.limit)
-            results.append(Result(layer, direction, timings))
-    return results
+            for variant in variants:
+                inputs = operands[variant.dense]
+                key = direction, variant.name
+                try:
+                    # Tracing stays in this thread: `_narrowest_pack` changes a global table.
+                    lowered = trace_pass(layer, variant, direction, inputs)
+                except Exception as error:
+                    failures[key] = measure.shortened(error)
+                else:
+                    compiling[key] = pool.submit(lowered.compile), inputs
+        for key, (future, inputs) in compiling.items():
+            try:
+                runs[key] = functools.partial(future.result(), *inputs)
+            except Exception as error:
+                failures[key] = measure.shortened(error)
+    return runs, failures
 
 
-def print_layers(results: Sequence[Result], limit: float) -> None:
+def torch_layer(layer: Layer, batch: int, dtype: str) -> tuple[dict[Key, Run], dict[Key, str]]:
+    """Return PyTorch's passes through a layer, as `compile_layer` does ours."""
+    torch_conv = importlib.import_module("benchmarks.torch_conv")
+    try:
+        passes = torch_conv.TorchConv(
+            batch=batch,
+            size=layer.size,
+            channels=layer.channels,
+            groups=layer.groups,
+            stride=layer.strides,
+            dtype=dtype,
+        ).passes()
+    except Exception as error:
+        return {}, {(direction, _TORCH): measure.shortened(error) for direction in _PASSES}
+    return {(name, _TORCH): run for name, run in zip(_PASSES, passes, strict=True)}, {}
+
+
+def measure_layer(
+    network: str,
+    layer: Layer,
+    variants: Sequence[Variant],
+    args: argparse.Namespace,
+    *,
+    torch: bool,
+) -> Iterator[Result]:
+    """Time every pass through a layer."""
+    measure.progress(f"{network} {layer.label}")
+    runs, failures = compile_layer(layer, variants, args.batch, args.dtype)
+    if torch:
+        their_runs, their_failures = torch_layer(layer, args.batch, args.dtype)
+        runs.update(their_runs)
+        failures.update(their_failures)
+    for direction in _PASSES:
+        reasons = {name: why for (chosen, name), why in failures.items() if chosen == direction}
+        timings = measure.interleave(
+            {name: run for (chosen, name), run in runs.items() if chosen == direction},
+            rounds=args.rounds,
+            limit=args.limit,
+            waits={_TORCH: torch_device.wait},
+            failures=reasons,
+        )
+        yield Result(network, layer, direction, timings, reasons)
+
+
+def print_layers(results: Sequence[Result], names: Sequence[str], limit: float) -> None:
     """Print the time of each layer."""
     rows = [
         [
@@ -205,59 +235,72 @@ def print_layers(results: Sequence[Result], limit: float) -> None:
             result.direction,
             str(result.layer.uses),
             "{}->{}".format(*result.layer.dense_widths),
-            *(timing.cell() for timing in result.timings.values()),
+            *(result.cell(name) for name in names),
         ]
         for result in results
     ]
-    names = list(results[0].timings)
     measure.print_table(["layer", "pass", "uses", "dense is", *names], rows, left=2)
+    for result in results:
+        for name, reason in result.failures.items():
+            print(f"{result.layer.label}, {result.direction}, {name}: failed: {reason}")
     print(f"Milliseconds a call: median (min-max); {measure.cut_note(limit)}\n")
 
 
-def print_network(results: Sequence[Result]) -> None:
+def print_network(network: str, results: Sequence[Result], names: Sequence[str]) -> None:
     """Print what the convolutions of the whole network take together."""
-    names = list(results[0].timings)
     rows = []
     for direction in (*_PASSES, "all three"):
         chosen = [r for r in results if direction in (r.direction, "all three")]
-        total = {name: sum(r.layer.uses * r.timings[name].median for r in chosen) for name in names}
-        rows.append(
-            [direction]
-            + [
-                f"{measure.milliseconds(total[name])} ({total[name] / total['dense']:.2f}x)"
-                for name in names
-            ]
-        )
-    print("All of the network's 3x3 convolutions: milliseconds (times dense), sums of medians.")
+        totals = {name: _total(chosen, name) for name in names}
+        rows.append([direction, *(_share(totals[name], totals[_DENSE]) for name in names)])
+    print(f"All 3x3 convolutions of {network}: milliseconds (times dense), sums of medians.")
     measure.print_table(["pass", *names], rows, left=1)
+    print(flush=True)
+
+
+def _total(results: Sequence[Result], name: str) -> float | None:
+    """Add up a variant's medians; None where one is missing."""
+    if any(name not in result.timings for result in results):
+        return None
+    return sum(result.layer.uses * result.timings[name].median for result in results)
+
+
+def _share(total: float | None, dense: float | None) -> str:
+    if total is None or dense is None:
+        return "-"
+    return f"{measure.milliseconds(total)} ({total / dense:.2f}x)"
 
 
 def records(results: Sequence[Result]) -> list[dict[str, object]]:
     """Return what the JSON file says, a record for each layer, pass and variant."""
-    return [
-        {
+    found: list[dict[str, object]] = []
+    for result in results:
+        common = {
+            "network": result.network,
             **dataclasses.asdict(result.layer),
             "dense_widths": result.layer.dense_widths,
             "macs_per_image": result.layer.macs,
             "pass": result.direction,
-            "variant": name,
-            **timing.as_record(),
         }
-        for result in results
-        for name, timing in result.timings.items()
-    ]
+        for name, timing in result.timings.items():
+            found.append(common | {"variant": name, **timing.as_record()})
+        for name, reason in result.failures.items():
+            found.append(common | {"variant": name, "failed": reason})
+    return found
 
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description="Time the 3x3 convolutions of a ResNeXt in every lowering of grouped_conv."
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--network",
+        nargs="+",
         type=measure.model_name,
-        default="resnext50_32x4d",
-        help="model whose convolutions to time, e.g. resnext29_8x64d (default: %(default)s)",
+        default=["resnext50_32x4d"],
+        metavar="NAME",
+        help="models whose convolutions to time (default: resnext50_32x4d)",
     )
     parser.add_argument(
         "--batch", type=measure.positive_int, default=8, help="images (default: %(default)s)"
@@ -268,12 +311,10 @@ def parse_args() -> argparse.Namespace:
         default="float32",
         help="of inputs and kernels (default: %(default)s)",
     )
-    parser.add_argument(
-        "--implementations",
-        nargs="+",
-        choices=("auto", "native", "packed"),
+    measure.add_implementations_option(
+        parser,
         default=["native", "packed", "auto"],
-        help="lowerings to compare with the dense convolution (default: all)",
+        purpose="lowerings to compare with the dense convolution",
     )
     parser.add_argument(
         "--pack-channels",
@@ -282,6 +323,12 @@ def parse_args() -> argparse.Namespace:
         default=[],
         metavar="WIDTH",
         help="also time the packed lowering with packs of at least so many channels",
+    )
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    parser.add_argument(
+        "--image-size",
+        type=measure.positive_int,
+        help="of the networks' input (default: 224, and 32 for CIFAR networks)",
     )
     measure.add_common_options(parser, rounds=10, limit=2.0)
     return parser.parse_args()
@@ -292,16 +339,23 @@ def main() -> None:
     args = parse_args()
     if args.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
+    if not args.no_torch:
+        torch_device.share_gpu()
     surroundings = measure.environment()
-    measure.print_heading(
-        f"3x3 convolutions of {args.network}, batch {args.batch}, {args.dtype}", surroundings
-    )
+    measure.print_heading(f"3x3 convolutions, batch {args.batch}, {args.dtype}", surroundings)
+    surroundings["torch"] = torch_device.set_up(wanted=not args.no_torch)
+    with_torch = surroundings["torch"]["used"]
     variants = variants_of(args.implementations, args.pack_channels)
-    results = measure_layers(layers_of(args.network), variants, args)
-    print_layers(results, args.limit)
-    print_network(results)
-    if args.json:
-        measure.write_json(args.json, "grouped_conv", args, surroundings, records(results))
+    names = [variant.name for variant in variants] + [_TORCH] * with_torch
+    results: list[Result] = []
+    for network in args.network:
+        for layer in layers_of(network, args.image_size):
+            results += measure_layer(network, layer, variants, args, torch=with_torch)
+            if args.json:  # after every layer, so that a run cut short leaves what it had
+                measure.write_json(args.json, "grouped_conv", args, surroundings, records(results))
+        of_network = [result for result in results if result.network == network]
+        print_layers(of_network, names, args.limit)
+        print_network(network, of_network, names)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ machine that others use too is then slow for all of them alike.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import importlib.metadata
@@ -23,6 +24,10 @@ from typing import Any
 import jax
 
 from resnext_jax.models.registry import parse_name
+from resnext_jax.ops.grouped_conv import IMPLEMENTATIONS
+
+# Lowerings that can compute every convolution of a network; "matmul" is for 1x1 alone.
+IMPLEMENTATIONS_3X3 = tuple(name for name in IMPLEMENTATIONS if name != "matmul")
 
 # A sample much shorter than this shows the clock and Python more than the
 # computation, so short calls are repeated until they fill it.
@@ -31,6 +36,19 @@ _SAMPLE_SECONDS = 0.02
 # A first call above this is believed. Below it, touching fresh memory can be
 # most of its time, and a second one costs nothing.
 _TRUSTED_SECONDS = 1.0
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+# Named where they are installed: what the GPU runs with, and what is compared with.
+_MORE_PACKAGES = (
+    "jax-cuda12-plugin",
+    "jax-cuda13-plugin",
+    "nvidia-cudnn-cu12",
+    "nvidia-cudnn-cu13",
+    "torch",
+    "timm",
+    "torchvision",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +84,16 @@ class Timing:
         }
 
 
+Wait = Callable[[Any], object]
+
+
 def interleave(
-    variants: Mapping[str, Callable[[], Any]], *, rounds: int, limit: float
+    variants: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    limit: float,
+    waits: Mapping[str, Wait] | None = None,
+    failures: dict[str, str] | None = None,
 ) -> dict[str, Timing]:
     """Time every variant in turn, `rounds` times over.
 
@@ -79,24 +105,41 @@ def interleave(
       variants: compiled computations by name; what they return is waited for.
       rounds: samples of each variant.
       limit: seconds that all rounds of one variant may take together.
+      waits: by name, how to wait for what a variant returns where that is not
+        JAX's. All variants are waited for equally often.
+      failures: takes why a variant failed at its warm-up, by name; the variant
+        is then left out. Without it, a failure is raised. Any exception counts:
+        JAX, PyTorch and their compilers each raise their own kinds, and the
+        other variants are worth having.
+
+    Returns:
+      What was measured, by name.
     """
-    warm_ups = {name: _warm_up(run) for name, run in variants.items()}
+    waiting = {name: (waits or {}).get(name, jax.block_until_ready) for name in variants}
+    warm_ups: dict[str, float] = {}
+    for name, run in variants.items():
+        try:
+            warm_ups[name] = _warm_up(run, waiting[name])
+        except Exception as error:
+            if failures is None:
+                raise
+            failures[name] = shortened(error)
     calls = {name: math.ceil(_SAMPLE_SECONDS / took) for name, took in warm_ups.items()}
     fitting = {name: int(limit / (calls[name] * took)) for name, took in warm_ups.items()}
-    samples = {name: [] if fitting[name] else [warm_ups[name]] for name in variants}
+    samples = {name: [] if fitting[name] else [took] for name, took in warm_ups.items()}
     for index in range(rounds):
-        for name, run in variants.items():
+        for name in warm_ups:
             if index < fitting[name]:
-                samples[name].append(_seconds_a_call(run, calls[name]))
+                samples[name].append(_seconds_a_call(variants[name], calls[name], waiting[name]))
     return {name: Timing(tuple(seconds), rounds) for name, seconds in samples.items()}
 
 
-def _warm_up(run: Callable[[], Any]) -> float:
-    first = _seconds_a_call(run, 1)
-    return first if first > _TRUSTED_SECONDS else _seconds_a_call(run, 1)
+def _warm_up(run: Callable[[], Any], wait: Wait) -> float:
+    first = _seconds_a_call(run, 1, wait)
+    return first if first > _TRUSTED_SECONDS else _seconds_a_call(run, 1, wait)
 
 
-def _seconds_a_call(run: Callable[[], Any], calls: int) -> float:
+def _seconds_a_call(run: Callable[[], Any], calls: int, wait: Wait) -> float:
     # Accelerators run calls in the order they are queued, so only the last is
     # waited for, and Python's share hides behind the computation. The CPU may
     # run several calls at once.
@@ -106,8 +149,8 @@ def _seconds_a_call(run: Callable[[], Any], calls: int) -> float:
     for _ in range(calls):
         result = run()
         if wait_each:
-            jax.block_until_ready(result)
-    jax.block_until_ready(result)
+            wait(result)
+    wait(result)
     return (time.perf_counter() - start) / calls
 
 
@@ -151,7 +194,6 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
 
 def environment() -> dict[str, Any]:
     """Say on what, with what and when this is measured."""
-    packages = ("jax", "jaxlib", "flax", "optax", "numpy")
     return {
         "hardware": {
             "cpu": _cpu_model(),
@@ -161,7 +203,8 @@ def environment() -> dict[str, Any]:
             "devices": jax.device_count(),
         },
         "versions": {"python": platform.python_version()}
-        | {package: importlib.metadata.version(package) for package in packages},
+        | {package: importlib.metadata.version(package) for package in _PACKAGES}
+        | _installed(_MORE_PACKAGES),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -202,6 +245,19 @@ def write_json(
 def progress(text: str) -> None:
     """Tell who waits what is being done; standard output keeps the table alone."""
     print(text, file=sys.stderr, flush=True)
+
+
+def add_implementations_option(
+    parser: argparse.ArgumentParser, *, default: Sequence[str], purpose: str
+) -> None:
+    """Add `--implementations`, several of `IMPLEMENTATIONS_3X3`."""
+    parser.add_argument(
+        "--implementations",
+        nargs="+",
+        choices=IMPLEMENTATIONS_3X3,
+        default=list(default),
+        help=f"{purpose} (default: {' '.join(default)})",
+    )
 
 
 def add_common_options(parser: argparse.ArgumentParser, *, rounds: int, limit: float) -> None:
@@ -253,6 +309,21 @@ def output_file(text: str) -> Path:
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
     return path
+
+
+def shortened(error: BaseException) -> str:
+    """Return the first line of an error and its kind: enough to know why a row failed."""
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else ""
+    return f"{type(error).__name__}: {first[:200]}" if first else type(error).__name__
+
+
+def _installed(packages: Sequence[str]) -> dict[str, str]:
+    versions = {}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
 
 
 def _cpu_model() -> str:

@@ -1,247 +1,174 @@
-"""Time whole training and inference steps of named models.
+"""Time whole training and inference steps of named models, PyTorch's beside them if wished.
 
     python benchmarks/train_step.py --models resnext50_32x4d --implementations auto native \
-        --batch 2 --rounds 2
+        --batches 2 --rounds 2
+    python benchmarks/train_step.py --models resnet101 resnext101_32x4d --dtypes bfloat16 \
+        --batches 64 256 --torch eager compile
 
 A training step is what `train.py` runs: normalising uint8 images, forward, loss,
 backward and the SGD update, on all devices. An inference step takes the same
-images to logits.
+images to logits. The rows of one table are timed in turn.
+
+FLOP/s are analytic: two for each multiply-add of the network's convolutions and
+classifier, in training three times as many (forward and two gradients). "of
+peak" is their share of what a big square product in the same dtype reached in
+the same run. "peak MiB" is the most memory in use during a step, where the
+platform says so; "temp MiB" is what the compiler planned for intermediate
+results. PyTorch's "compile s" is the time of its first step.
 """
 
 import argparse
-import dataclasses
+import functools
+import gc
+import importlib
+import itertools
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from flax import nnx
-from jax.sharding import Mesh
 
 # Run as a file, Python looks for modules beside it and not in the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import measure
-from resnext_jax.data.augment import Batch, DeviceTransform
+from benchmarks import measure, torch_device
+from benchmarks.jax_step import JaxVariant
+from benchmarks.matrix_peak import matrix_peak
+from benchmarks.program import MODES, Mode, Network, Program, Setting, Variant
+from benchmarks.step_rows import Row, label, print_comparisons, print_rows, records
 from resnext_jax.errors import ConfigError
-from resnext_jax.models import create_model
-from resnext_jax.models.registry import parse_name
-from resnext_jax.models.variables import Arrays, merge, split
-from resnext_jax.ops.grouped_conv import Implementation
-from resnext_jax.training.mesh import (
-    BATCH,
-    MEMBER_AXIS,
-    REPLICATED,
-    batch_sharding,
-    make_mesh,
-    replicated_sharding,
-)
-from resnext_jax.training.optimizer import sgd
-from resnext_jax.training.state import TrainState
-from resnext_jax.training.step import make_train_step
+from resnext_jax.models.blocks import FORMS
+from resnext_jax.training.mesh import make_mesh
 
-_IMAGE_SIZE = {"imagenet": 224, "cifar": 32}
-_CLASSES = {"imagenet": 1000, "cifar": 10}
+_Made = TypeVar("_Made")
 
-_TRANSFORM = DeviceTransform(
-    mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375), max_shift=0
-)
-
-# The recipes' optimiser, but for the rate: a low one keeps the weights sane
-# however often the same random batch is learnt.
-_OPTIMIZER = sgd(optax.constant_schedule(1e-3), momentum=0.9, nesterov=True, weight_decay=1e-4)
+# Python's time between steps does not depend on the images; small ones are soon made.
+_SMALL_IMAGE = 8
 
 
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """A row's model and how it convolves."""
+def variants_of(args: argparse.Namespace, with_torch: bool) -> list[Variant]:
+    """List the rows of every table, ours first."""
+    variants: list[Variant] = [
+        JaxVariant(*choice)
+        for choice in itertools.product(args.models, args.forms, args.implementations)
+    ]
+    if with_torch:
+        torch_step = importlib.import_module("benchmarks.torch_step")
+        variants += [
+            torch_step.TorchVariant(*choice)
+            for choice in itertools.product(args.models, args.torch)
+        ]
+    return variants
 
-    model: str
-    implementation: Implementation
 
-    @property
-    def label(self) -> str:
-        """Name in messages."""
-        return f"{self.model} {self.implementation}"
+def measure_tables(
+    variants: Sequence[Variant], dtype: str, batch: int, args: argparse.Namespace
+) -> Iterator[list[Row]]:
+    """Yield the rows of each mode, for one dtype and batch.
 
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled step, ready to be run again and again.
-
-    Attributes:
-      run: takes one step and returns its result, perhaps not yet computed.
-      compile_seconds: what compiling took, tracing included.
-      temporary_bytes: memory for intermediate results on each device, as the
-        compiler plans it; None where it does not say.
+    What fails, for want of memory or of a compiler, becomes a row that says so.
     """
-
-    run: Callable[[], Any]
-    compile_seconds: float
-    temporary_bytes: int | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """What was measured of one program."""
-
-    variant: Variant
-    program: Program
-    timing: measure.Timing
+    settings = {v: Setting(v.model, dtype, batch, args.image_size) for v in variants}
+    networks: dict[Variant, Network] = {}
+    failures: dict[Variant, str] = {}
+    for variant, setting in settings.items():
+        measure.progress(f"building {label(variant)}")
+        _attempt(variant, functools.partial(variant.build, setting), networks, failures)
+    for mode in args.modes:
+        yield measure_mode(mode, settings, networks, dict(failures), args)
 
 
-def build(variant: Variant, mesh: Mesh, args: argparse.Namespace) -> tuple[Program, Program]:
-    """Compile a model's training step and its inference step."""
-    stem = parse_name(variant.model).stem
-    model = create_model(
-        variant.model,
-        num_classes=_CLASSES[stem],
-        dtype=args.dtype,
-        bn_axis_name=MEMBER_AXIS,
-        conv_implementation=variant.implementation,
-        rngs=nnx.Rngs(0),
-    )
-    graphdef, *arrays = split(model)
-    params, batch_stats = jax.device_put(arrays, replicated_sharding(mesh))
-    batch = random_batch(args.batch, args.image_size or _IMAGE_SIZE[stem], _CLASSES[stem])
-    batch = jax.device_put(batch, batch_sharding(mesh))
-    measure.progress(f"compiling {variant.label}")
-    return (
-        compile_training(graphdef, params, batch_stats, batch, mesh),
-        compile_inference(graphdef, params, batch_stats, batch, mesh),
-    )
-
-
-def random_batch(images: int, size: int, classes: int) -> Batch:
-    """Draw uint8 `image` `[N, size, size, 3]` and int32 `label` `[N]`."""
-    rng = np.random.default_rng(0)
-    return {
-        "image": jnp.asarray(rng.integers(0, 256, (images, size, size, 3), np.uint8)),
-        "label": jnp.asarray(rng.integers(0, classes, images, np.int32)),
-    }
-
-
-def compile_training(
-    graphdef: Any, params: Arrays, batch_stats: Arrays, batch: Batch, mesh: Mesh
-) -> Program:
-    """Compile the training step; each run continues from the state of the one before."""
-    # A copy, because the step takes its state's memory and inference needs the same arrays.
-    params, batch_stats = jax.tree.map(jnp.copy, (params, batch_stats))
-    state = jax.device_put(
-        TrainState.create(params, batch_stats, _OPTIMIZER), replicated_sharding(mesh)
-    )
-    step = make_train_step(graphdef, _OPTIMIZER, _TRANSFORM.train, mesh)
-    # `TrainStep` promises a function and no more. What is compiled ahead of its
-    # first call must be a `jit`, and that one has to donate the state itself.
-    compiled, seconds = _compile(jax.jit(step, donate_argnums=0), state, batch)
-
-    def run() -> Any:
-        nonlocal state
-        state, metrics = compiled(state, batch)
-        return metrics
-
-    return Program(run, seconds, _temporary_bytes(compiled))
-
-
-def compile_inference(
-    graphdef: Any, params: Arrays, batch_stats: Arrays, batch: Batch, mesh: Mesh
-) -> Program:
-    """Compile the logits of a batch, in evaluation mode."""
-
-    def logits(params: Arrays, batch_stats: Arrays, batch: Batch) -> jax.Array:
-        model = merge(graphdef, params, batch_stats)
-        model.eval()
-        return model(_TRANSFORM.test(batch))
-
-    # `shard_map` for the reason that `make_train_step` gives.
-    sharded = jax.shard_map(
-        logits, mesh=mesh, in_specs=(REPLICATED, REPLICATED, BATCH), out_specs=BATCH
-    )
-    compiled, seconds = _compile(jax.jit(sharded), params, batch_stats, batch)
-    return Program(
-        lambda: compiled(params, batch_stats, batch), seconds, _temporary_bytes(compiled)
-    )
-
-
-def _compile(function: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
-    start = time.perf_counter()
-    compiled = function.lower(*arguments).compile()
-    return compiled, time.perf_counter() - start
-
-
-def _temporary_bytes(compiled: jax.stages.Compiled) -> int | None:
-    analysis = compiled.memory_analysis()
-    return None if analysis is None else int(analysis.temp_size_in_bytes)
-
-
-def time_programs(
-    programs: dict[Variant, Program], mode: str, args: argparse.Namespace
+def measure_mode(
+    mode: Mode,
+    settings: Mapping[Variant, Setting],
+    networks: Mapping[Variant, Network],
+    failures: dict[Variant, str],
+    args: argparse.Namespace,
 ) -> list[Row]:
-    """Time all models' steps of one mode, in turn."""
+    """Compile one mode of all networks and time them in turn."""
+    programs: dict[Variant, Program] = {}
+    for variant, network in networks.items():
+        measure.progress(f"compiling {mode} of {label(variant)}")
+        build = network.training if mode == "training" else network.inference
+        _attempt(variant, build, programs, failures)
+    # From the smallest to the largest, because JAX only tells the highest peak so far.
+    peaks: dict[Variant, int | None] = {}
+    for variant, program in sorted(
+        programs.items(), key=lambda item: item[1].plan.planned_bytes or 0
+    ):
+        _attempt(variant, program.peak_of_a_step, peaks, failures)
+    working = {variant: programs[variant] for variant in programs if variant in peaks}
     measure.progress(f"timing {mode}")
+    reasons: dict[str, str] = {}
     timings = measure.interleave(
-        {variant.label: program.run for variant, program in programs.items()},
+        {label(variant): program.run for variant, program in working.items()},
         rounds=args.rounds,
         limit=args.limit,
+        waits={label(variant): program.wait for variant, program in working.items()},
+        failures=reasons,
     )
-    return [Row(variant, program, timings[variant.label]) for variant, program in programs.items()]
-
-
-def print_mode(mode: str, rows: Sequence[Row], batch: int) -> None:
-    """Print the table of one mode, and how the rows compare with the first."""
-    first = rows[0]
-    cells = []
-    for row in rows:
-        memory = row.program.temporary_bytes
-        cells.append(
-            [
-                row.variant.model,
-                row.variant.implementation,
-                row.timing.cell(),
-                measure.three_digits(batch / row.timing.median),
-                f"{row.timing.median / first.timing.median:.2f}",
-                f"{row.program.compile_seconds:.1f}",
-                "-" if memory is None else f"{memory / 2**20:.0f}",
-            ]
-        )
-    print(f"{mode} step")
-    header = ["model", "conv", "ms", "images/s", "x first", "compile s", "temp MiB"]
-    measure.print_table(header, cells, left=2)
-    for row in rows[1:]:
-        ratio = row.timing.median / first.timing.median
-        print(
-            f"{mode} step: {row.variant.label} takes {ratio:.2f} times the time of "
-            f"{first.variant.label}, in one run."
-        )
-    print()
-
-
-def records(mode: str, rows: Sequence[Row], batch: int) -> list[dict[str, Any]]:
-    """Return what the JSON file says of one mode."""
     return [
-        {
-            "mode": mode,
-            "model": row.variant.model,
-            "implementation": row.variant.implementation,
-            **row.timing.as_record(),
-            "images_per_second": batch / row.timing.median,
-            "ratio_to_first": row.timing.median / rows[0].timing.median,
-            "compile_seconds": row.program.compile_seconds,
-            "temporary_bytes": row.program.temporary_bytes,
-        }
-        for row in rows
+        Row(
+            variant,
+            setting,
+            mode,
+            working[variant].plan if variant in working else None,
+            peaks.get(variant),
+            timings.get(label(variant)),
+            failures.get(variant) or reasons.get(label(variant), ""),
+        )
+        for variant, setting in settings.items()
     ]
+
+
+def _attempt(
+    variant: Variant,
+    make: Callable[[], _Made],
+    made: dict[Variant, _Made],
+    failures: dict[Variant, str],
+) -> None:
+    """Keep what is made, or why it could not be.
+
+    Any exception counts: JAX, PyTorch and their compilers each raise their own
+    kinds, and the other rows are worth having.
+    """
+    try:
+        made[variant] = make()
+    except Exception as error:
+        failures[variant] = measure.shortened(error)
+        measure.progress(f"failed: {label(variant)}: {failures[variant]}")
+
+
+def measure_python(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print and return how long Python takes between two of our steps (`dispatch_times`)."""
+    measured: dict[Variant, tuple[measure.Timing, int]] = {}
+    failures: dict[Variant, str] = {}
+    for model, form in itertools.product(args.models, args.forms):
+        variant = JaxVariant(model, form, "auto")
+        setting = Setting(model, "float32", jax.device_count(), _SMALL_IMAGE)
+        measure.progress(f"calling {label(variant)}")
+        _attempt(variant, functools.partial(_dispatch_times, variant, setting), measured, failures)
+    rows, found = [], []
+    for called, (timing, arrays) in measured.items():
+        rows.append([label(called), str(arrays), timing.cell()])
+        record = {"model": called.model, **called.describe(), "arrays": arrays}
+        found.append(record | timing.as_record())
+    print("Python and dispatch between two training steps: until the call of a step returns that")
+    print("takes and gives back the whole training state, and computes next to nothing")
+    measure.print_table(["model", "arrays", "ms"], rows, left=1)
+    print(flush=True)
+    return found
+
+
+def _dispatch_times(variant: JaxVariant, setting: Setting) -> tuple[measure.Timing, int]:
+    return variant.build(setting).dispatch_times()
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     parser = argparse.ArgumentParser(
-        description="Time whole training and inference steps of named models."
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--models",
@@ -252,28 +179,53 @@ def make_parser() -> argparse.ArgumentParser:
         help="models to compare (default: resnet50 resnext50_32x4d)",
     )
     parser.add_argument(
-        "--implementations",
+        "--forms",
         nargs="+",
-        choices=("auto", "native", "packed"),
-        default=["auto"],
-        help="lowerings of all convolutions, each with every model (default: auto)",
+        choices=FORMS,
+        default=["c"],
+        help="block forms of Figure 3, each with every model (default: c)",
+    )
+    measure.add_implementations_option(
+        parser, default=["auto"], purpose="lowerings of all convolutions, each with every form"
     )
     parser.add_argument(
-        "--dtype",
+        "--dtypes",
+        nargs="+",
         choices=("float32", "bfloat16"),
-        default="float32",
-        help="compute dtype; parameters are float32 (default: %(default)s)",
+        default=["float32"],
+        help="compute dtypes, a table each; parameters are float32 (default: float32)",
     )
     parser.add_argument(
-        "--batch",
+        "--batches",
+        nargs="+",
         type=measure.positive_int,
-        default=8,
-        help="images a step, on all devices together (default: %(default)s)",
+        default=[8],
+        metavar="IMAGES",
+        help="images a step, on all devices together, a table each (default: 8)",
     )
     parser.add_argument(
         "--image-size",
         type=measure.positive_int,
         help="height and width (default: 224, and 32 for CIFAR networks)",
+    )
+    parser.add_argument(
+        "--modes",
+        nargs="+",
+        choices=MODES,
+        default=list(MODES),
+        help="steps to time; an earlier mode's peak memory can hide a later one's (default: both)",
+    )
+    parser.add_argument(
+        "--torch",
+        nargs="+",
+        choices=("eager", "compile"),
+        default=[],
+        help="also time PyTorch, as it is or by torch.compile, where it uses the same device",
+    )
+    parser.add_argument(
+        "--python-overhead",
+        action="store_true",
+        help="also measure Python's time between two of our training steps",
     )
     measure.add_common_options(parser, rounds=5, limit=60.0)
     return parser
@@ -283,25 +235,46 @@ def main() -> None:
     """Run the benchmark."""
     parser = make_parser()
     args = parser.parse_args()
+    if args.torch:
+        torch_device.share_gpu()
     try:
-        mesh = make_mesh(args.batch, None)
+        for batch in args.batches:
+            make_mesh(batch, None)
     except ConfigError as error:
-        parser.error(f"--batch: {error}")
+        parser.error(f"--batches: {error}")
     surroundings = measure.environment()
-    measure.print_heading(
-        f"Training and inference steps, batch {args.batch}, {args.dtype}", surroundings
-    )
-    variants = [Variant(model, how) for model in args.models for how in args.implementations]
-    built = {variant: build(variant, mesh, args) for variant in variants}
-    results = []
-    for index, mode in enumerate(("training", "inference")):
-        programs = {variant: pair[index] for variant, pair in built.items()}
-        rows = time_programs(programs, mode, args)
-        print_mode(mode, rows, args.batch)
-        results += records(mode, rows, args.batch)
-    print(f"Milliseconds: median (min-max); {measure.cut_note(args.limit)}")
-    if args.json:
-        measure.write_json(args.json, "train_step", args, surroundings, results)
+    measure.print_heading("Training and inference steps", surroundings)
+    surroundings["torch"] = torch_device.set_up(wanted=bool(args.torch))
+    with_torch = surroundings["torch"]["used"]
+    peaks = {
+        dtype: matrix_peak(dtype, rounds=args.rounds, limit=args.limit) for dtype in args.dtypes
+    }
+    for dtype, peak in peaks.items():
+        print(f"Matrix peak, {dtype}: {peak / 1e12:.3g} TFLOP/s")
+    print()
+    surroundings["matrix_peak_flops_per_second"] = peaks
+
+    def write(**more: Any) -> None:
+        # After every table, so that a run cut short leaves what it had.
+        if args.json:
+            found = [record for rows in tables for record in records(rows, peaks)]
+            measure.write_json(args.json, "train_step", args, surroundings | more, found)
+
+    variants = variants_of(args, with_torch)
+    tables: list[list[Row]] = []
+    for dtype, batch in itertools.product(args.dtypes, args.batches):
+        for rows in measure_tables(variants, dtype, batch, args):
+            print_rows(rows, peaks)
+            tables.append(rows)
+            write()
+        gc.collect()
+        if with_torch:
+            torch_device.forget()
+    if args.python_overhead:
+        write(python_overhead=measure_python(args))
+    for rows in tables:
+        print_comparisons(rows)
+    print(f"\nMilliseconds: median (min-max); {measure.cut_note(args.limit)}")
 
 
 if __name__ == "__main__":

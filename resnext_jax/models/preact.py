@@ -11,8 +11,9 @@ import jax
 from flax import nnx
 
 from resnext_jax.models.blocks import BlockSpec
+from resnext_jax.models.execution import apply_stages
 from resnext_jax.models.layers import pool_and_classify
-from resnext_jax.models.resnext import NetworkSpec, apply_stages
+from resnext_jax.models.resnext import NetworkSpec
 
 
 class _PreActBlock(nnx.Module):
@@ -116,7 +117,7 @@ class PreActResNeXt(nnx.Module):
           As `ResNeXt.features`.
         """
         x = self.spec.architecture.apply_stem(self.stem, images)
-        maps = apply_stages(self.stages, x)
+        maps = apply_stages(self.stages, x, self.spec.execution)
         *_, last = maps
         maps[last] = nnx.relu(self.norm(maps[last]))
         return maps

@@ -11,6 +11,7 @@ from flax import nnx
 
 from resnext_jax.models.blocks import FORMS, Form
 from resnext_jax.models.equivalence import convert_form
+from resnext_jax.models.execution import Execution
 from resnext_jax.models.layers import LayerOptions
 from resnext_jax.models.preact import PreActResNeXt
 from resnext_jax.models.resnext import Architecture, NetworkSpec, ResNeXt
@@ -161,6 +162,8 @@ def create_model(
     stem_width: int | None = None,
     template_width: int | None = None,
     conv_implementation: Implementation = "auto",
+    scan_blocks: bool = False,
+    remat: bool = False,
 ) -> ResNeXt | PreActResNeXt:
     """Build a network by name, initialised as the authors did.
 
@@ -190,6 +193,10 @@ def create_model(
         the paper's 256 (160 in Wide ResNet). The bottleneck widths,
         C * d * 2**stage, do not depend on it.
       conv_implementation: lowering of every convolution, see `ops.grouped_conv`.
+      scan_blocks: compile a stage's equal blocks once, as a loop: the same
+        function and the same stored names, in a fraction of the compile time.
+      remat: keep only each block's input for the gradient and compute the
+        block again: less memory for a third more work.
 
     Raises:
       ValueError: unknown name or form, or an impossible size.
@@ -210,7 +217,13 @@ def create_model(
         dtype=dtype,
         param_dtype=param_dtype,
     )
-    spec = NetworkSpec(architecture, num_classes, residual=residual, options=options)
+    spec = NetworkSpec(
+        architecture,
+        num_classes,
+        residual=residual,
+        options=options,
+        execution=Execution(scan_blocks=scan_blocks, remat=remat),
+    )
     if architecture.preactivation:
         return PreActResNeXt(spec, rngs=rngs)
     model = ResNeXt(spec, rngs=rngs)

@@ -6,13 +6,13 @@ one size share their widths, and each halving of the map doubles them.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
 import jax
 from flax import nnx
 
 from resnext_jax.models.blocks import BLOCKS, BlockSpec, Bottleneck, Form
+from resnext_jax.models.execution import Execution, apply_stages
 from resnext_jax.models.layers import ConvNorm, LayerOptions, pool_and_classify
 from resnext_jax.ops.pooling import max_pool
 
@@ -87,18 +87,7 @@ class NetworkSpec:
     form: Form = "c"
     residual: bool = True
     options: LayerOptions = dataclasses.field(default_factory=LayerOptions)
-
-
-def apply_stages(
-    stages: Mapping[str, Iterable[Callable[[jax.Array], jax.Array]]], x: jax.Array
-) -> dict[str, jax.Array]:
-    """Run the stages' blocks one after another; returns the map at the end of each stage."""
-    maps = {}
-    for name, blocks in stages.items():
-        for block in blocks:
-            x = block(x)
-        maps[name] = x
-    return maps
+    execution: Execution = dataclasses.field(default_factory=Execution)
 
 
 class ResNeXt(nnx.Module):
@@ -129,7 +118,7 @@ class ResNeXt(nnx.Module):
           compute dtype.
         """
         x = self.spec.architecture.apply_stem(self.stem, images)
-        return apply_stages(self.stages, x)
+        return apply_stages(self.stages, x, self.spec.execution)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Classify.

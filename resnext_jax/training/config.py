@@ -44,6 +44,8 @@ def base_config() -> ConfigDict:
     config.model.residual = True  # False: the ablation of Sec. 5.1
     # Batch norm and ReLU before each convolution; None: as the name says.
     config.model.preactivation = config_dict.placeholder(bool)
+    config.model.scan_blocks = False  # compile a stage's equal blocks once, as a loop
+    config.model.remat = False  # less memory: compute blocks again for the gradient
     # None: the paper's widths.
     config.model.stem_width = config_dict.placeholder(int)
     config.model.template_width = config_dict.placeholder(int)

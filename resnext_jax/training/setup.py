@@ -70,6 +70,8 @@ def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
         bn_axis_name=MEMBER_AXIS,
         stem_width=model.stem_width,
         template_width=model.template_width,
+        scan_blocks=model.scan_blocks,
+        remat=model.remat,
     )
 
 

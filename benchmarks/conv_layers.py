@@ -1,0 +1,73 @@
+"""The 3x3 convolutions of a network, for `grouped_conv.py` to time."""
+
+import dataclasses
+import math
+
+from resnext_jax.models.registry import parse_name
+
+_IMAGE_SIZE = {"imagenet": 224, "cifar": 32}
+
+# How many times smaller than the image the maps of the first stage are.
+_STEM_STRIDE = {"imagenet": 4, "cifar": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """A 3x3 convolution of a network.
+
+    Attributes:
+      stage: "conv2", "conv3", ...
+      size: height and width of its input.
+      channels: of input and output.
+      groups: the cardinality.
+      strides: 1 or 2, both ways.
+      uses: how many such convolutions the network has.
+    """
+
+    stage: str
+    size: int
+    channels: int
+    groups: int
+    strides: int
+    uses: int
+
+    @property
+    def label(self) -> str:
+        """Stage, input shape and stride."""
+        stride = f" /{self.strides}" if self.strides > 1 else ""
+        return f"{self.stage} {self.size}x{self.size}x{self.channels}{stride}"
+
+    @property
+    def dense_widths(self) -> tuple[int, int]:
+        """Input and output channels of the dense convolution with as many multiply-adds.
+
+        The two factors nearest to each other: equal widths would seldom be whole.
+        """
+        product = self.channels * self.channels // self.groups
+        width = next(w for w in range(math.isqrt(product), 0, -1) if product % w == 0)
+        return width, product // width
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds an image, of any of the three passes."""
+        return (self.size // self.strides) ** 2 * 9 * self.channels**2 // self.groups
+
+
+def layers_of(network: str, image_size: int | None = None) -> list[Layer]:
+    """List the network's different 3x3 convolutions, without the stem; None is its usual size."""
+    architecture = parse_name(network)
+    if image_size is None:
+        image_size = _IMAGE_SIZE[architecture.stem]
+    size = max(1, image_size // _STEM_STRIDE[architecture.stem])
+    layers = []
+    for stage, blocks in enumerate(architecture.blocks):
+        channels = architecture.cardinality * architecture.group_width * 2**stage
+        shape = (channels, architecture.cardinality)
+        name = f"conv{stage + 2}"
+        if stage > 0:
+            layers.append(Layer(name, size, *shape, strides=2, uses=1))
+            size //= 2
+        same_size = blocks - 1 if stage > 0 else blocks
+        if same_size:
+            layers.append(Layer(name, size, *shape, strides=1, uses=same_size))
+    return layers
