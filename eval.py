@@ -21,6 +21,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _WORKDIR.value:
         cli.fail("--workdir is missing; give the folder that train.py wrote.")
+    cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
     from resnext_jax.evaluation.run import evaluate_workdir
 

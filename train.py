@@ -25,6 +25,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if not _WORKDIR.value:
         cli.fail("--workdir is missing; give a folder for checkpoints, metrics and plots.")
+    cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
     from resnext_jax.training.loop import InterruptedRunError, train
 

@@ -147,7 +147,8 @@ def _narrowest_pack(channels: int | None, dtype: str) -> contextlib.AbstractCont
     """While a computation is traced, pack at least so many channels; None changes nothing."""
     if channels is None:
         return contextlib.nullcontext()
-    return mock.patch.dict(_LOWERINGS._CPU_PACK_CHANNELS, {dtype: channels})
+    lowering = dataclasses.replace(_LOWERINGS.measured_lowering(dtype), pack_channels=channels)
+    return mock.patch.object(_LOWERINGS, "measured_lowering", return_value=lowering)
 
 
 def compile_layer(

@@ -2,9 +2,11 @@
 
 import difflib
 import functools
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags, logging
@@ -35,6 +37,20 @@ def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
             fail(str(error))
 
     return wrapped
+
+
+def keep_compiled_programs() -> None:
+    """Keep compiled programs from run to run, so that resuming or evaluating need not compile.
+
+    In `~/.cache/resnext_jax` (or under `$XDG_CACHE_HOME`), unless JAX was told
+    another folder (`JAX_COMPILATION_CACHE_DIR`) or none
+    (`JAX_ENABLE_COMPILATION_CACHE=false`).
+    """
+    import jax  # late, so that a wrong flag is told at once
+
+    if jax.config.jax_compilation_cache_dir is None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        jax.config.update("jax_compilation_cache_dir", str(home / "resnext_jax"))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -9,6 +9,8 @@ import pytest
 _FLAG = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Commands that tests run leave the user's cache of compiled programs alone.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 import jax
 from absl import flags

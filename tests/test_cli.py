@@ -1,12 +1,15 @@
 """A user's mistake ends train.py and eval.py with one sentence and exit status 2."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from resnext_jax import cli
 from resnext_jax.data.sources import open_source
 
 ROOT = Path(__file__).parent.parent
@@ -171,3 +174,49 @@ def test_none_can_be_given_on_the_command_line(tmp_path: Path) -> None:
     ungrouped = run("train.py", *arguments, "--config.bn_group_size=None")
     assert "cannot be read by this version yet" in sentence(ungrouped)
     assert not (tmp_path / "run").exists()
+
+
+def test_compiled_programs_are_kept_where_the_user_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    name = "jax_compilation_cache_dir"
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update(name, None)
+        cli.keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "resnext_jax")
+        jax.config.update(name, "/elsewhere")
+        cli.keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == "/elsewhere"
+    finally:
+        jax.config.update(name, before)
+
+
+def test_training_fills_the_cache_and_a_second_run_uses_it(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+
+    def train(workdir: str) -> dict[str, str]:
+        result = run(
+            "train.py",
+            "--config=configs/digits_resnext29.py",
+            f"--workdir={tmp_path / workdir}",
+            f"--config.data.data_dir={data_dir}",
+            "--config.model.name=resnext11_2x4d",
+            "--config.num_epochs=0.1",
+        )
+        assert result.returncode == 0, result.stderr
+        metrics = (tmp_path / workdir / "metrics.jsonl").read_text().splitlines()
+        return {line["split"]: line["loss"] for line in map(json.loads, metrics)}
+
+    losses = train("first")
+    kept = {path.name for path in (tmp_path / "cache" / "resnext_jax").iterdir()}
+    assert any("local_step" in name for name in kept)
+    assert train("second") == losses
+    again = {path.name for path in (tmp_path / "cache" / "resnext_jax").iterdir()}
+    assert {name for name in again if name.endswith("-cache")} == {
+        name for name in kept if name.endswith("-cache")
+    }

@@ -4,7 +4,8 @@ A grouped convolution splits the channels into `groups` equal parts that do not
 see each other; it is what makes a ResNeXt block (paper Figure 3c). Compilers
 run it badly: on CPUs, XLA's code for it is some twenty times slower than the
 same number of multiply-adds in a plain convolution. So the same function is
-offered in several lowerings, all equal to `native` to rounding:
+offered in several lowerings, all equal to `native` to rounding, and "auto"
+takes the one that `lowerings.json` holds as the fastest measured:
 
 native: one XLA convolution with `feature_group_count`.
 packed: neighbouring groups are placed in block-diagonal kernels that are wide
@@ -14,8 +15,12 @@ packed: neighbouring groups are placed in block-diagonal kernels that are wide
 matmul: a 1x1 convolution without groups is a matrix product over positions.
 """
 
+import dataclasses
+import functools
+import importlib.resources
+import json
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,11 +28,6 @@ from jax import lax
 
 Implementation = Literal["auto", "native", "packed", "matmul"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "native", "packed", "matmul")
-
-# Narrowest pack, in input channels, on the CPU. Measured with
-# `python benchmarks/grouped_conv.py`: narrower packs leave vector units idle,
-# wider ones multiply more zeros.
-_CPU_PACK_CHANNELS = {"float32": 16, "float64": 32, "bfloat16": 16, "float16": 16}
 
 # Zeros before and after, vertically and horizontally.
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -76,13 +76,40 @@ def grouped_conv(
     return _matmul(x, kernel, groups, stride, pad)
 
 
+@dataclasses.dataclass(frozen=True)
+class Lowering:
+    """What measurements say for one platform and dtype; a row of `lowerings.json`.
+
+    Attributes:
+      grouped: implementation of convolutions with groups.
+      pointwise: implementation of 1x1 convolutions without groups.
+      pack_channels: narrowest pack, in input channels. Narrower packs leave
+        vector units idle, wider ones multiply more zeros.
+    """
+
+    grouped: Implementation
+    pointwise: Implementation
+    pack_channels: int
+
+
+def measured_lowering(dtype: jax.typing.DTypeLike) -> Lowering:
+    """Look up the running platform and `dtype`, or the defaults where they were not measured."""
+    platforms = _table()["platforms"]
+    dtypes = platforms.get(jax.default_backend(), platforms["default"])
+    return Lowering(**dtypes.get(jnp.dtype(dtype).name, dtypes["default"]))
+
+
+@functools.cache
+def _table() -> dict[str, Any]:
+    text = importlib.resources.files("resnext_jax.ops").joinpath("lowerings.json").read_text()
+    return json.loads(text)
+
+
 def _choose(kernel: jax.Array, groups: int, padding: Padding) -> Implementation:
-    # Only the CPU has been measured so far; elsewhere XLA's own lowering runs.
-    if jax.default_backend() != "cpu":
-        return "native"
+    lowering = measured_lowering(kernel.dtype)
     if groups > 1:
-        return "packed"
-    return "matmul" if _is_pointwise(kernel, padding) else "native"
+        return lowering.grouped
+    return lowering.pointwise if _is_pointwise(kernel, padding) else "native"
 
 
 def _native(
@@ -125,7 +152,7 @@ def pack_size(groups: int, channels_per_group: int, dtype: jax.typing.DTypeLike)
     The smallest divisor of `groups` that makes a pack wide enough for plain
     convolution code, or all groups where none does.
     """
-    narrowest = _CPU_PACK_CHANNELS.get(jnp.dtype(dtype).name, 16)
+    narrowest = measured_lowering(dtype).pack_channels
     for pack in range(1, groups):
         if groups % pack == 0 and pack * channels_per_group >= narrowest:
             return pack

@@ -1,5 +1,8 @@
 """Every lowering of the grouped convolution is the same function."""
 
+import importlib
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -143,6 +146,35 @@ def test_an_infinite_weight_stays_in_its_group() -> None:
         jnp.ones((1, 1, 1, 16)), kernel, groups=8, padding=PADDING_0, implementation="packed"
     )
     assert jnp.isfinite(y[..., 1:]).all()
+
+
+def test_lowering_table_is_complete_and_names_its_command() -> None:
+    # By name, because the package's attribute of that name is the function.
+    module = importlib.import_module("resnext_jax.ops.grouped_conv")
+    table = module._table()
+    assert table["command"].startswith("python benchmarks/grouped_conv.py")
+    assert table["platforms"].keys() == table["measured"].keys()
+    for dtypes in table["platforms"].values():
+        assert "default" in dtypes
+        for row in dtypes.values():
+            lowering = module.Lowering(**row)
+            assert {lowering.grouped, lowering.pointwise} <= set(module.IMPLEMENTATIONS) - {"auto"}
+            assert lowering.pack_channels >= 1
+
+
+@pytest.mark.parametrize(
+    ("platform", "dtype", "expected"),
+    [
+        ("cpu", "float32", ("packed", "matmul", 16)),
+        ("cpu", "float64", ("packed", "matmul", 32)),
+        ("cpu", "bfloat16", ("packed", "matmul", 16)),
+        ("tpu", "bfloat16", ("native", "native", 16)),
+    ],
+)
+def test_lowering_of_a_platform(platform: str, dtype: str, expected: tuple[str, str, int]) -> None:
+    module = importlib.import_module("resnext_jax.ops.grouped_conv")
+    with mock.patch.object(jax, "default_backend", return_value=platform):
+        assert module.measured_lowering(dtype) == module.Lowering(*expected)
 
 
 def test_auto_does_not_look_at_the_batch_size() -> None:

@@ -20,7 +20,7 @@ def random(shape: tuple[int, ...]) -> jax.Array:
 )
 def test_values_and_gradient_are_those_of_xlas_own(
     size: tuple[int, int], window: int, strides: int, padding: int
-):
+) -> None:
     x = random((2, *size, 3))
     if min(size) + 2 * padding < window:
         pytest.skip("the window does not fit")
@@ -40,29 +40,30 @@ def test_values_and_gradient_are_those_of_xlas_own(
     np.testing.assert_allclose(pull(dy)[0], expected_pull(dy)[0], rtol=1e-12)
 
 
-def test_first_of_equal_elements_gets_the_gradient():
+def test_first_of_equal_elements_gets_the_gradient() -> None:
     x = jnp.zeros((1, 4, 4, 1))
     dx = jax.grad(lambda x: max_pool(x, window=2, strides=2, padding=0).sum())(x)
     first = [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(dx[0, :, :, 0], first)
 
 
-def test_nan_reaches_the_result():
+def test_nan_reaches_the_result() -> None:
     x = jnp.zeros((1, 4, 4, 1)).at[0, 1, 1, 0].set(jnp.nan)
     assert jnp.isnan(max_pool(x)).any()
 
 
-def test_bfloat16_stays():
+def test_bfloat16_stays() -> None:
     assert jax.eval_shape(max_pool, jnp.zeros((1, 8, 8, 2), jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-def test_gradient_has_no_scatter():
+def test_gradient_has_no_scatter() -> None:
     x = jnp.zeros((1, 8, 8, 2))
     compiled = jax.jit(jax.grad(lambda x: max_pool(x).sum())).lower(x).compile().as_text()
+    assert compiled is not None
     assert "scatter(" not in compiled
 
 
-def test_window_that_does_not_fit_is_refused():
+def test_window_that_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="does not fit"):
         max_pool(jnp.zeros((1, 2, 2, 1)), window=5, padding=1)
     with pytest.raises(ValueError, match="must be less than"):

@@ -89,6 +89,8 @@ WITHOUT_RULE = {
     "model.name",
     "model.residual",
     "model.preactivation",
+    "model.scan_blocks",
+    "model.remat",
     "optimizer.nesterov",
     "data.name",
     "data.data_dir",

@@ -41,6 +41,14 @@ def test_block_forms_take_the_same_steps_on_eight_devices(form: Form) -> None:
 
 
 @pytest.mark.usefixtures("float64")
+def test_scanned_blocks_take_the_same_steps_on_eight_devices() -> None:
+    model = "resnext29_2x4d"  # its stages end in two equal blocks
+    expected = TinyRun(1, 32, learning_rate=0.01, name=model).train(2)
+    scanned = TinyRun(8, 32, learning_rate=0.01, name=model, scan_blocks=True)
+    assert scanned.train(2) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.usefixtures("float64")
 def test_group_size_matters() -> None:
     """Or the test above would show nothing."""
     assert TinyRun(1, 4).train(1) != pytest.approx(TinyRun(1, 32).train(1), rel=1e-4)

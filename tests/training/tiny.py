@@ -32,9 +32,11 @@ def tiny_model(
     bn_axis_name: str | None = MEMBER_AXIS,
     form: Form = "c",
     conv_implementation: Implementation = "auto",
+    name: str = "resnext11_2x4d",
+    scan_blocks: bool = False,
 ) -> nnx.Module:
     return create_model(
-        "resnext11_2x4d",
+        name,
         num_classes=CLASSES,
         form=form,
         conv_implementation=conv_implementation,
@@ -45,6 +47,7 @@ def tiny_model(
         param_dtype=jnp.dtype(dtype),
         bn_group_size=bn_group_size,
         bn_axis_name=bn_axis_name,
+        scan_blocks=scan_blocks,
     )
 
 
@@ -71,12 +74,21 @@ class TinyRun:
         weight_decay: float = 1e-4,
         form: Form = "c",
         conv_implementation: Implementation = "auto",
+        name: str = "resnext11_2x4d",
+        scan_blocks: bool = False,
     ):
         """Build mesh, state and step."""
         self.batch_size = batch_size
         self.mesh: Mesh = make_mesh(batch_size, bn_group_size, jax.devices()[:devices])
         self.graphdef, params, batch_stats = split(
-            tiny_model(dtype, bn_group_size, form=form, conv_implementation=conv_implementation)
+            tiny_model(
+                dtype,
+                bn_group_size,
+                form=form,
+                conv_implementation=conv_implementation,
+                name=name,
+                scan_blocks=scan_blocks,
+            )
         )
         optimizer: optax.GradientTransformation = sgd(
             lambda step: jnp.asarray(learning_rate),
