@@ -4,7 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -63,20 +63,26 @@ class JaxVariant:
       model: its name.
       form: of its blocks (Figure 3).
       implementation: how it convolves.
+      blocks: one by one ("plain"), equal ones as a loop ("scan"), or computed
+        again for the gradient ("remat").
     """
 
     model: str
     form: Form
     implementation: Implementation
+    blocks: Literal["plain", "scan", "remat"] = "plain"
 
     @property
     def what(self) -> str:
-        """Form and lowering, as in `form c, auto`."""
-        return f"form {self.form}, {self.implementation}"
+        """Form and lowering, as in `form c, auto`, and how blocks run where not one by one."""
+        blocks = "" if self.blocks == "plain" else f", {self.blocks}"
+        return f"form {self.form}, {self.implementation}{blocks}"
 
     def describe(self) -> dict[str, Any]:
         """Return what the JSON file says of it."""
-        return {"framework": "jax", "form": self.form, "implementation": self.implementation}
+        return {"framework": "jax"} | {
+            name: getattr(self, name) for name in ("form", "implementation", "blocks")
+        }
 
     def build(self, setting: Setting) -> "JaxNetwork":
         """Make the network."""
@@ -183,6 +189,8 @@ def abstract_model(variant: JaxVariant, setting: Setting) -> tuple[Any, Arrays, 
             dtype=setting.dtype,
             bn_axis_name=MEMBER_AXIS,
             conv_implementation=variant.implementation,
+            scan_blocks=variant.blocks == "scan",
+            remat=variant.blocks == "remat",
             rngs=rngs,
         )
     )

@@ -51,7 +51,7 @@ def variants_of(args: argparse.Namespace, with_torch: bool) -> list[Variant]:
     """List the rows of every table, ours first."""
     variants: list[Variant] = [
         JaxVariant(*choice)
-        for choice in itertools.product(args.models, args.forms, args.implementations)
+        for choice in itertools.product(args.models, args.forms, args.implementations, args.blocks)
     ]
     if with_torch:
         torch_step = importlib.import_module("benchmarks.torch_step")
@@ -187,6 +187,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     measure.add_implementations_option(
         parser, default=["auto"], purpose="lowerings of all convolutions, each with every form"
+    )
+    parser.add_argument(
+        "--blocks",
+        nargs="+",
+        choices=("plain", "scan", "remat"),
+        default=["plain"],
+        help="how blocks run: one by one, equal ones as a loop, or computed again for the "
+        "gradient (default: plain)",
     )
     parser.add_argument(
         "--dtypes",
