@@ -48,7 +48,7 @@ def keep_compiled_programs() -> None:
     """
     import jax  # late, so that a wrong flag is told at once
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         jax.config.update("jax_compilation_cache_dir", str(home / "resnext_jax"))
 
