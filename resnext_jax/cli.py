@@ -44,13 +44,19 @@ def keep_compiled_programs() -> None:
 
     In `~/.cache/resnext_jax` (or under `$XDG_CACHE_HOME`), unless JAX was told
     another folder (`JAX_COMPILATION_CACHE_DIR`) or none
-    (`JAX_ENABLE_COMPILATION_CACHE=false`).
+    (`JAX_ENABLE_COMPILATION_CACHE=false`). Where that folder cannot be made,
+    programs are not kept.
     """
     import jax  # late, so that a wrong flag is told at once
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(home / "resnext_jax"))
+        folder = home / "resnext_jax"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return  # a convenience: nobody should be stopped for want of it
+        jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

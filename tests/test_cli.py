@@ -186,6 +186,12 @@ def test_compiled_programs_are_kept_where_the_user_says(
         jax.config.update(name, None)
         cli.keep_compiled_programs()
         assert jax.config.values[name] == str(tmp_path / "resnext_jax")
+        assert (tmp_path / "resnext_jax").is_dir()
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+        jax.config.update(name, None)
+        cli.keep_compiled_programs()
+        assert jax.config.values[name] is None
         jax.config.update(name, "/elsewhere")
         cli.keep_compiled_programs()
         assert jax.config.values[name] == "/elsewhere"
