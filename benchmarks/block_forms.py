@@ -7,7 +7,6 @@ process. Then trains each form from each seed by the demo's recipe and prints
 the final test errors. Unlike the other benchmarks it needs the data pipeline.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -87,9 +86,7 @@ def trained_error(form: Form, seed: int, epochs: float) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.make_parser(__doc__)
     parser.add_argument(
         "--seeds",
         type=measure.positive_int,

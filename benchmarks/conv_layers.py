@@ -5,8 +5,6 @@ import math
 
 from resnext_jax.models.registry import parse_name
 
-_IMAGE_SIZE = {"imagenet": 224, "cifar": 32}
-
 # How many times smaller than the image the maps of the first stage are.
 _STEM_STRIDE = {"imagenet": 4, "cifar": 1}
 
@@ -56,9 +54,7 @@ class Layer:
 def layers_of(network: str, image_size: int | None = None) -> list[Layer]:
     """List the network's different 3x3 convolutions, without the stem; None is its usual size."""
     architecture = parse_name(network)
-    if image_size is None:
-        image_size = _IMAGE_SIZE[architecture.stem]
-    size = max(1, image_size // _STEM_STRIDE[architecture.stem])
+    size = max(1, (image_size or architecture.usual_image_size) // _STEM_STRIDE[architecture.stem])
     layers = []
     for stage, blocks in enumerate(architecture.blocks):
         channels = architecture.cardinality * architecture.group_width * 2**stage

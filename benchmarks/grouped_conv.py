@@ -292,9 +292,7 @@ def records(results: Sequence[Result]) -> list[dict[str, object]]:
 
 def parse_args() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.make_parser(__doc__)
     parser.add_argument(
         "--network",
         nargs="+",
@@ -326,11 +324,7 @@ def parse_args() -> argparse.Namespace:
         help="also time the packed lowering with packs of at least so many channels",
     )
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
-    parser.add_argument(
-        "--image-size",
-        type=measure.positive_int,
-        help="of the networks' input (default: 224, and 32 for CIFAR networks)",
-    )
+    measure.add_image_size_option(parser)
     measure.add_common_options(parser, rounds=10, limit=2.0)
     return parser.parse_args()
 

@@ -51,6 +51,9 @@ OPTIMIZER = sgd(
     weight_decay=WEIGHT_DECAY,
 )
 
+Blocks = Literal["plain", "scan", "remat"]
+BLOCKS: tuple[Blocks, ...] = ("plain", "scan", "remat")
+
 # Calls that `dispatch_times` makes before those that count, and those that count.
 _FIRST_CALLS, _COUNTED_CALLS = 10, 100
 
@@ -70,7 +73,7 @@ class JaxVariant:
     model: str
     form: Form
     implementation: Implementation
-    blocks: Literal["plain", "scan", "remat"] = "plain"
+    blocks: Blocks = "plain"
 
     @property
     def what(self) -> str:

@@ -247,6 +247,22 @@ def progress(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """Make the parser of a benchmark whose docstring is its description."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_image_size_option(parser: argparse.ArgumentParser) -> None:
+    """Add `--image-size`; None is what `Architecture.usual_image_size` says."""
+    parser.add_argument(
+        "--image-size",
+        type=positive_int,
+        help="height and width of the images (default: 224, and 32 for CIFAR networks)",
+    )
+
+
 def add_implementations_option(
     parser: argparse.ArgumentParser, *, default: Sequence[str], purpose: str
 ) -> None:

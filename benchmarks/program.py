@@ -18,9 +18,6 @@ MODES: tuple[Mode, ...] = ("inference", "training")
 # Training multiplies three times: forward, and for the gradients of inputs and of kernels.
 _PASSES: dict[Mode, int] = {"inference": 1, "training": 3}
 
-_IMAGE_SIZE = {"imagenet": 224, "cifar": 32}
-_CLASSES = {"imagenet": 1000, "cifar": 10}
-
 MEAN = (123.675, 116.28, 103.53)
 STD = (58.395, 57.12, 57.375)
 
@@ -50,12 +47,12 @@ class Setting:
     @property
     def image_size(self) -> int:
         """Height and width of the images."""
-        return self.asked_size or _IMAGE_SIZE[parse_name(self.model).stem]
+        return self.asked_size or parse_name(self.model).usual_image_size
 
     @property
     def classes(self) -> int:
         """Width of the classifier: ImageNet's or CIFAR-10's."""
-        return _CLASSES[parse_name(self.model).stem]
+        return parse_name(self.model).usual_classes
 
     @property
     def cost(self) -> Complexity:

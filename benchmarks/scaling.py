@@ -201,9 +201,7 @@ def print_records(found: Sequence[Mapping[str, Any]]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.make_parser(__doc__)
     parser.add_argument(
         "--model",
         type=measure.model_name,
@@ -225,11 +223,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="also the batch-norm group (default: %(default)s)",
     )
-    parser.add_argument(
-        "--image-size",
-        type=measure.positive_int,
-        help="height and width (default: 224, and 32 for CIFAR networks)",
-    )
+    measure.add_image_size_option(parser)
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
@@ -261,10 +255,10 @@ def main() -> None:
     )
     found = [compile_elsewhere(sys.argv[1:], devices) for devices in args.devices]
     print_records(found)
-    faults = [fault for record in found for fault in faults_of(record, found[0])]
+    rows = [record | {"faults": faults_of(record, found[0])} for record in found]
     if args.json:
-        rows = [record | {"faults": faults_of(record, found[0])} for record in found]
         measure.write_json(args.json, "scaling", args, surroundings, rows)
+    faults = [fault for row in rows for fault in row["faults"]]
     for fault in faults:
         print(f"fault: {fault}")
     sys.exit(1 if faults else 0)

@@ -77,7 +77,7 @@ def label(variant: Variant) -> str:
 
 def print_rows(rows: Sequence[Row], peaks: Mapping[str, float]) -> None:
     """Print the table of one mode, batch and dtype."""
-    print(f"{rows[0].group}")
+    print(rows[0].group)
     measure.print_table(_HEADER, [_cells(row, rows[0], peaks) for row in rows], left=2)
     for row in rows:
         if row.failure:

@@ -33,7 +33,7 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure, torch_device
-from benchmarks.jax_step import JaxVariant
+from benchmarks.jax_step import BLOCKS, JaxVariant
 from benchmarks.matrix_peak import matrix_peak
 from benchmarks.program import MODES, Mode, Network, Program, Setting, Variant
 from benchmarks.step_rows import Row, label, print_comparisons, print_rows, records
@@ -167,9 +167,7 @@ def _dispatch_times(variant: JaxVariant, setting: Setting) -> tuple[measure.Timi
 
 def make_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = measure.make_parser(__doc__)
     parser.add_argument(
         "--models",
         nargs="+",
@@ -191,7 +189,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--blocks",
         nargs="+",
-        choices=("plain", "scan", "remat"),
+        choices=BLOCKS,
         default=["plain"],
         help="how blocks run: one by one, equal ones as a loop, or computed again for the "
         "gradient (default: plain)",
@@ -211,11 +209,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="IMAGES",
         help="images a step, on all devices together, a table each (default: 8)",
     )
-    parser.add_argument(
-        "--image-size",
-        type=measure.positive_int,
-        help="height and width (default: 224, and 32 for CIFAR networks)",
-    )
+    measure.add_image_size_option(parser)
     parser.add_argument(
         "--modes",
         nargs="+",

@@ -98,9 +98,9 @@ def complexity(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}.")
-    imagenet = parse_name(name).stem == "imagenet"
-    image_size = (224 if imagenet else 32) if image_size is None else image_size
-    num_classes = (1000 if imagenet else 10) if num_classes is None else num_classes
+    architecture = parse_name(name)
+    image_size = architecture.usual_image_size if image_size is None else image_size
+    num_classes = architecture.usual_classes if num_classes is None else num_classes
     # The native lowering keeps every layer one operation of the traced network.
     model = skeleton(
         lambda rngs: create_model(

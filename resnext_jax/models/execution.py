@@ -6,7 +6,7 @@ the compiler sees.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -39,46 +39,38 @@ def apply_stages(
     """Run the stages' blocks one after another; returns the map at the end of each stage."""
     maps = {}
     for name, blocks in stages.items():
-        if execution.scan_blocks:
-            for graphdef, equal in itertools.groupby(blocks, key=_structure):
-                x = _scan(graphdef, list(equal), x, execution)
-        else:
-            for block in blocks:
-                x = _remat(block, x) if execution.remat else block(x)
+        alone = ([block] for block in blocks)
+        for run in _equal_neighbours(blocks) if execution.scan_blocks else alone:
+            x = _apply(run, x, remat=execution.remat)
         maps[name] = x
     return maps
 
 
-def _structure(block: Block) -> Any:
-    """What two blocks have in common that differ in their arrays alone."""
-    return nnx.split(block)[0]
+def _equal_neighbours(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    """Join neighbours that differ in their arrays alone."""
+    return (list(equal) for _, equal in itertools.groupby(blocks, key=nnx.graphdef))
 
 
-def _scan(graphdef: Any, blocks: list[Block], x: jax.Array, execution: Execution) -> jax.Array:
-    if len(blocks) == 1:
-        return _remat(blocks[0], x) if execution.remat else blocks[0](x)
-    states = [nnx.split(block)[1] for block in blocks]
-    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
-    run = _pure(graphdef, execution)
-    x, statistics = lax.scan(lambda x, state: run(state, x), x, stacked)
-    for index, block in enumerate(blocks):
-        nnx.update(block, jax.tree.map(lambda array, i=index: array[i], statistics))
-    return x
+def _apply(blocks: list[Block], x: jax.Array, *, remat: bool) -> jax.Array:
+    """Run equal blocks one after another, several as a loop."""
+    if len(blocks) == 1 and not remat:
+        return blocks[0](x)
+    graphdef = nnx.graphdef(blocks[0])
+    states = [nnx.state(block) for block in blocks]
 
-
-def _remat(block: Block, x: jax.Array) -> jax.Array:
-    graphdef, state = nnx.split(block)
-    x, statistics = _pure(graphdef, Execution(remat=True))(state, x)
-    nnx.update(block, statistics)
-    return x
-
-
-def _pure(graphdef: Any, execution: Execution) -> Callable[[Any, jax.Array], tuple[Any, Any]]:
-    """Return a block as a function of its arrays, to its result and its new running statistics."""
-
-    def run(state: Any, x: jax.Array) -> tuple[jax.Array, Any]:
+    def run(x: jax.Array, state: Any) -> tuple[jax.Array, Any]:
         block = nnx.merge(graphdef, state)
         y = block(x)
         return y, nnx.state(block, nnx.BatchStat)
 
-    return jax.checkpoint(run) if execution.remat else run
+    if remat:
+        run = jax.checkpoint(run)
+    if len(blocks) == 1:
+        x, statistics = run(x, states[0])
+        nnx.update(blocks[0], statistics)
+        return x
+    stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *states)
+    x, statistics = lax.scan(run, x, stacked)
+    for index, block in enumerate(blocks):
+        nnx.update(block, jax.tree.map(lambda array, i=index: array[i], statistics))
+    return x

@@ -41,6 +41,16 @@ class Architecture:
     stem_width: int = 64
     template_width: int = 256
 
+    @property
+    def usual_image_size(self) -> int:
+        """Height and width of ImageNet's crops, or of CIFAR's images."""
+        return 224 if self.stem == "imagenet" else 32
+
+    @property
+    def usual_classes(self) -> int:
+        """Classes of ImageNet-1K, or of CIFAR-10."""
+        return 1000 if self.stem == "imagenet" else 10
+
     def block_specs(self, options: LayerOptions, *, residual: bool) -> dict[str, list[BlockSpec]]:
         """Sizes of every block, by stage.
 

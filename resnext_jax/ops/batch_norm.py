@@ -14,6 +14,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+# `_channel_sums_of_product`: in how many parts rows are added up, and how few are
+# left to a plain sum. Maps of 224-pixel images have rows in sevens.
+_PARTS = (7, 8, 5, 3, 2)
+_ROWS_LEFT_TO_SUM = 1024
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalise_groups(
@@ -124,11 +129,6 @@ def _channel_sums_of_product(x: jax.Array, y: jax.Array) -> jax.Array:
                 break
             product = sum(jnp.split(product, parts, axis=1)[1:], start=product[:, : rows // parts])
     return _channel_sums(product)
-
-
-# In how many parts rows are added up: maps of 224-pixel images have rows in sevens.
-_PARTS = (7, 8, 5, 3, 2)
-_ROWS_LEFT_TO_SUM = 1024
 
 
 def _members(axis_name: str | None) -> int:

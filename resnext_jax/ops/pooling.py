@@ -51,7 +51,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
     taps = _taps(x, window, strides, padding)
     _, largest = next(taps)
-    chosen = jnp.zeros(largest.shape, _index_dtype(window))
+    chosen = jnp.zeros(largest.shape, np.min_scalar_type(window * window - 1))
     for tap, values in taps:
         chosen = jnp.where(values > largest, jnp.asarray(tap, chosen.dtype), chosen)
         largest = jnp.maximum(largest, values)
@@ -109,7 +109,3 @@ def _taps(x: jax.Array, window: int, strides: int, padding: int) -> Iterator[tup
                 row * window + column,
                 padded[:, row : row + last_row : strides, column : column + last_column : strides],
             )
-
-
-def _index_dtype(window: int) -> np.dtype:
-    return np.min_scalar_type(window * window - 1)

@@ -11,6 +11,9 @@ import pytest
 from resnext_jax.ops import grouped_conv
 from tests.numerics import relative_difference
 
+# By name, because the package's attribute of that name is the function.
+MODULE = importlib.import_module("resnext_jax.ops.grouped_conv")
+
 PADDING_1 = ((1, 1), (1, 1))
 PADDING_0 = ((0, 0), (0, 0))
 
@@ -149,16 +152,14 @@ def test_an_infinite_weight_stays_in_its_group() -> None:
 
 
 def test_lowering_table_is_complete_and_names_its_command() -> None:
-    # By name, because the package's attribute of that name is the function.
-    module = importlib.import_module("resnext_jax.ops.grouped_conv")
-    table = module._table()
+    table = MODULE._table()
     assert table["command"].startswith("python benchmarks/grouped_conv.py")
     assert table["platforms"].keys() == table["measured"].keys()
     for dtypes in table["platforms"].values():
         assert "default" in dtypes
         for row in dtypes.values():
-            lowering = module.Lowering(**row)
-            assert {lowering.grouped, lowering.pointwise} <= set(module.IMPLEMENTATIONS) - {"auto"}
+            lowering = MODULE.Lowering(**row)
+            assert {lowering.grouped, lowering.pointwise} <= set(MODULE.IMPLEMENTATIONS) - {"auto"}
             assert lowering.pack_channels >= 1
 
 
@@ -172,9 +173,8 @@ def test_lowering_table_is_complete_and_names_its_command() -> None:
     ],
 )
 def test_lowering_of_a_platform(platform: str, dtype: str, expected: tuple[str, str, int]) -> None:
-    module = importlib.import_module("resnext_jax.ops.grouped_conv")
     with mock.patch.object(jax, "default_backend", return_value=platform):
-        assert module.measured_lowering(dtype) == module.Lowering(*expected)
+        assert MODULE.measured_lowering(dtype) == MODULE.Lowering(*expected)
 
 
 def test_auto_does_not_look_at_the_batch_size() -> None:

@@ -1,4 +1,4 @@
-"""Max-pooling against Flax's and against a loop over windows."""
+"""Max-pooling against Flax's, and what it does that Flax's does not."""
 
 import jax
 import jax.numpy as jnp
