@@ -12,6 +12,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from resnext_jax import cli
+from resnext_jax.errors import fail, reports_user_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
 _WORKDIR = flags.DEFINE_string(
@@ -19,12 +20,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-@cli.reports_user_errors
+@reports_user_errors
 def main(argv: Sequence[str]) -> None:
     """Train."""
     del argv
     if not _WORKDIR.value:
-        cli.fail("--workdir is missing; give a folder for checkpoints, metrics and plots.")
+        fail("--workdir is missing; give a folder for checkpoints, metrics and plots.")
     cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
     from resnext_jax.training.loop import InterruptedRunError, train

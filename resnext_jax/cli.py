@@ -1,42 +1,18 @@
 """Command lines: flags in, one sentence and exit status 2 for a user's mistake."""
 
 import difflib
-import functools
 import os
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from resnext_jax.errors import UserError
+from resnext_jax.errors import UserError, fail
 from resnext_jax.training.config import field, field_names, optional_fields, set_field
 
-EXIT_USER_ERROR = 2
-
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "--helpxml"}
-
-
-def fail(message: str) -> NoReturn:
-    """Print one sentence to stderr and leave with status 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
-
-
-def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Turn a UserError that leaves `main` into a sentence and exit status 2."""
-
-    @functools.wraps(main)
-    def wrapped(argv: Any) -> None:
-        try:
-            main(argv)
-        except UserError as error:
-            fail(str(error))
-
-    return wrapped
 
 
 def keep_compiled_programs() -> None:

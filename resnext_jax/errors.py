@@ -1,5 +1,12 @@
 """Errors that are the user's to mend: one sentence, no traceback, exit status 2."""
 
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+EXIT_USER_ERROR = 2
+
 
 class UserError(Exception):
     """Bad input, told in one sentence: what is wrong, where, and what to do."""
@@ -19,3 +26,22 @@ class CheckpointError(UserError):
 
 class WorkdirError(UserError):
     """A work directory that cannot be read or written."""
+
+
+def fail(message: str) -> NoReturn:
+    """Print one sentence to stderr and leave with status 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(EXIT_USER_ERROR)
+
+
+def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
+    """Turn a UserError that leaves `main` into a sentence and exit status 2."""
+
+    @functools.wraps(main)
+    def wrapped(argv: Any) -> None:
+        try:
+            main(argv)
+        except UserError as error:
+            fail(str(error))
+
+    return wrapped

@@ -1,0 +1,69 @@
+"""What our tfds builders share: where their raw files are, and what is checked before they run."""
+
+import abc
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from resnext_jax.data.builders.spilling import spilling
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """Raw files to prepare a data set from.
+
+    Attributes:
+      manual_dir: folder with archives, or with folders of images.
+      archive: one archive, where a data set comes as one.
+      synsets: file with the synsets to take, one in a line (ImageNet-5K).
+      trust_archives: take archives whose size or checksum is not the published one.
+    """
+
+    manual_dir: Path | None = None
+    archive: Path | None = None
+    synsets: Path | None = None
+    trust_archives: bool = False
+
+
+class Builder(  # type: ignore[call-arg]  # tfds's, of which mypy knows nothing
+    tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True
+):
+    """A tfds builder that reads its raw files without TensorFlow and checks them first.
+
+    Examples hold `image` (encoded as the raw files have it: bytes are passed
+    through, because tfds encodes arrays with TensorFlow), `label`, and where
+    there is one a name: `file_name` or `id`.
+    """
+
+    inputs: Inputs = Inputs()
+    # What this data set is called in sentences.
+    TITLE: ClassVar[str]
+
+    @classmethod
+    def create(cls, inputs: Inputs, data_dir: str | None) -> "Builder":
+        """Make the builder of a data set in a tfds folder (None: tfds's default folder).
+
+        Raises:
+          DataError: the inputs are needed to say which data set it is, and cannot be read.
+        """
+        builder = cls(data_dir=data_dir, file_format="array_record")
+        builder.inputs = inputs
+        return builder
+
+    @abc.abstractmethod
+    def check_inputs(self) -> int:
+        """Check that the raw files are there and readable, before anything is written.
+
+        Returns:
+          Bytes that the prepared data set will take, about.
+
+        Raises:
+          DataError: a file is missing, is not what it should be, or cannot be read.
+        """
+
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+        # Without TensorFlow even where a split is too large to be shuffled in memory.
+        with spilling():
+            super()._download_and_prepare(*args, **kwargs)

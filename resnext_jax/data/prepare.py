@@ -1,0 +1,298 @@
+"""Preparing data sets: from raw files to array records that are read at random.
+
+As a command: `python -m resnext_jax.data.prepare --dataset=NAME`, with `--help` for the rest.
+"""
+
+import argparse
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tensorflow_datasets as tfds
+from absl import logging
+from tensorflow_datasets.core.shuffle import DuplicatedKeysError
+
+from resnext_jax.data.builders.base import Builder, Inputs
+from resnext_jax.data.catalog import CATALOG, find
+from resnext_jax.errors import DataError, fail, reports_user_errors
+
+EXIT_INTERRUPTED = 130
+
+# Which data sets can use an input that most have no use for.
+_TAKEN_BY = {"archive": ("cifar10", "cifar100"), "synsets": ("imagenet5k",)}
+
+# tfds writes a split into shuffling files and from these into shards, and deletes the former one
+# by one: at most a shard is there twice.
+_SHARE = 1.1
+_MARGIN = 2**26
+
+_ELSEWHERE = (
+    "choose another folder with --data_dir=FOLDER (in training --config.data.data_dir=FOLDER)"
+)
+
+
+def prepare(
+    name: str, inputs: Inputs | None = None, data_dir: str | None = None
+) -> tfds.core.DatasetBuilder:
+    """Prepare a data set, unless that has been done.
+
+    One process prepares, others wait for it. What an interrupted run leaves behind
+    is never read, and removed by the next.
+
+    Args:
+      name: one of `catalog.CATALOG`.
+      inputs: where the raw files are, for data sets that need to be told.
+      data_dir: tfds folder; None means tfds's default, `$TFDS_DATA_DIR` or
+        `~/tensorflow_datasets`.
+
+    Returns:
+      The builder, whose `as_data_source` can be used.
+
+    Raises:
+      DataError: the name, a raw file or an option is wrong, a download failed, the disk
+        is or would be full, or the folder cannot be written.
+    """
+    builder_class = find(name).builder_class()
+    inputs = _checked(name, inputs or Inputs())
+    data_dir = str(Path(data_dir).expanduser()) if data_dir else None
+    builder = _create(builder_class, inputs, data_dir)
+    if _is_prepared(builder):
+        return builder
+    root = Path(builder.data_dir_root)
+    with _explained(builder.TITLE, root), _locked(root, name):
+        if not _is_prepared(builder):
+            _prepare(builder, name)
+            return builder
+    # Another process did it. tfds reads what is there when a builder is made.
+    return _create(builder_class, inputs, data_dir)
+
+
+def _checked(name: str, inputs: Inputs) -> Inputs:
+    for option, takers in _TAKEN_BY.items():
+        if getattr(inputs, option) and name not in takers:
+            raise DataError(
+                f"data set {name!r} takes no --{option}; it is for {' and '.join(takers)}."
+            )
+    paths = ("manual_dir", "archive", "synsets")
+    given = {path: getattr(inputs, path) for path in paths if getattr(inputs, path)}
+    expanded = {option: path.expanduser() for option, path in given.items()}
+    return Inputs(**expanded, trust_archives=inputs.trust_archives)
+
+
+def _is_prepared(builder: Builder) -> bool:
+    # As tfds's `is_prepared`, which warns where it is not.
+    return Path(builder.data_dir, "dataset_info.json").exists()
+
+
+def _create(builder_class: type[Builder], inputs: Inputs, data_dir: str | None) -> Builder:
+    try:
+        return builder_class.create(inputs, data_dir)
+    except DataError:
+        raise
+    except Exception as error:  # tfds raises whatever damaged files make it stumble over
+        raise DataError(
+            f"{builder_class.TITLE} in {data_dir or 'the tfds folder'} cannot be read "
+            f"({_told(error)}); remove it there, or {_ELSEWHERE}."
+        ) from error
+
+
+def _prepare(builder: Builder, name: str) -> None:
+    root, folder = Path(builder.data_dir_root), Path(builder.data_dir)
+    if folder.exists():
+        # tfds would take it for the prepared data set.
+        raise DataError(f"{folder} is no whole data set; remove it, or {_ELSEWHERE}.")
+    needed = builder.check_inputs()
+    _remove_leftovers(root, name)
+    _check_space(builder.TITLE, root, needed)
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        # tfds prints what it does; stdout is kept for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
+        _check_splits(builder)
+    except BaseException:
+        _remove_leftovers(root, name)
+        raise
+
+
+def _check_splits(builder: Builder) -> None:
+    splits = builder.info.splits
+    empty = [split for split, info in splits.items() if not info.num_examples]
+    if empty or not splits:
+        shutil.rmtree(builder.data_dir)
+        raise DataError(
+            f"{builder.TITLE} has no images{' for ' if empty else ''}{' and '.join(empty)}; "
+            "check the files it is prepared from."
+        )
+
+
+def _check_space(title: str, root: Path, needed: int) -> None:
+    wanted = _SHARE * needed + _MARGIN
+    free = shutil.disk_usage(root).free
+    if free < wanted:
+        raise DataError(
+            f"{title} needs {wanted / 1e9:.2f} GB in {root} while it is prepared, where "
+            f"{free / 1e9:.2f} GB are free; make room there, or {_ELSEWHERE}."
+        )
+
+
+def _remove_leftovers(root: Path, name: str) -> None:
+    """Remove what interrupted runs have left; only for the holder of the lock."""
+    folder = root / name
+    # A data set with configurations has its versions one level below.
+    for pattern in ("incomplete.??????_*", "*/incomplete.??????_*"):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in (root / "downloads" / name).glob("*.tmp.*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(root: Path, name: str) -> Iterator[None]:
+    """Keep other processes from preparing the same data set; the system frees dead ones' locks."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / f".{name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {name} in {root}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _explained(title: str, root: Path) -> Iterator[None]:
+    """Tell in a DataError what went wrong."""
+    try:
+        yield
+    except Exception as error:
+        causes = list(_causes(error))
+        for cause in causes:
+            if isinstance(cause, DataError):
+                raise cause from cause.__cause__
+        advice = _advice(error, causes)
+        if advice is None:
+            raise
+        raise DataError(f"{title} cannot be prepared in {root}; {advice}.") from error
+
+
+def _advice(error: Exception, causes: Sequence[BaseException]) -> str | None:
+    """Say what happened and what to do about it; None for mistakes of the program."""
+    numbers = {cause.errno for cause in causes if isinstance(cause, OSError)}
+    # The shards are written by a library whose errors are nothing but text.
+    if numbers & {errno.ENOSPC, errno.EDQUOT} or "No space left on device" in str(error):
+        return f"the disk is full: make room there, or {_ELSEWHERE}"
+    if errno.EMFILE in numbers:
+        return "too many files are open: run ulimit -n 4096 first"
+    if numbers:
+        return f"{_told(error)}: make that folder writable, or {_ELSEWHERE}"
+    if any(isinstance(cause, DuplicatedKeysError) for cause in causes):
+        return "two images have the same name: check the files it is prepared from"
+    if isinstance(error, RuntimeError | ValueError | AssertionError):
+        return f"{_told(error)}: check the files it is prepared from, or {_ELSEWHERE}"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those it was raised for, the latest first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _told(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; --help lists the options.")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="python -m resnext_jax.data.prepare",
+        description="Prepare a data set: from raw files to array records.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--dataset", required=True, choices=sorted(CATALOG), help="which")
+    options: dict[str, dict[str, Any]] = {
+        "manual_dir": {
+            "metavar": "DIR",
+            "type": Path,
+            "help": "folder with archives, or with train/ and val/",
+        },
+        "archive": {"metavar": "FILE", "type": Path, "help": "the archive (CIFAR)"},
+        "synsets": {
+            "metavar": "FILE",
+            "type": Path,
+            "help": "synsets to take, one in a line (ImageNet-5K)",
+        },
+        "trust_archives": {
+            "action": "store_true",
+            "help": "take archives that are not the published ones",
+        },
+        "data_dir": {
+            "metavar": "DIR",
+            "help": "where to (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+        },
+    }
+    for option, settings in options.items():
+        spellings = {f"--{option}": None, f"--{option.replace('_', '-')}": None}
+        parser.add_argument(*spellings, **settings)
+    return parser.parse_args(argv)
+
+
+def _summary(builder: tfds.core.DatasetBuilder) -> str:
+    """Say what a prepared data set is and where."""
+    folder = Path(builder.data_dir)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return "\n".join(
+        [
+            f"data set: {builder.name} {builder.version}",
+            *(
+                f"{split}: {info.num_examples:,} images"
+                for split, info in builder.info.splits.items()
+            ),
+            f"classes: {builder.info.features['label'].num_classes:,}",
+            f"size: {size:,} bytes",
+            f"folder: {folder}",
+        ]
+    )
+
+
+@reports_user_errors
+def main(argv: Sequence[str]) -> None:
+    """Prepare a data set as the command line says, and print what it is."""
+    options = _parse(argv)
+    logging.set_verbosity(logging.ERROR)
+    inputs = Inputs(options.manual_dir, options.archive, options.synsets, options.trust_archives)
+    try:
+        builder = prepare(options.dataset, inputs, options.data_dir)
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: {options.dataset} is not prepared; the same command starts over.",
+            file=sys.stderr,
+        )
+        sys.exit(EXIT_INTERRUPTED)
+    print(_summary(builder))
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except SystemExit as left:
+        if left.code == EXIT_INTERRUPTED:
+            # tfds downloads in a thread, and Python would wait for it to finish.
+            sys.stderr.flush()
+            os._exit(EXIT_INTERRUPTED)
+        raise

@@ -1,0 +1,287 @@
+"""Folders of images, one per class: what is an image, which class it is, what is refused."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from resnext_jax.data.builders.base import Inputs
+from resnext_jax.data.builders.folder import EXTENSIONS, Folder, Listing, list_images
+from resnext_jax.data.prepare import prepare
+from resnext_jax.errors import DataError
+from tests.data.raw import encoded, write_folder
+
+IMAGE = encoded(np.full((2, 3, 3), 77, np.uint8), ".png")
+# Names of our splits and of their folders.
+SPLITS = {"train": "train", "validation": "val"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A folder with a cat and a dog for training and for validation."""
+    for split in SPLITS.values():
+        for name in ("cat", "dog"):
+            add(tmp_path / "pets" / split / name / "1.png")
+    return tmp_path / "pets"
+
+
+def add(path: Path, data: bytes = IMAGE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def names(listing: Listing, split: str = "train") -> list[tuple[str, int]]:
+    return [(image.name, image.label) for image in listing.images[split]]
+
+
+def prepared(folder: Path, data_dir: Path) -> tfds.core.DatasetBuilder:
+    return prepare("folder", Inputs(manual_dir=folder), str(data_dir))
+
+
+def encoded_examples(builder: tfds.core.DatasetBuilder, split: str) -> list[dict[str, Any]]:
+    decoders = {"image": tfds.decode.SkipDecoding()}
+    return list(builder.as_data_source(split=split, decoders=decoders))
+
+
+def refusal(folder: Path | None) -> str:
+    with pytest.raises(DataError) as caught:
+        list_images(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_images_are_stored_as_they_are(tmp_path: Path, split: str) -> None:
+    written = write_folder(tmp_path / "raw", classes=("dog", "cat", "Emu"), per_class=4)
+    builder = prepared(tmp_path / "raw", tmp_path / "data")
+    label = builder.info.features["label"]
+    assert label.names == ["Emu", "cat", "dog"]
+    found = {}
+    for example in encoded_examples(builder, split):
+        name = example["file_name"].decode()
+        found[name] = example["image"]
+        assert label.names[example["label"]] == name.split("/")[0]
+    assert found == written[SPLITS[split]]
+    assert len(found) == 12
+
+
+def test_has_the_features_of_imagenet(root: Path, tmp_path: Path) -> None:
+    info = prepared(root, tmp_path / "data").info
+    assert set(info.features) == {"image", "label", "file_name"}
+    assert info.features["image"].shape == (None, None, 3)
+    assert info.supervised_keys == ("image", "label")
+    assert set(info.splits) == {"train", "validation"}
+
+
+def test_finds_images_by_any_extension_in_any_case(root: Path) -> None:
+    for extension in EXTENSIONS:
+        add(root / "train" / "cat" / f"2{extension}")
+        add(root / "train" / "cat" / f"3{extension.upper()}")
+    assert len(list_images(root).images["train"]) == 2 + 2 * 9
+
+
+def test_passes_over_what_is_no_image(root: Path) -> None:
+    before = names(list_images(root))
+    for name in ("notes.txt", "image.jpg.part", "jpg", ".hidden.jpg", "._1.png", "Thumbs.db"):
+        add(root / "train" / "cat" / name)
+    add(root / "train" / "cat" / ".cache" / "2.png")
+    add(root / "train" / ".checkpoints" / "2.png")
+    add(root / "train" / "loose.png")
+    add(root / "test" / "cat" / "2.png")  # val is there
+    os.mkfifo(root / "train" / "cat" / "pipe.png")
+    assert names(list_images(root)) == before == [("cat/1.png", 0), ("dog/1.png", 1)]
+
+
+def test_finds_images_in_folders_in_a_class(root: Path) -> None:
+    add(root / "train" / "cat" / "b" / "deep" / "1.png")
+    add(root / "train" / "cat" / "a" / "1.png")
+    assert names(list_images(root)) == [
+        ("cat/1.png", 0),
+        ("cat/a/1.png", 0),
+        ("cat/b/deep/1.png", 0),
+        ("dog/1.png", 1),
+    ]
+
+
+def test_follows_links(root: Path, tmp_path: Path) -> None:
+    add(tmp_path / "elsewhere" / "2.png", IMAGE + b" ")
+    (root / "train" / "cat" / "link.png").symlink_to(tmp_path / "elsewhere" / "2.png")
+    (root / "train" / "emu").symlink_to(tmp_path / "elsewhere")
+    listing = list_images(root)
+    assert listing.classes == ("cat", "dog", "emu")
+    assert ("cat/link.png", 0) in names(listing)
+    assert ("emu/2.png", 2) in names(listing)
+    examples = encoded_examples(prepared(root, tmp_path / "data"), "train")
+    images = {example["file_name"]: example["image"] for example in examples}
+    assert images[b"cat/link.png"] == images[b"emu/2.png"] == IMAGE + b" "
+
+
+@pytest.mark.parametrize("name", ["2.png", "notes.txt", "more"])
+def test_refuses_a_broken_link(root: Path, name: str) -> None:
+    (root / "train" / "cat" / name).symlink_to(root / "nowhere")
+    assert f"{root}/train/cat/{name} is a broken link" in refusal(root)
+
+
+def test_refuses_a_class_that_is_a_broken_link(root: Path) -> None:
+    (root / "val" / "emu").symlink_to(root / "nowhere")
+    assert f"{root}/val/emu is a broken link" in refusal(root)
+
+
+def test_refuses_a_folder_that_contains_itself(root: Path) -> None:
+    (root / "train" / "cat" / "all").symlink_to(root / "train")
+    assert "contains itself by a link" in refusal(root)
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_takes_other_folders_for_validation(
+    root: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "val").rename(root / name)
+    builder = prepared(root, tmp_path / "data")
+    assert builder.info.splits["validation"].num_examples == 2
+    note = f"note: there is no val, the validation images are {root / name}\n"
+    assert note in capsys.readouterr().err
+
+
+def test_says_nothing_of_val(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(root, tmp_path / "data")
+    assert "note:" not in capsys.readouterr().err
+
+
+def test_prefers_validation_to_test(root: Path) -> None:
+    (root / "val").rename(root / "validation")
+    add(root / "test" / "cat" / "only.png")
+    assert names(list_images(root), "validation") == [("cat/1.png", 0), ("dog/1.png", 1)]
+
+
+def test_labels_are_those_of_training_where_validation_lacks_a_class(root: Path) -> None:
+    (root / "val" / "cat" / "1.png").unlink()
+    (root / "val" / "cat").rmdir()
+    assert names(list_images(root), "validation") == [("dog/1.png", 1)]
+
+
+def test_tells_how_to_give_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        prepare("folder", data_dir=str(tmp_path))
+    assert "--config.data.manual_dir=FOLDER" in str(caught.value)
+    assert "--manual_dir=FOLDER" in str(caught.value)
+
+
+def test_refuses_a_folder_that_is_not_laid_out(root: Path) -> None:
+    assert f"{root}/none does not exist" in refusal(root / "none")
+    (root / "train").rename(root / "training")
+    assert f"{root} has no folder train;" in refusal(root)
+    (root / "val").rename(root / "valid")
+    assert f"{root} has no folder val (nor validation nor test);" in refusal(root)
+
+
+@pytest.mark.parametrize("split", SPLITS.values())
+def test_refuses_images_without_class_folders(root: Path, split: str) -> None:
+    (root / split).rename(root / "away")
+    add(root / split / "1.png")
+    assert f"folder {root}/{split} has no class folders;" in refusal(root)
+
+
+@pytest.mark.parametrize("split", SPLITS.values())
+def test_names_a_class_without_images(root: Path, split: str) -> None:
+    (root / split / "dog" / "1.png").rename(root / split / "dog" / "1.txt")
+    assert f"class folder {root}/{split}/dog has no images" in refusal(root)
+
+
+def test_refuses_a_class_of_validation_only(root: Path) -> None:
+    add(root / "val" / "emu" / "1.png")
+    told = refusal(root)
+    assert f"class folder {root}/val/emu has no counterpart in {root}/train;" in told
+
+
+@pytest.mark.parametrize("name", ["a\nb", " cat", "cat\t", "c\udcffat"])
+def test_refuses_class_names_that_cannot_be_stored(root: Path, name: str) -> None:
+    add(root / "train" / name / "1.png")
+    told = refusal(root)
+    assert f"class folder {name!r} in {root}/train" in told
+
+
+def test_refuses_file_names_that_cannot_be_stored(root: Path) -> None:
+    add(root / "train" / "cat" / "c\udcffat.png")
+    assert "has a name that is not UTF-8" in refusal(root)
+
+
+def test_stores_other_names_as_they_are(root: Path, tmp_path: Path) -> None:
+    add(root / "train" / "Große Katze, 大" / "bild 1 (ü).png")
+    builder = prepared(root, tmp_path / "data")
+    assert builder.info.features["label"].names == ["Große Katze, 大", "cat", "dog"]
+    found = [example["file_name"].decode() for example in encoded_examples(builder, "train")]
+    assert "Große Katze, 大/bild 1 (ü).png" in found
+    assert prepared(root, tmp_path / "data").info.features["label"].names[0] == "Große Katze, 大"
+
+
+def test_tells_which_image_vanished(root: Path, tmp_path: Path) -> None:
+    builder = Folder.create(Inputs(manual_dir=root), str(tmp_path / "data"))
+    (root / "val" / "dog" / "1.png").unlink()
+    with pytest.raises(DataError, match=r"val/dog/1.png cannot be read \(No such file"):
+        builder.download_and_prepare()
+    assert not Path(builder.data_dir).exists()
+
+
+def test_is_prepared_once(root: Path, tmp_path: Path) -> None:
+    first = prepared(root, tmp_path / "data")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    second = prepared(root, tmp_path / "data")
+    assert second.data_dir == first.data_dir
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == times
+
+
+def touch(root: Path) -> None:
+    os.utime(root / "val" / "dog" / "1.png", ns=(0, 10**18))
+
+
+def enlarge(root: Path) -> None:
+    path = root / "train" / "cat" / "1.png"
+    status = path.stat()
+    path.write_bytes(IMAGE + b" ")
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def rename(root: Path) -> None:
+    (root / "train" / "cat" / "1.png").rename(root / "train" / "cat" / "2.png")
+
+
+@pytest.mark.parametrize("change", [touch, enlarge, rename])
+def test_a_changed_folder_is_another_data_set(root: Path, tmp_path: Path, change: Any) -> None:
+    before = prepared(root, tmp_path / "data")
+    change(root)
+    after = prepared(root, tmp_path / "data")
+    assert before.data_dir != after.data_dir
+    new = {example["file_name"]: example["image"] for example in encoded_examples(after, "train")}
+    files = {f"{path.parent.name}/{path.name}": path for path in (root / "train").glob("*/*")}
+    assert new == {name.encode(): path.read_bytes() for name, path in files.items()}
+
+
+def test_folders_of_one_name_do_not_collide(tmp_path: Path) -> None:
+    folders = [tmp_path / parent / "My Pets!" for parent in ("a", "b")]
+    for number, folder in enumerate(folders, start=1):
+        write_folder(folder, per_class=number)
+    builders = [prepared(folder, tmp_path / "data") for folder in folders]
+    sizes = [builder.info.splits["train"].num_examples for builder in builders]
+    assert sizes == [2, 4]
+    for builder, folder in zip(builders, folders, strict=True):
+        digest = list_images(folder).digest
+        assert builder.builder_config.name == f"my_pets-{digest[:12]}"
+        assert builder.data_dir == f"{tmp_path}/data/folder/my_pets-{digest[:12]}/1.0.0"
+
+
+def test_a_data_source_can_be_sent_to_another_process(root: Path, tmp_path: Path) -> None:
+    source = prepared(root, tmp_path / "data").as_data_source("train")
+    # Without the names of the files, of which there may be millions.
+    assert b"1.png" not in pickle.dumps(source)
+    again = pickle.loads(pickle.dumps(source))
+    assert [example["file_name"] for example in again] == [
+        example["file_name"] for example in source
+    ]
