@@ -10,26 +10,43 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from resnext_jax import cli
+from resnext_jax.errors import reports_user_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe the run was trained with.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; by default train.py's, runs/NAME."
+)
+
+# What is said of each way to test (config.data.eval_crops).
+_PROTOCOLS = {
+    "centre": "",
+    "ten": " in ten crops each, logits averaged",
+    "dense": " at five scales each, logits averaged over positions and scales",
+}
 
 
-@cli.reports_user_errors
+@reports_user_errors
 def main(argv: Sequence[str]) -> None:
     """Evaluate."""
     del argv
-    if not _WORKDIR.value:
-        cli.fail("--workdir is missing; give the folder that train.py wrote.")
     cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
     from resnext_jax.evaluation.run import evaluate_workdir
 
-    step, result = evaluate_workdir(_CONFIG.value, _WORKDIR.value)
+    workdir = _WORKDIR.value or cli.default_workdir()
+    step, result = evaluate_workdir(_CONFIG.value, workdir)
+    protocol = _PROTOCOLS[_CONFIG.value.data.eval_crops]
     print(
-        f"step {step}: {result.images} test images, loss {result.loss:.4f}, "
+        f"step {step}: {result.images} test images{protocol}, loss {result.loss:.4f}, "
         f"top-1 error {result.top1_error:.2f} %, top-5 error {result.top5_error:.2f} %"
     )
+    for classes, (top1_error, top5_error) in result.among_first.items():
+        print(
+            f"among the first {classes} classes: "
+            f"top-1 error {top1_error:.2f} %, top-5 error {top5_error:.2f} %"
+        )
+    if result.skipped:
+        print(f"left out: {result.skipped} images that cannot be decoded")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ batch of 256.
 Expected, test error in percent, mean of 10 runs, the paper's figures (not run here):
 resnext29_8x64d 3.65 (CIFAR-10) and 17.77 (CIFAR-100), resnext29_16x64d 3.58 and 17.31,
 wide_resnet28_10 4.17 and 20.50.
-Data: CIFAR cannot be read by this version yet; train.py says so.
+Data: downloaded and prepared when first read (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +43,9 @@ def get_config(choice: str = "cifar10,resnext29_8x64d") -> ConfigDict:
     config.schedule.boundaries = (150.0, 225.0)
     config.data.name = dataset
     config.data.image_size = 32
+    config.data.crop = "whole"
+    config.data.brightness = config.data.contrast = config.data.saturation = 0.0
+    config.data.lighting = 0.0
     config.data.max_shift = 4
     config.data.mean = (125.3, 123.0, 113.9)
     config.data.std = (63.0, 62.1, 66.7)

@@ -10,7 +10,7 @@ resnext50_32x4d 22.2, resnet101 22.0, resnext101_2x40d 21.7, resnext101_4x24d 21
 resnext101_8x14d 21.3, resnext101_32x4d 21.2, resnet200 21.7, resnet101_1x100d 21.3,
 resnext101_2x64d 20.7, resnext101_64x4d 20.4. Without residual: resnet50 31.2,
 resnext50_32x4d 26.1. At 320: resnet200 20.1, resnext101_64x4d 19.1.
-Data: ImageNet-1K cannot be read by this version yet; train.py says so.
+Data: python -m resnext_jax.data.prepare --dataset=imagenet2012 ... first (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -34,6 +34,7 @@ def get_config(choice: str = "resnext50_32x4d") -> ConfigDict:
             config.model.residual = False
         elif option == "crop320":
             config.data.eval_image_size = 320
+            config.data.eval_short_side = 320
         else:
             raise ConfigError(
                 f"configs/imagenet.py knows no option {option!r}; "

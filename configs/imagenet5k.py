@@ -5,7 +5,7 @@ as ImageNet-1K training, the rate falling at the same steps.
 Command: python train.py --config=configs/imagenet5k.py:resnext101_32x4d --workdir=WORKDIR
 Expected, 5K-way top-1 error in percent, the paper's figures (not run here):
 resnet50 45.5, resnext50_32x4d 42.3, resnet101 42.4, resnext101_32x4d 40.1.
-Data: ImageNet-5K cannot be read by this version yet; train.py says so.
+Data: python -m resnext_jax.data.prepare --dataset=imagenet5k ... first (docs/data.md).
 """
 
 from ml_collections import ConfigDict
@@ -19,4 +19,6 @@ def get_config(model: str = "resnext50_32x4d") -> ConfigDict:
     config.data.name = "imagenet5k"
     # Epochs are counted in ImageNet-1K's images, so that steps are the same.
     config.images_per_epoch = 1_281_167
+    # Tested on ImageNet-1K's validation images, among all classes and among theirs.
+    config.data.eval_first_classes = 1000
     return config

@@ -3,7 +3,7 @@
 Source: paper Table 4; the recipe is in configs/imagenet.py.
 Command: python train.py --config=configs/imagenet_resnext101_64x4d.py --workdir=WORKDIR
 Expected: 20.4 % top-1 error and 5.3 % top-5, single 224 crop (the paper's figure, not run here).
-Data: ImageNet-1K cannot be read by this version yet; train.py says so.
+Data: python -m resnext_jax.data.prepare --dataset=imagenet2012 ... first (docs/data.md).
 """
 
 from ml_collections import ConfigDict

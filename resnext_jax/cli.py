@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def keep_compiled_programs() -> None:
         except OSError:
             return  # a convenience: nobody should be stopped for want of it
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def default_workdir() -> str:
+    """Return runs/NAME, by the config file's name and what follows it after a colon."""
+    path, _, choice = (_config_path(sys.argv) or "").partition(":")
+    return str(Path("runs", "_".join(filter(None, [Path(path).stem, *re.split(r"\W+", choice)]))))
 
 
 def parse_flags(argv: Sequence[str]) -> list[str]:

@@ -1,11 +1,13 @@
 """Errors that are the user's to mend: one sentence, no traceback, exit status 2."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -35,7 +37,10 @@ def fail(message: str) -> NoReturn:
 
 
 def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Turn a UserError that leaves `main` into a sentence and exit status 2."""
+    """Turn a UserError that leaves `main` into a sentence and exit status 2.
+
+    And Ctrl-C, where nothing handles it better, into a sentence and exit status 130.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: Any) -> None:
@@ -43,5 +48,9 @@ def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
             main(argv)
         except UserError as error:
             fail(str(error))
+        except KeyboardInterrupt:
+            print("interrupted; the same command starts over.", file=sys.stderr, flush=True)
+            # tfds downloads in a thread, and Python would wait for it to finish.
+            os._exit(EXIT_INTERRUPTED)
 
     return wrapped

@@ -92,13 +92,33 @@ TRAIN = {
         ["config.batch_size", "'None'"],
     ),
     "no config": ([WORKDIR], ["--config is missing"]),
-    "no workdir": ([DIGITS], ["--workdir is missing"]),
     "unknown flag": ([DIGITS, WORKDIR, "--wrkdir=/tmp/x"], ["'wrkdir'", "workdir"]),
     "stray argument": ([DIGITS, WORKDIR, "stray"], ["'stray'"]),
     "workdir below a file": ([DIGITS, "--workdir={tmp}/file/run"], ["workdir {tmp}/file/run "]),
-    "data that cannot be read yet": (
-        ["--config=configs/cifar10_resnext29_8x64d.py", WORKDIR],
-        ["data set 'cifar10' cannot be read by this version yet"],
+    "unknown data set": (
+        [DIGITS, WORKDIR, "--config.data.name=mnist"],
+        ["unknown data set 'mnist'", "cifar10, cifar100, digits, folder, imagenet2012"],
+    ),
+    "data that must be prepared first": (
+        [
+            "--config=configs/imagenet_resnext101_64x4d.py",
+            WORKDIR,
+            "--config.data.data_dir={tmp}",
+        ],
+        ["'imagenet2012' is not prepared in {tmp}", "resnext_jax.data.prepare --dataset"],
+    ),
+    "test images larger than what they are cut from": (
+        [
+            DIGITS,
+            WORKDIR,
+            "--config.data.crop=random_sized",
+            "--config.data.eval_short_side=15",
+        ],
+        ["config.data.eval_short_side=15", "at least the side of the test images, 16"],
+    ),
+    "a way to crop that does not exist": (
+        [DIGITS, WORKDIR, "--config.data.crop=centre"],
+        ["config.data.crop='centre'", "must be one of random_sized, whole"],
     ),
 }
 
@@ -132,6 +152,33 @@ def test_batch_that_does_not_fit_the_devices(
     message = sentence(run("train.py", DIGITS, workdir, *arguments, devices=8))
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=configs/cifar10_resnext29_8x64d.py"], "runs/cifar10_resnext29_8x64d"),
+        (["--config", "configs/digits_resnext29.py"], "runs/digits_resnext29"),
+        (["--config=/a/cifar.py:cifar10,resnext29_8x64d"], "runs/cifar_cifar10_resnext29_8x64d"),
+    ],
+)
+def test_the_workdir_is_named_by_the_config(
+    arguments: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    assert cli.default_workdir() == expected
+
+
+@pytest.mark.parametrize(
+    ("argument", "part"),
+    [
+        ("--config.data.eval_crops=center", "config.data.eval_crops='center' must be one of"),
+        ("--config.data.eval_crops=ten", "config.data.crop"),
+        ("--config.batchsize=3", "no field 'batchsize'"),
+    ],
+)
+def test_mistake_in_evaluation(argument: str, part: str, tmp_path: Path) -> None:
+    assert part in sentence(run("eval.py", DIGITS, f"--workdir={tmp_path}", argument))
 
 
 def test_evaluation_of_a_missing_workdir(tmp_path: Path) -> None:
@@ -168,11 +215,12 @@ def test_a_damaged_config_file_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 def test_none_can_be_given_on_the_command_line(tmp_path: Path) -> None:
     """Told by the next mistake: with one group the batch fits, and the data is looked for."""
-    cifar = "--config=configs/cifar10_resnext29_8x64d.py"
-    arguments = [cifar, f"--workdir={tmp_path}/run", "--config.batch_size=24"]
-    assert "bn_group_size=16" in sentence(run("train.py", *arguments))
+    imagenet = "--config=configs/imagenet_resnet50.py"
+    data = f"--config.data.data_dir={tmp_path}"
+    arguments = [imagenet, f"--workdir={tmp_path}/run", data, "--config.batch_size=24"]
+    assert "bn_group_size=32" in sentence(run("train.py", *arguments))
     ungrouped = run("train.py", *arguments, "--config.bn_group_size=None")
-    assert "cannot be read by this version yet" in sentence(ungrouped)
+    assert "is not prepared" in sentence(ungrouped)
     assert not (tmp_path / "run").exists()
 
 

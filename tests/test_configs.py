@@ -12,8 +12,10 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnext_jax.data.sources import check_readable, open_source
-from resnext_jax.errors import ConfigError, DataError
+from resnext_jax.data import catalog
+from resnext_jax.data.reading import DecodedExamples
+from resnext_jax.data.sources import open_source
+from resnext_jax.errors import ConfigError
 from resnext_jax.models import complexity
 from resnext_jax.models.registry import resolve
 from resnext_jax.training.config import validate
@@ -21,7 +23,9 @@ from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.setup import (
     abstract_weights,
     build_schedule,
+    eval_transform,
     learning_rate,
+    num_steps,
     steps_per_epoch,
 )
 
@@ -57,7 +61,8 @@ IMAGENET5K = {
     "imagenet5k_resnext50_32x4d": Expected("resnext50_32x4d", "imagenet5k"),
 }
 DIGITS = {"digits_resnext29": Expected("resnext29_8x4d", "digits")}
-ALL = CIFAR | IMAGENET | IMAGENET5K | DIGITS
+OWN_IMAGES = {"folder": Expected("resnext50_32x4d", "folder")}
+ALL = CIFAR | IMAGENET | IMAGENET5K | DIGITS | OWN_IMAGES
 
 
 def module(name: str) -> types.ModuleType:
@@ -128,7 +133,7 @@ def test_optimiser_is_the_papers(name: str) -> None:
     assert config.schedule.warmup_epochs == 0.0
 
 
-@pytest.mark.parametrize("name", IMAGENET | IMAGENET5K)
+@pytest.mark.parametrize("name", IMAGENET | IMAGENET5K | OWN_IMAGES)
 def test_imagenet_recipe(name: str) -> None:
     config = load(name)
     assert (config.batch_size, config.bn_group_size) == (256, 32)
@@ -143,6 +148,13 @@ def test_imagenet_recipe(name: str) -> None:
     assert config.data.flip is True
     np.testing.assert_allclose(config.data.mean, 255 * np.array([0.485, 0.456, 0.406]))
     np.testing.assert_allclose(config.data.std, 255 * np.array([0.229, 0.224, 0.225]))
+    assert (config.data.crop, config.data.interpolation) == ("random_sized", "bicubic")
+    assert (config.data.train_antialias, config.data.eval_antialias) == (False, True)
+    assert (config.data.brightness, config.data.contrast, config.data.saturation) == (0.4,) * 3
+    assert config.data.lighting == 0.1
+    assert config.data.max_shift == 0
+    test = eval_transform(config)
+    assert (test.image_size, test.short_side) == (224, 256)
     assert (config.model.stem_width, config.model.template_width) == (None, None)
 
 
@@ -160,6 +172,10 @@ def test_cifar_recipe(name: str) -> None:
     assert config.data.image_size == 32
     assert config.data.max_shift == 4
     assert config.data.flip is True
+    assert config.data.crop == "whole"
+    assert (config.data.brightness, config.data.contrast, config.data.saturation) == (0.0,) * 3
+    assert config.data.lighting == 0.0
+    assert eval_transform(config).short_side is None
     assert tuple(config.data.mean) == (125.3, 123.0, 113.9)
     assert tuple(config.data.std) == (63.0, 62.1, 66.7)
     assert (config.model.stem_width, config.model.template_width) == (None, None)
@@ -179,7 +195,8 @@ def test_digits_recipe() -> None:
 def test_digits_are_normalised_by_their_own_mean_and_deviation(data_dir: Path) -> None:
     config = load("digits_resnext29")
     source = open_source("digits", "train", str(data_dir))
-    pixels = np.stack([source.examples[index]["image"] for index in range(len(source))])
+    examples = DecodedExamples(source)
+    pixels = np.stack([examples[index]["image"] for index in range(len(source))])
     # Enlarging to 16x16 changes both a little.
     np.testing.assert_allclose(config.data.mean, pixels.mean(), atol=1)
     np.testing.assert_allclose(config.data.std, pixels.std(), atol=1)
@@ -191,6 +208,8 @@ def test_imagenet5k_takes_the_steps_of_imagenet() -> None:
     assert epoch_steps == pytest.approx(5004.56, abs=0.01)
     assert steps_per_epoch(large, IMAGENET5K_IMAGES) == epoch_steps
     assert large.num_epochs == small.num_epochs
+    assert num_steps(large, IMAGENET5K_IMAGES) == num_steps(small, IMAGENET_IMAGES) == 500_456
+    assert large.data.eval_first_classes == 1000
     schedules = [
         build_schedule(small, IMAGENET_IMAGES),
         build_schedule(large, IMAGENET5K_IMAGES),
@@ -203,17 +222,9 @@ def test_a_cifar_epoch_is_all_of_its_images() -> None:
     assert steps_per_epoch(load("cifar"), CIFAR_IMAGES) == 50_000 / 128
 
 
-@pytest.mark.parametrize("name", CIFAR | IMAGENET | IMAGENET5K)
-def test_data_that_cannot_be_read_yet_is_told_in_a_sentence(name: str) -> None:
-    with pytest.raises(DataError) as error:
-        check_readable(load(name).data.name)
-    message = str(error.value)
-    assert f"{ALL[name].dataset!r} cannot be read by this version yet" in message
-    assert "\n" not in message
-
-
-def test_digits_can_be_read() -> None:
-    check_readable(load("digits_resnext29").data.name)
+@pytest.mark.parametrize("name", ALL)
+def test_the_data_set_is_in_the_catalog(name: str) -> None:
+    catalog.find(load(name).data.name)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +268,7 @@ def test_options_of_the_imagenet_recipe() -> None:
     assert ablation.data.eval_image_size is None
     assert (large.model.name, large.model.residual) == ("resnext101_64x4d", True)
     assert (large.data.image_size, large.data.eval_image_size) == (224, 320)
+    assert (eval_transform(large).image_size, eval_transform(large).short_side) == (320, 320)
     assert (both.model.residual, both.data.eval_image_size) == (False, 320)
 
 
@@ -294,6 +306,7 @@ def parse(*arguments: str) -> ConfigDict:
         ("imagenet5k.py:resnet101", "resnet101", "imagenet5k"),
         ("cifar.py:cifar100,resnext29_16x64d", "resnext29_16x64d", "cifar100"),
         ("digits_resnext29.py", "resnext29_8x4d", "digits"),
+        ("folder.py:resnet101,crop320", "resnet101", "folder"),
     ],
 )
 def test_the_command_line_chooses_the_model(choice: str, model: str, dataset: str) -> None:

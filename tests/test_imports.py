@@ -1,5 +1,6 @@
 """What importing the package needs: never TensorFlow; for networks and steps, little but JAX."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ assert importlib.util.find_spec("tensorflow"), "the test lost its bait"
 import resnext_jax
 found = [m.name for m in pkgutil.walk_packages(resnext_jax.__path__, "resnext_jax.")]
 assert "resnext_jax.training.loop" in found, found
-assert "resnext_jax.data.builders.digits" in found, found
+assert "resnext_jax.data.builders.imagenet5k" in found, found
 for name in found:
     importlib.import_module(name)
 
@@ -25,7 +26,7 @@ from resnext_jax.data.sources import open_source
 for split, count in (("train", 1438), ("test", 359)):
     source = open_source("digits", split, sys.argv[1])
     assert len(source) == count
-    assert source.examples[0]["image"].shape == (8, 8, 1)
+    assert source.examples[0]["image"].startswith(b"\\x89PNG")
 
 assert "tensorflow_datasets" in sys.modules and "grain" in sys.modules
 tensorflow = [name for name in sys.modules if name.split(".")[0] == "tensorflow"]
@@ -88,6 +89,26 @@ def test_nothing_imports_tensorflow(tmp_path: Path) -> None:
     (tmp_path / "path" / "tensorflow").mkdir(parents=True)
     (tmp_path / "path" / "tensorflow" / "__init__.py").write_text("")
     run(WITHOUT_TENSORFLOW, str(tmp_path / "data"), path=tmp_path / "path")
+
+
+def imported(path: Path) -> set[str]:
+    """Packages that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names}
+
+
+def test_no_file_imports_tensorflow() -> None:
+    """But the part of a benchmark that runs in an environment of its own."""
+    folders = ("resnext_jax", "configs", "tests", "benchmarks", "notebooks")
+    files = [*ROOT.glob("*.py"), *(f for name in folders for f in (ROOT / name).rglob("*.py"))]
+    assert ROOT / "train.py" in files
+    importing = [str(file.relative_to(ROOT)) for file in files if "tensorflow" in imported(file)]
+    assert importing == ["benchmarks/input_tfdata.py"]
 
 
 def test_networks_and_steps_import_without_data_libraries() -> None:

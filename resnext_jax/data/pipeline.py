@@ -8,25 +8,43 @@ host asks for the positions of its own devices and decodes no other.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import signal
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
 
-from resnext_jax.data.sources import Examples
+from resnext_jax.data.augment import SKIPPED
+from resnext_jax.data.reading import BAD, REPLACED, DecodedExamples
+from resnext_jax.data.shapes import BLANK, ShapeBatch
+from resnext_jax.data.sources import Source
+from resnext_jax.data.transforms import DenseTransform
+from resnext_jax.errors import DataError
 
 HostBatch = dict[str, np.ndarray]
-Transform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+RandomTransform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
+FixedTransform = Callable[[dict[str, Any]], dict[str, Any]]
 
 # Batches decoded ahead: enough to hide a slow one, few enough to fit in memory
 # (256 images of 224x224 are 38 MB).
 _BATCHES_AHEAD = 8
 _THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Prepares the training image at an index."""
+
+    examples: DecodedExamples
+    transform: RandomTransform
+
+    def __call__(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        return self.examples.read(index, lambda example: self.transform(example, rng))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +68,8 @@ class _Share:
 class _Padded:
     """A finite sequence, followed by blanks, with a mask that tells them apart."""
 
-    examples: Examples
-    transform: Callable[[dict[str, Any]], dict[str, Any]]
+    examples: DecodedExamples
+    transform: FixedTransform
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -60,13 +78,53 @@ class _Padded:
         real = position < len(self.examples)
         element = self.transform(self.examples[position if real else 0])
         if not real:
-            element = {name: np.zeros_like(value) for name, value in element.items()}
+            blank = {name: np.zeros_like(value) for name, value in element.items()}
+            element = blank | {BAD: np.int64(-1)}
         return element | {"mask": np.bool_(real)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Shaped:
+    """One host's parts of batches that have a shape each, as a random-access sequence."""
+
+    examples: DecodedExamples
+    transform: DenseTransform
+    plan: Sequence[ShapeBatch]
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, step: int) -> HostBatch:
+        batch = self.plan[step]
+        elements = [self._element(int(index), batch) for index in batch.images]
+        return {name: np.stack([element[name] for element in elements]) for name in elements[0]}
+
+    def _element(self, index: int, batch: ShapeBatch) -> dict[str, Any]:
+        if index == BLANK:
+            return _blank(batch.shape, bad_index=-1)
+        example = self.examples[index]
+        height, width = example["image"].shape[:2]
+        # A header that lies about the size is damage as well.
+        fits = self.transform.shape(height, width, batch.short_side) == batch.shape
+        if example[BAD] >= 0 or not fits:
+            return _blank(batch.shape, bad_index=index)
+        image = self.transform(example["image"], batch.short_side)
+        return example | {"image": image, "mask": np.bool_(True)}
+
+
+def _blank(shape: tuple[int, int], *, bad_index: int) -> dict[str, Any]:
+    return {
+        "image": np.zeros((*shape, 3), np.uint8),
+        "label": np.int32(0),
+        "mask": np.bool_(False),
+        BAD: np.int64(bad_index),
+        REPLACED: np.bool_(False),
+    }
+
+
 def train_batches(
-    examples: Examples,
-    transform: Transform,
+    source: Source,
+    transform: RandomTransform,
     *,
     seed: int,
     batch_size: int,
@@ -74,42 +132,87 @@ def train_batches(
     start_step: int,
     num_steps: int,
     num_workers: int = 0,
-) -> Iterator[HostBatch]:
+    on_error: str = "stop",
+) -> Generator[HostBatch, None, None]:
     """Yield this host's part of the global batches `start_step` to `num_steps`.
 
     Args:
-      examples: the training images.
+      source: the training images.
       transform: host augmentation, given an example and its random generator.
       seed: of order and augmentation.
       batch_size: B, images in a global batch.
       positions: `[b]`, places of this host's images in a global batch.
       start_step: first batch; batch k is the same whatever this is.
       num_steps: batches in the whole run.
-      num_workers: decoding processes; 0 decodes in threads of this one.
+      num_workers: decoding processes, at most; 0 decodes in threads of this one.
+      on_error: "stop" or "skip", see below.
 
     Yields:
-      Dictionaries of arrays `[b, ...]`.
+      Dictionaries of arrays `[b, ...]`: what the transform gives, and with
+      "skip" also `skipped` (bool), which tells where another image stands for
+      one that cannot be decoded.
+
+    Raises:
+      DataError: an image cannot be decoded, and `on_error` is "stop" or no
+        other image was near.
     """
-    stream = grain.MapDataset.source(examples).seed(seed).shuffle().repeat().random_map(transform)
+    examples = DecodedExamples(source, replace=on_error == "skip")
+    # Indices are shuffled, and images read where their random numbers are at hand: so no more
+    # of a file is decoded than the crop needs.
+    indices = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
+    stream = indices.random_map(_Reader(examples, transform))
     share = _Share(stream, positions, batch_size, num_steps)
-    return _iterate(share, len(positions), start_step, num_workers)
+    return _checked(_iterate(share, len(positions), start_step, num_workers), examples, on_error)
 
 
 def eval_batches(
-    examples: Examples,
-    transform: Callable[[dict[str, Any]], dict[str, Any]],
+    source: Source,
+    transform: FixedTransform,
     *,
     batch_size: int,
     positions: np.ndarray,
     num_workers: int = 0,
-) -> Iterator[HostBatch]:
-    """Yield this host's part of a pass over `examples`, each image once.
+    on_error: str = "stop",
+) -> Generator[HostBatch, None, None]:
+    """Yield this host's part of a pass over `source`, each image once.
 
-    The last batch is filled up with blanks. `mask` (bool `[b]`) is False for them.
+    The last batch is filled up with blanks. `mask` (bool `[b]`) is False for
+    them, and with `on_error="skip"` also for images that cannot be decoded,
+    where `skipped` (bool `[b]`) is True; with "stop" those raise DataError.
     """
-    num_steps = -(-len(examples) // batch_size)
+    examples = DecodedExamples(source)
+    num_steps = -(-len(source) // batch_size)
     share = _Share(_Padded(examples, transform), positions, batch_size, num_steps)
-    return _iterate(share, len(positions), 0, num_workers)
+    return _checked(_iterate(share, len(positions), 0, num_workers), examples, on_error)
+
+
+def shape_batches(
+    source: Source,
+    transform: DenseTransform,
+    plan: Sequence[ShapeBatch],
+    *,
+    num_workers: int = 0,
+    on_error: str = "stop",
+) -> Generator[HostBatch, None, None]:
+    """Yield this host's part of test batches of many shapes.
+
+    Args:
+      source: the test images.
+      transform: host preparation.
+      plan: of `shapes.plan_batches`, this host's `part` of each.
+      num_workers: see `train_batches`.
+      on_error: see `eval_batches`.
+
+    Yields:
+      `image` uint8 `[b, H, W, 3]` of the batch's shape, `label`, and `mask` (and `skipped`) as
+      `eval_batches` has them.
+
+    Raises:
+      DataError: an image cannot be decoded, and `on_error` is "stop".
+    """
+    examples = DecodedExamples(source)
+    batches = grain.MapDataset.source(_Shaped(examples, transform, plan))
+    return _checked(_read(batches, num_workers), examples, on_error)
 
 
 def _iterate(
@@ -117,18 +220,43 @@ def _iterate(
 ) -> Iterator[HostBatch]:
     # Batched before iteration, so that worker processes hand over whole
     # batches and resuming is a slice.
-    batches = grain.MapDataset.source(share).batch(local_batch)[start_step:]
+    return _read(grain.MapDataset.source(share).batch(local_batch)[start_step:], num_workers)
+
+
+def _read(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatch]:
     if len(batches) == 0:
         return iter(())
     if num_workers == 0:
         reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         return iter(batches.to_iter_dataset(reading))
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+    # A process takes whole batches: more processes than those would start for nothing.
+    workers = grain.MultiprocessingOptions(
+        num_workers=min(num_workers, len(batches)), per_worker_buffer_size=2
+    )
     prefetched = batches.to_iter_dataset(reading).mp_prefetch(
         workers, worker_init_fn=_outlive_stop_signals
     )
     return iter(prefetched)
+
+
+def _checked(
+    batches: Iterator[HostBatch], examples: DecodedExamples, on_error: str
+) -> Generator[HostBatch, None, None]:
+    """Find the bad images that the readers have marked, and take out the marks."""
+    try:
+        for batch in batches:
+            bad = batch[BAD] >= 0
+            fatal = bad if on_error == "stop" else bad & ~batch[REPLACED] & examples.replace
+            if fatal.any():
+                raise DataError(examples.explain(int(batch[BAD][fatal.argmax()])))
+            kept = {name: array for name, array in batch.items() if name not in (BAD, REPLACED)}
+            if "mask" in kept:
+                kept["mask"] = kept["mask"] & ~bad
+            yield kept if on_error == "stop" else kept | {SKIPPED: bad}
+    finally:
+        if isinstance(batches, grain.DatasetIterator):
+            batches.close()  # ends worker processes and frees what they share
 
 
 def _outlive_stop_signals(worker: int, count: int) -> None:
@@ -151,23 +279,29 @@ def host_positions(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarr
 
 
 def to_devices(
-    batches: Iterator[HostBatch], sharding: jax.sharding.Sharding, batch_size: int
+    batches: Generator[HostBatch, None, None],
+    sharding: jax.sharding.Sharding,
+    batch_size: int | None,
 ) -> Generator[dict[str, jax.Array], None, None]:
-    """Send host batches to the devices, one ahead of the one in use."""
+    """Send host batches to the devices, one ahead of the one in use.
+
+    Args:
+      batches: this host's parts, closed in the end.
+      sharding: of the global batches.
+      batch_size: of the global batches; None where it changes: each is then as large as the
+        parts of all hosts, which have to be equal, together.
+    """
 
     def send(batch: HostBatch) -> dict[str, jax.Array]:
         return {
             name: jax.make_array_from_process_local_data(
-                sharding, array, (batch_size, *array.shape[1:])
+                sharding, array, None if batch_size is None else (batch_size, *array.shape[1:])
             )
             for name, array in batch.items()
         }
 
-    try:
+    with contextlib.closing(batches):
         ahead = collections.deque(map(send, itertools.islice(batches, 2)))
         while ahead:
             yield ahead.popleft()
             ahead.extend(map(send, itertools.islice(batches, 1)))
-    finally:
-        if isinstance(batches, grain.DatasetIterator):
-            batches.close()  # ends worker processes and frees what they share

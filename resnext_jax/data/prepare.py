@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import errno
 import fcntl
-import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,6 @@ from tensorflow_datasets.core.shuffle import DuplicatedKeysError
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.catalog import CATALOG, find
 from resnext_jax.errors import DataError, fail, reports_user_errors
-
-EXIT_INTERRUPTED = 130
 
 # Which data sets can use an input that most have no use for.
 _TAKEN_BY = {"archive": ("cifar10", "cifar100"), "synsets": ("imagenet5k",)}
@@ -276,23 +273,8 @@ def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     logging.set_verbosity(logging.ERROR)
     inputs = Inputs(options.manual_dir, options.archive, options.synsets, options.trust_archives)
-    try:
-        builder = prepare(options.dataset, inputs, options.data_dir)
-    except KeyboardInterrupt:
-        print(
-            f"interrupted: {options.dataset} is not prepared; the same command starts over.",
-            file=sys.stderr,
-        )
-        sys.exit(EXIT_INTERRUPTED)
-    print(_summary(builder))
+    print(_summary(prepare(options.dataset, inputs, options.data_dir)))
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except SystemExit as left:
-        if left.code == EXIT_INTERRUPTED:
-            # tfds downloads in a thread, and Python would wait for it to finish.
-            sys.stderr.flush()
-            os._exit(EXIT_INTERRUPTED)
-        raise
+    main(sys.argv[1:])

@@ -1,31 +1,27 @@
 """Data sets by name, read through tfds as random-access sources without TensorFlow."""
 
-import contextlib
 import dataclasses
-import importlib
-import sys
+import os
+from pathlib import Path
 from typing import Any, Protocol
 
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from resnext_jax.data import catalog
+from resnext_jax.data.builders.base import Inputs
+from resnext_jax.data.prepare import prepare
 from resnext_jax.errors import DataError
-
-# tfds builder classes by data set name. Imported only when asked for.
-_BUILDERS = {"digits": "resnext_jax.data.builders.digits:Digits"}
-
-# Data sets that the configs name and that have no reader here yet.
-_PLANNED = ("cifar10", "cifar100", "imagenet2012", "imagenet5k")
 
 
 class Examples(Protocol):
-    """Random access to decoded examples."""
+    """Random access to examples as they are stored."""
 
     def __len__(self) -> int:
         """Return the number of images."""
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return `image` (uint8 `[H, W, C]`) and `label` (int)."""
+        """Return `image` (bytes of an image file), `label` (int), perhaps `file_name` or `id`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +33,15 @@ class Source:
       split: "train" or "test".
       examples: the images, by index.
       class_names: name of each label, in label order.
+      version: which version of the data set; of a folder of images, also a hash
+        of what is in it.
     """
 
     name: str
     split: str
     examples: Examples
     class_names: tuple[str, ...]
+    version: str = ""
 
     @property
     def num_classes(self) -> int:
@@ -54,54 +53,119 @@ class Source:
         return len(self.examples)
 
 
-def check_readable(name: str) -> None:
-    """Raise DataError, in one sentence, if the data set `name` cannot be read by this version."""
-    if name in _BUILDERS:
-        return
-    readable = ", ".join(sorted(_BUILDERS))
-    if name in _PLANNED:
-        raise DataError(
-            f"data set {name!r} cannot be read by this version yet (readable: {readable}); "
-            "the config is complete but for its data."
-        )
-    raise DataError(f"unknown data set {name!r}; config.data.name must be one of: {readable}.")
-
-
-def open_source(name: str, split: str, data_dir: str | None = None) -> Source:
-    """Open one split, preparing the data set first if it is not there.
+def open_source(
+    name: str, split: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> Source:
+    """Open one split. A small data set is prepared first if it is not there.
 
     Args:
-      name: data set name, such as "digits".
+      name: data set name, one of `catalog.CATALOG`.
       split: "train" or "test".
       data_dir: tfds folder; None means tfds's default, `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
+      manual_dir: folder of the raw files, where a data set needs one.
 
     Raises:
-      DataError: unknown data set, or the folder cannot be written or read.
+      DataError: unknown data set, one that cannot be prepared or is not prepared, or a folder
+        that cannot be written or read.
     """
-    check_readable(name)
-    module, _, cls = _BUILDERS[name].partition(":")
-    builder_cls = getattr(importlib.import_module(module), cls)
-    try:
-        builder = builder_cls(data_dir=data_dir, file_format="array_record")
-        if not sys.stderr.isatty():
-            tfds.disable_progress_bar()
-        # tfds prints what it does; stdout is kept for results.
-        with contextlib.redirect_stdout(sys.stderr):
-            builder.download_and_prepare()
-        examples = builder.as_data_source(split=split)
-        examples[0]  # tfds opens the files at the first read
-    except (OSError, RuntimeError, ValueError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
+    return _open(_locate(name, data_dir, manual_dir), name, split)
+
+
+def check_available(name: str, data_dir: str | None) -> None:
+    """Check quickly that a data set is there, or is prepared when it is first read.
+
+    Raises:
+      DataError: unknown data set, or one that must be prepared first and is not.
+    """
+    if not catalog.find(name).automatic and _prepared(name, data_dir) is None:
         raise DataError(
-            f"data set {name!r} cannot be prepared or read in {data_dir or 'the tfds folder'} "
-            f"({reason}); choose a writable folder with --config.data.data_dir=..., or remove a "
-            f"damaged {name} folder there to have it prepared again."
-        ) from error
-    label: tfds.features.ClassLabel = builder.info.features["label"]
-    return Source(name, split, examples, tuple(label.names))
+            f"data set {name!r} is not prepared in {_folder(data_dir)}; prepare it with "
+            f"python -m resnext_jax.data.prepare --dataset={name} --manual_dir=ARCHIVES "
+            f"--data_dir={_folder(data_dir)}, or name another folder with "
+            "--config.data.data_dir=..."
+        )
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
     """Open one split of the data set that a run's config names (see `open_source`)."""
-    return open_source(config.data.name, split, config.data.data_dir)
+    return open_source(config.data.name, split, config.data.data_dir, config.data.manual_dir)
+
+
+def open_splits(config: ConfigDict) -> tuple[Source, Source]:
+    """Open "train" and "test" of the data set that a run's config names (see `open_source`)."""
+    data = config.data
+    folder = _locate(data.name, data.data_dir, data.manual_dir)
+    return _open(folder, data.name, "train"), _open(folder, data.name, "test")
+
+
+def _locate(name: str, data_dir: str | None, manual_dir: str | None) -> Path:
+    """Find the folder of a prepared data set, preparing it if need be."""
+    check_available(name, data_dir)
+    folder = _prepared(name, data_dir)
+    if folder is None:
+        inputs = Inputs(manual_dir=Path(manual_dir) if manual_dir else None)
+        folder = Path(prepare(name, inputs, data_dir).data_path)
+    return folder
+
+
+def _prepared(name: str, data_dir: str | None) -> Path | None:
+    """Find a prepared data set: the newest version, ours or one that tfds's own builder made."""
+    versions = [
+        path.parent
+        for path in (_folder(data_dir) / name).glob("*/dataset_info.json")
+        if tfds.core.Version.is_valid(path.parent.name)
+    ]
+    return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
+
+
+def _open(folder: Path, name: str, split: str) -> Source:
+    try:
+        builder = tfds.builder_from_directory(folder)
+    except Exception as error:  # tfds raises whatever the damage makes it stumble over
+        raise _damaged(name, folder, error) from error
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if "array_record" not in formats:
+        raise DataError(
+            f"data set {name!r} in {folder} is stored as {' and '.join(sorted(formats))}, which "
+            "only TensorFlow reads; prepare it anew in another folder (--config.data.data_dir=...),"
+            " or, where TensorFlow is installed, convert it with tfds convert_format "
+            f"--dataset_version_dir={folder} --out_file_format=array_record"
+        )
+    tfds_split = catalog.find(name).tfds_split(split)
+    if tfds_split not in builder.info.splits:
+        raise DataError(
+            f"data set {name!r} in {folder} has no split {tfds_split!r} (it has "
+            f"{', '.join(builder.info.splits)}); prepare it again with all of its archives."
+        )
+    if not builder.info.splits[tfds_split].num_examples:
+        raise DataError(
+            f"data set {name!r} in {folder} has no images in split {tfds_split!r}; "
+            "prepare it again from whole archives."
+        )
+    try:
+        examples = builder.as_data_source(
+            split=tfds_split,
+            decoders={"image": tfds.decode.SkipDecoding()},
+            file_format="array_record",
+        )
+        examples[0]  # tfds opens the files at the first read
+    except (OSError, RuntimeError, ValueError, IndexError) as error:
+        raise _damaged(name, folder, error) from error
+    label: tfds.features.ClassLabel = builder.info.features["label"]
+    # data_dir/NAME/VERSION, or data_dir/NAME/CONFIGURATION/VERSION.
+    version = folder.as_posix().rpartition(f"/{name}/")[2]
+    return Source(name, split, examples, tuple(label.names), version)
+
+
+def _damaged(name: str, folder: object, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())[:200]
+    return DataError(
+        f"data set {name!r} in {folder} cannot be read ({reason}); remove that folder and "
+        "prepare the data set again."
+    )
+
+
+def _folder(data_dir: str | None) -> Path:
+    # What tfds does with None.
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()

@@ -1,19 +1,42 @@
-"""The host's half of augmentation: from a stored image to the uint8 image that is shipped.
+"""The host's half of augmentation: from a decoded image to the uint8 image that is shipped.
 
-What works on whole pixels (resize, crop, flip) is done here. What works on
-unclipped numbers (normalisation, shifts into padding, colour) runs on the
+What works on whole pixels (crop, resize, flip) is done here. What works on
+unclipped numbers (colour, lighting, normalisation, shifts into padding) runs on the
 device, in `data.augment`, from random numbers that this half draws and ships
 with each image.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import cv2
 import numpy as np
 
-# Uniform random numbers shipped with each image: vertical and horizontal shift.
-NUM_RANDOM = 2
+from resnext_jax.data.augment import NUM_NORMAL, NUM_UNIFORM
+from resnext_jax.data.decode import ImageFile
+from resnext_jax.data.resize import resize
+
+CROPS = ("random_sized", "whole")
+
+# The paper's random crop: share of the image's area, and width by height.
+_MIN_AREA, _MAX_AREA = 0.08, 1.0
+_MIN_ASPECT, _MAX_ASPECT = 3 / 4, 4 / 3
+_TRIES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A part of an image, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, image: np.ndarray | ImageFile) -> np.ndarray:
+        """Return the part `[height, width, ...]` of an image `[H, W, ...]`, as a view."""
+        return image[self.top : self.top + self.height, self.left : self.left + self.width]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,37 +44,174 @@ class TrainTransform:
     """Prepare a training image.
 
     Attributes:
-      image_size: side of the square result; other sizes are resized, bicubic.
+      image_size: S, side of the square result.
+      crop: "random_sized" (paper Sec. 4) or "whole", the whole image made square.
       flip: mirror half of the images.
+      interpolation, antialias: see `resize.resize`.
     """
 
     image_size: int
+    crop: str
     flip: bool
+    interpolation: str = "bicubic"
+    antialias: bool = False
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        """Return `image` uint8 `[S, S, 3]`, `label` int32, `random` float32 `[NUM_RANDOM]`."""
-        random = rng.random(NUM_RANDOM, dtype=np.float32)
-        image = square_rgb(example["image"], self.image_size)
+        """Prepare one image.
+
+        Args:
+          example: `image` uint8 `[H, W, 3]` (or `decode.ImageFile`), and what
+            goes with it, which is passed on.
+          rng: the example's own generator.
+
+        Returns:
+          `image` uint8 `[S, S, 3]`, `random` float32 `[NUM_RANDOM]` (see `augment`), the rest.
+        """
+        random = np.concatenate(
+            [rng.random(NUM_UNIFORM, np.float32), rng.standard_normal(NUM_NORMAL, np.float32)]
+        )
+        image = self._square(example["image"], rng)
         if self.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
-        return {"image": image, "label": np.int32(example["label"]), "random": random}
+            image = cv2.flip(image, 1)
+        return example | {"image": image, "random": random}
+
+    def _square(self, image: np.ndarray | ImageFile, rng: np.random.Generator) -> np.ndarray:
+        size = self.image_size
+        if self.crop == "random_sized":
+            height, width = image.shape[:2]
+            window = random_window(height, width, rng)
+            if window is None:
+                image = _short_side_to(np.asarray(image), size, self.interpolation, self.antialias)
+                window = centre_window(image, size, size)
+            image = window.cut(image)
+        return resize(
+            np.asarray(image),
+            size,
+            size,
+            interpolation=self.interpolation,
+            antialias=self.antialias,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """Prepare a test image: no randomness."""
+    """Prepare a test image: no randomness.
+
+    Attributes:
+      image_size: S, side of the square result.
+      short_side: the image's short side is made this long, then squares are
+        cut out; None makes the whole image square.
+      interpolation, antialias: see `resize.resize`.
+      crops: which squares: "centre", or "ten", see `ten_crops`.
+    """
 
     image_size: int
+    short_side: int | None
+    interpolation: str = "bicubic"
+    antialias: bool = True
+    crops: str = "centre"
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
-        """Return `image` uint8 `[S, S, 3]` and `label` int32."""
-        image = square_rgb(example["image"], self.image_size)
-        return {"image": image, "label": np.int32(example["label"])}
+        """Return `image` uint8 `[S, S, 3]`, of ten crops `[10, S, S, 3]`, and what goes with it."""
+        image, size = example["image"], self.image_size
+        if self.short_side is None:
+            image = resize(
+                image, size, size, interpolation=self.interpolation, antialias=self.antialias
+            )
+        else:
+            image = _short_side_to(image, self.short_side, self.interpolation, self.antialias)
+            if self.crops == "ten":
+                image = ten_crops(image, size)
+            else:
+                image = centre_window(image, size, size).cut(image)
+        return example | {"image": image}
 
 
-def square_rgb(image: np.ndarray, size: int) -> np.ndarray:
-    """Make a grey or RGB image `[H, W, 1 or 3]` into uint8 RGB `[size, size, 3]`, bicubic."""
-    if image.shape[:2] != (size, size):
-        image = cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
-    image = image.reshape(size, size, -1)
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+@dataclasses.dataclass(frozen=True)
+class DenseTransform:
+    """Prepare a test image to be scored at every position (He et al. 2015): no randomness.
+
+    Nearly the whole image is kept. Only the long side is cut, evenly at both ends, to a multiple
+    of the stride, so that a test set comes in few shapes: each has to be compiled.
+
+    Attributes:
+      stride: of the network, in pixels from position to position.
+      interpolation, antialias: see `resize.resize`.
+    """
+
+    stride: int
+    interpolation: str = "bicubic"
+    antialias: bool = True
+
+    def shape(self, height: int, width: int, short_side: int) -> tuple[int, int]:
+        """Return height and width of the result for an image of this height and width."""
+        long_side = max(_resized_shape(height, width, short_side))
+        # Never below the short side, which need not be a multiple.
+        long_side = max(short_side, long_side // self.stride * self.stride)
+        return (short_side, long_side) if height <= width else (long_side, short_side)
+
+    def __call__(self, image: np.ndarray, short_side: int) -> np.ndarray:
+        """Map an image uint8 `[H, W, 3]` to uint8 `[*shape(H, W, short_side), 3]`."""
+        height, width = image.shape[:2]
+        height, width = self.shape(height, width, short_side)
+        image = _short_side_to(image, short_side, self.interpolation, self.antialias)
+        return centre_window(image, height, width).cut(image)
+
+
+def random_window(height: int, width: int, rng: np.random.Generator) -> Window | None:
+    """Draw the paper's random sized crop (Sec. 4, after Szegedy et al. 2015).
+
+    Args:
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      rng: source of randomness.
+
+    Returns:
+      A window of 8 to 100 % of the area, or None if ten draws did not fit.
+    """
+    for _ in range(_TRIES):
+        area = rng.uniform(_MIN_AREA, _MAX_AREA) * height * width
+        aspect = rng.uniform(_MIN_ASPECT, _MAX_ASPECT)
+        wide, high = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if rng.random() < 0.5:
+            wide, high = high, wide
+        if 0 < high <= height and 0 < wide <= width:
+            top = int(rng.integers(height - high, endpoint=True))
+            left = int(rng.integers(width - wide, endpoint=True))
+            return Window(top, left, high, wide)
+    return None
+
+
+def centre_window(image: np.ndarray, height: int, width: int) -> Window:
+    """Return the window in the middle; of an odd margin the larger half is above and left."""
+    rows, columns = image.shape[0] - height, image.shape[1] - width
+    return Window(math.ceil(rows / 2), math.ceil(columns / 2), height, width)
+
+
+def ten_crops(image: np.ndarray, size: int) -> np.ndarray:
+    """Cut out the four corners and the centre, and mirror each (Krizhevsky et al. 2012).
+
+    Args:
+      image: uint8 `[H, W, 3]`, neither side shorter than `size`.
+      size: side of a crop, in pixels.
+
+    Returns:
+      uint8 `[10, size, size, 3]`: top left, top right, bottom left, bottom right and centre, then
+      their mirror images in the same order.
+    """
+    bottom, right = image.shape[0] - size, image.shape[1] - size
+    corners = [Window(top, left, size, size) for top in (0, bottom) for left in (0, right)]
+    windows = (*corners, centre_window(image, size, size))
+    crops = np.stack([window.cut(image) for window in windows])
+    return np.concatenate([crops, crops[:, :, ::-1]])
+
+
+def _short_side_to(image: np.ndarray, size: int, interpolation: str, antialias: bool) -> np.ndarray:
+    height, width = image.shape[:2]
+    height, width = _resized_shape(height, width, size)
+    return resize(image, height, width, interpolation=interpolation, antialias=antialias)
+
+
+def _resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    short = min(height, width)
+    return height * short_side // short, width * short_side // short

@@ -8,43 +8,40 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
 from resnext_jax.data.sources import Source, open_split
-from resnext_jax.data.transforms import EvalTransform
-from resnext_jax.evaluation.evaluator import EvalResult, evaluate, make_eval_step
+from resnext_jax.errors import ConfigError
+from resnext_jax.evaluation.crops import CropEvaluation
+from resnext_jax.evaluation.dense import DenseEvaluation
+from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.config import validate
-from resnext_jax.training.mesh import batch_sharding, make_mesh
-from resnext_jax.training.workdir import check_same_run, existing_workdir
+from resnext_jax.training.mesh import make_mesh
+from resnext_jax.training.workdir import check_same_data, check_same_run, existing_workdir
 
 
 class Evaluation:
-    """A test set, ready to score weights again and again."""
+    """A test set, ready to score weights again and again, as `config.data.eval_crops` says."""
 
     def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
-        """Prepare the step (it compiles when first run)."""
-        self._config = config
-        self._source = source
-        self._sharding = batch_sharding(mesh)
-        # Blanks fill up the batch, so any size can be rounded up to fit the devices.
-        devices = mesh.size
-        self._batch_size = -(-config.eval_batch_size // devices) * devices
-        transform = setup.device_transform(config)
-        self._step = make_eval_step(graphdef, transform.test, mesh)
+        """Prepare the step (it compiles when first run).
+
+        Raises:
+          UserError: the config does not fit the data, or the data cannot be read.
+        """
+        first_classes = config.data.eval_first_classes
+        if first_classes is not None and first_classes > source.num_classes:
+            raise ConfigError(
+                f"config.data.eval_first_classes={first_classes} is more than the "
+                f"{source.num_classes} classes of {source.name!r}; lower it, or set it to None."
+            )
+        protocol = DenseEvaluation if config.data.eval_crops == "dense" else CropEvaluation
+        self._evaluation = protocol(config, source, graphdef, mesh)
 
     def run(self, params: Arrays, batch_stats: Arrays) -> EvalResult:
         """Score every test image once."""
-        batches = eval_batches(
-            self._source.examples,
-            EvalTransform(self._config.data.eval_image_size or self._config.data.image_size),
-            batch_size=self._batch_size,
-            positions=host_positions(self._sharding, self._batch_size),
-            num_workers=self._config.data.num_workers,
-        )
-        on_devices = to_devices(batches, self._sharding, self._batch_size)
-        return evaluate(self._step, params, batch_stats, on_devices, len(self._source))
+        return self._evaluation.run(params, batch_stats)
 
 
 def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tuple[int, EvalResult]:
@@ -64,6 +61,7 @@ def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tup
         step = checkpoints.require_step()
         check_same_run(config, folder, sections=("model", "data"))
         source = open_split(config, "test")
+        check_same_data(source, folder, same_images=False)
         graphdef, params, batch_stats = setup.abstract_weights(config, source.num_classes, mesh)
         params, batch_stats = checkpoints.restore_weights(params, batch_stats)
     return step, Evaluation(config, source, graphdef, mesh).run(params, batch_stats)

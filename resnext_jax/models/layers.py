@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from resnext_jax.ops.batch_norm import BatchNorm
@@ -141,3 +142,37 @@ def pool_and_classify(features: jax.Array, classifier: nnx.Linear) -> jax.Array:
     """Average `[N, H, W, C]` over positions, and map it to logits `[N, K]`, float32 at least."""
     wide = jnp.promote_types(jnp.float32, classifier.param_dtype)
     return classifier(features.astype(wide).mean(axis=(1, 2)))
+
+
+def pool_and_classify_densely(
+    features: jax.Array, classifier: nnx.Linear, window: int
+) -> jax.Array:
+    """Average and classify every window of a feature map, and average the logits.
+
+    The classifier is linear, so it is applied once, to the average of all the windows' averages;
+    and in that one each element of the map weighs as many times as there are windows over it.
+
+    Args:
+      features: `[N, H, W, C]`.
+      classifier: maps C channels to K logits.
+      window: height and width of the windows, which lie at every position inside the map.
+
+    Returns:
+      `[N, K]`, float32 at least.
+
+    Raises:
+      ValueError: the window does not fit into the map.
+    """
+    wide = jnp.promote_types(jnp.float32, classifier.param_dtype)
+    rows, columns = (_share_of_windows(size, window) for size in features.shape[1:3])
+    weights = jnp.asarray(rows[:, None, None] * columns[:, None], wide)
+    # Written out, not as a matrix product: those may run in lower precision.
+    return classifier((features.astype(wide) * weights).sum(axis=(1, 2)))
+
+
+def _share_of_windows(size: int, window: int) -> np.ndarray:
+    """Weight `[size]` of each element of an axis in the mean of its windows' means."""
+    if not 1 <= window <= size:
+        raise ValueError(f"a window of {window} does not fit into a feature map of side {size}.")
+    windows_over = np.convolve(np.ones(size - window + 1), np.ones(window))
+    return windows_over / windows_over.sum()

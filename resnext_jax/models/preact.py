@@ -12,7 +12,7 @@ from flax import nnx
 
 from resnext_jax.models.blocks import BlockSpec
 from resnext_jax.models.execution import apply_stages
-from resnext_jax.models.layers import pool_and_classify
+from resnext_jax.models.layers import pool_and_classify, pool_and_classify_densely
 from resnext_jax.models.resnext import NetworkSpec
 
 
@@ -126,3 +126,8 @@ class PreActResNeXt(nnx.Module):
         """Map `[N, H, W, 3]` normalised images to logits `[N, num_classes]`, as `ResNeXt` does."""
         *_, last = self.features(images).values()
         return pool_and_classify(last, self.fc)
+
+    def dense_logits(self, images: jax.Array, window: int) -> jax.Array:
+        """Classify at every position and average, as `ResNeXt.dense_logits` does."""
+        *_, last = self.features(images).values()
+        return pool_and_classify_densely(last, self.fc, window)

@@ -13,7 +13,12 @@ from flax import nnx
 
 from resnext_jax.models.blocks import BLOCKS, BlockSpec, Bottleneck, Form
 from resnext_jax.models.execution import Execution, apply_stages
-from resnext_jax.models.layers import ConvNorm, LayerOptions, pool_and_classify
+from resnext_jax.models.layers import (
+    ConvNorm,
+    LayerOptions,
+    pool_and_classify,
+    pool_and_classify_densely,
+)
 from resnext_jax.ops.pooling import max_pool
 
 
@@ -50,6 +55,11 @@ class Architecture:
     def usual_classes(self) -> int:
         """Classes of ImageNet-1K, or of CIFAR-10."""
         return 1000 if self.stem == "imagenet" else 10
+
+    @property
+    def total_stride(self) -> int:
+        """Pixels of the image from one position of the last feature map to the next."""
+        return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.blocks) - 1)
 
     def block_specs(self, options: LayerOptions, *, residual: bool) -> dict[str, list[BlockSpec]]:
         """Sizes of every block, by stage.
@@ -141,3 +151,21 @@ class ResNeXt(nnx.Module):
         """
         *_, last = self.features(images).values()
         return pool_and_classify(last, self.fc)
+
+    def dense_logits(self, images: jax.Array, window: int) -> jax.Array:
+        """Classify at every position, fully convolutionally, and average (He et al. 2015).
+
+        Args:
+          images: `[N, H, W, 3]`, normalised, of any height and width.
+          window: side, in the last feature map, of what is classified at a position: 7 of
+            conv5 is what a 224x224 image has. An image of just this size gets the logits that
+            `model(images)` gives.
+
+        Returns:
+          Logits `[N, num_classes]`, as of `model(images)`, averaged over the positions.
+
+        Raises:
+          ValueError: the last feature map is smaller than the window.
+        """
+        *_, last = self.features(images).values()
+        return pool_and_classify_densely(last, self.fc, window)

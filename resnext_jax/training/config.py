@@ -8,12 +8,16 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict, config_dict
 
+from resnext_jax.data.resize import INTERPOLATIONS
+from resnext_jax.data.transforms import CROPS
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.models.registry import parse_name, resolve
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "cosine")
+ON_ERROR = ("stop", "skip")
+EVAL_CROPS = ("centre", "ten", "dense")
 
 
 def base_config() -> ConfigDict:
@@ -69,15 +73,40 @@ def base_config() -> ConfigDict:
     config.data.name = ""
     # None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
     config.data.data_dir = config_dict.placeholder(str)
+    # Folder of the raw files, for data sets that are prepared from them when first read.
+    config.data.manual_dir = config_dict.placeholder(str)
+    # An image that cannot be decoded: "stop", or "skip" (training takes the next one instead).
+    config.data.on_error = "stop"
     config.data.image_size = 224
+    config.data.crop = "random_sized"  # or "whole": the whole image, made square
+    config.data.interpolation = "bicubic"  # or bilinear, or torch7, see data.resize
+    config.data.train_antialias = False  # torch7 never antialiases
     # Side of the test images; None: image_size. Table 5 tests at 320.
     config.data.eval_image_size = config_dict.placeholder(int)
+    # Test images are made so large before their centre is cut out; None: 8/7 of the test
+    # images' side (256 for 224). With crop="whole" nothing is cut out: then None only.
+    config.data.eval_short_side = config_dict.placeholder(int)
+    # Of test images; None: as interpolation.
+    config.data.eval_interpolation = config_dict.placeholder(str)
+    config.data.eval_antialias = True  # not read with torch7
+    # What of a test image is scored: "centre", one crop; "ten", the corners too, each also
+    # mirrored; "dense", every position at five scales (see evaluation.dense).
+    config.data.eval_crops = "centre"
+    # Score the first so many classes by themselves as well (ImageNet-5K: 1000).
+    config.data.eval_first_classes = config_dict.placeholder(int)
     config.data.flip = True
+    # Largest change of each, and standard deviation of the lighting noise; see data.augment.
+    config.data.brightness = 0.4
+    config.data.contrast = 0.4
+    config.data.saturation = 0.4
+    config.data.lighting = 0.1
     config.data.max_shift = 0  # pixels, see data.augment.shift
     config.data.mean = (123.675, 116.28, 103.53)  # of each channel, in 0..255
     config.data.std = (58.395, 57.12, 57.375)
     config.data.num_workers = 0  # decoding processes; 0: threads
 
+    # Crops: with ten an image a batch holds a tenth as many images. Dense batches hold as many
+    # pixels as so many images of the test images' side.
     config.eval_batch_size = 256
     config.eval_every_epochs = 1.0
     config.checkpoint_every_epochs = 1.0
@@ -95,6 +124,7 @@ _POSITIVE: Rule = (
 )
 _NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
 _BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
+_AT_MOST_ONE: Rule = (lambda value: 0 <= value <= 1, "must be at least 0 and at most 1")
 _NONE_OR_AT_LEAST_ONE: Rule = (
     lambda value: value is None or value >= 1,
     "must be None or at least 1",
@@ -103,6 +133,13 @@ _NONE_OR_AT_LEAST_ONE: Rule = (
 
 def _one_of(*allowed: str) -> Rule:
     return lambda value: value in allowed, f"must be one of {', '.join(allowed)}"
+
+
+def _none_or_one_of(*allowed: str) -> Rule:
+    return (
+        lambda value: value is None or value in allowed,
+        f"must be None or one of {', '.join(allowed)}",
+    )
 
 
 def _numbers(count: int | None, *, positive: bool) -> Rule:
@@ -141,6 +178,17 @@ _RULES: dict[str, Rule] = {
     "schedule.warmup_epochs": _NOT_NEGATIVE,
     "data.image_size": _AT_LEAST_ONE,
     "data.eval_image_size": _NONE_OR_AT_LEAST_ONE,
+    "data.eval_short_side": _NONE_OR_AT_LEAST_ONE,
+    "data.eval_crops": _one_of(*EVAL_CROPS),
+    "data.eval_first_classes": _NONE_OR_AT_LEAST_ONE,
+    "data.on_error": _one_of(*ON_ERROR),
+    "data.crop": _one_of(*CROPS),
+    "data.interpolation": _one_of(*INTERPOLATIONS),
+    "data.eval_interpolation": _none_or_one_of(*INTERPOLATIONS),
+    "data.brightness": _AT_MOST_ONE,
+    "data.contrast": _AT_MOST_ONE,
+    "data.saturation": _AT_MOST_ONE,
+    "data.lighting": _NOT_NEGATIVE,
     "data.max_shift": _NOT_NEGATIVE,
     "data.mean": _numbers(3, positive=False),
     "data.std": _numbers(3, positive=True),
@@ -180,11 +228,47 @@ def validate(config: ConfigDict) -> None:
             f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
             f"config.num_epochs={config.num_epochs}."
         )
+    _check_training_images(config.data)
+    _check_test_images(config.data)
     uses_float64 = "float64" in (config.model.dtype, config.model.param_dtype)
     if uses_float64 and not jax.config.read("jax_enable_x64"):
         raise ConfigError(
             "float64 needs double precision turned on: set the environment variable "
             "JAX_ENABLE_X64=1."
+        )
+
+
+def _check_training_images(data: ConfigDict) -> None:
+    if data.train_antialias and data.interpolation == "torch7":
+        raise ConfigError(
+            "config.data.train_antialias=True is not read with config.data.interpolation='torch7', "
+            "which never antialiases; set it to False."
+        )
+
+
+def _check_test_images(data: ConfigDict) -> None:
+    if data.eval_short_side is not None and data.crop == "whole":
+        raise ConfigError(
+            f"config.data.eval_short_side={data.eval_short_side} is not read with "
+            "config.data.crop='whole', which makes whole images square; set it to None."
+        )
+    size = data.eval_image_size or data.image_size
+    if data.eval_short_side is not None and data.eval_short_side < size:
+        raise ConfigError(
+            f"config.data.eval_short_side={data.eval_short_side} must be at least the side of "
+            f"the test images, {size}."
+        )
+    if data.eval_crops == "centre":
+        return
+    if data.crop != "random_sized":
+        raise ConfigError(
+            f"config.data.eval_crops={data.eval_crops!r} needs config.data.crop='random_sized', "
+            f"because crop={data.crop!r} makes whole images square; set eval_crops to 'centre'."
+        )
+    if data.eval_crops == "dense" and data.eval_short_side is not None:
+        raise ConfigError(
+            f"config.data.eval_short_side={data.eval_short_side} is not read with "
+            "config.data.eval_crops='dense', which has short sides of its own; set it to None."
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -130,6 +131,11 @@ def _readable(record: dict[str, Any]) -> str:
         f"top-1 error {record['top1_error']:6.2f} %",
         f"top-5 error {record['top5_error']:6.2f} %",
     ]
+    for name, value in record.items():
+        # Scores among the first classes alone, such as top1_error_1000way.
+        scored = re.fullmatch(r"top(\d)_error_(\d+)way", name)
+        if scored:
+            parts.append(f"{scored[2]}-way top-{scored[1]} error {value:6.2f} %")
     if "learning_rate" in record:
         parts.append(f"rate {record['learning_rate']:.5f}")
     if record.get("images_per_second") is not None:
@@ -137,6 +143,8 @@ def _readable(record: dict[str, Any]) -> str:
             f"{record['images_per_second']:.0f} images/s",
             f"{100 * record['data_wait_fraction']:.0f} % waiting for data",
         ]
+    if record.get("skipped_images"):
+        parts.append(f"{record['skipped_images']} images left out")
     return "  ".join(parts)
 
 

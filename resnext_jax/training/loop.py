@@ -13,11 +13,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnext_jax.data.augment import Batch
+from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
-from resnext_jax.data.sources import Source, check_readable, open_split
-from resnext_jax.data.transforms import TrainTransform
-from resnext_jax.errors import ConfigError
+from resnext_jax.data.sources import Source, check_available, open_splits
+from resnext_jax.errors import DataError
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
@@ -29,7 +28,13 @@ from resnext_jax.training.mesh import batch_sharding, make_mesh
 from resnext_jax.training.optimizer import first_step_at
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Metrics, make_train_step
-from resnext_jax.training.workdir import check_same_run, open_workdir, write_config
+from resnext_jax.training.workdir import (
+    check_same_data,
+    check_same_run,
+    open_workdir,
+    write_config,
+    write_data_set,
+)
 
 
 class InterruptedRunError(Exception):
@@ -57,17 +62,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
     """
     validate(config)
     mesh = make_mesh(config.batch_size, config.bn_group_size)
-    check_readable(config.data.name)
+    check_available(config.data.name, config.data.data_dir)
     folder = open_workdir(workdir)
-    source = open_split(config, "train")
+    source, test_source = open_splits(config)
 
     epoch_steps = setup.steps_per_epoch(config, len(source))
-    num_steps = round(config.num_epochs * epoch_steps)
-    if num_steps < 1:
-        raise ConfigError(
-            f"config.num_epochs={config.num_epochs} of {len(source)} images is less than one step "
-            f"of config.batch_size={config.batch_size}; train longer or with a smaller batch."
-        )
+    num_steps = setup.num_steps(config, len(source))
     schedule = setup.build_schedule(config, len(source))
     optimizer = setup.build_optimizer(config, schedule)
     graphdef, state = setup.build_state(config, source.num_classes, optimizer, mesh)
@@ -78,16 +78,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
         mesh,
         label_smoothing=config.optimizer.label_smoothing,
     )
-    evaluation = Evaluation(config, open_split(config, "test"), graphdef, mesh)
+    evaluation = Evaluation(config, test_source, graphdef, mesh)
 
     checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
     resuming = checkpoints.latest_step() is not None
     if resuming:
         check_same_run(config, folder)
+        check_same_data(source, folder, same_images=True)
         state = checkpoints.restore(state)
     first_host = jax.process_index() == 0
     if first_host:
         write_config(config, folder)
+        write_data_set(source, folder)
 
     start_step = int(state.step)
     batches = _train_batches(config, source, mesh, start_step, num_steps)
@@ -104,31 +106,54 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
         for line in _introduction(config, state, start_step, num_steps, resuming):
             log.say(line)
         window = _Window(config.batch_size)
-        for step in range(start_step + 1, num_steps + 1):
-            with window.waiting_for_data():
-                batch = next(batches)
-            state, metrics = train_step(state, batch)
-            window.add(metrics)
-            log.advance()
-            stop_signal = stop.signal_number  # once: a signal may come at any moment
-            place = {"step": step, "epoch": step / epoch_steps}
-            if step in log_steps or stop_signal:
-                rate = float(schedule(step - 1))
-                log.record(place | {"split": "train"} | window.close() | {"learning_rate": rate})
-            if step in eval_steps:
-                result = evaluation.run(state.params, state.batch_stats)
-                log.record(place | {"split": "test", "weights": "raw"} | result.as_record())
-            # Saved after it is logged: what a crash between the two leaves in
-            # the log is dropped and made again when the run resumes.
-            if step in save_steps or stop_signal:
+
+        def place(step: int) -> dict[str, Any]:
+            return {"step": step, "epoch": step / epoch_steps}
+
+        def record_training(step: int) -> None:
+            rate = {"learning_rate": float(schedule(step - 1))}
+            log.record(place(step) | {"split": "train"} | window.close() | rate)
+
+        def evaluate(step: int) -> None:
+            tested = evaluation.run(state.params, state.batch_stats).as_record()
+            log.record(place(step) | {"split": "test", "weights": "raw"} | tested)
+
+        try:
+            if start_step in eval_steps and not _is_tested(folder, start_step):
+                evaluate(start_step)  # a bad test image had stopped the run here
+            for step in range(start_step + 1, num_steps + 1):
+                with window.waiting_for_data():
+                    batch = next(batches)
+                state, metrics = train_step(state, batch)
+                window.add(metrics)
+                log.advance()
+                stop_signal = stop.signal_number  # once: a signal may come at any moment
+                if step in log_steps or stop_signal:
+                    record_training(step)
+                if step in eval_steps:
+                    evaluate(step)
+                # Saved after it is logged: what a crash between the two leaves in
+                # the log is dropped and made again when the run resumes.
+                if step in save_steps or stop_signal:
+                    checkpoints.save(state)
+                if stop_signal:
+                    raise InterruptedRunError(step, stop_signal)
+                if step in eval_steps or step in save_steps:
+                    window.restart_clock()
+        except DataError:
+            # What was trained is not lost: once the data is mended, the run resumes.
+            if window.steps:
+                record_training(int(state.step))
+            if state.step > 0:
                 checkpoints.save(state)
-            if stop_signal:
-                raise InterruptedRunError(step, stop_signal)
-            if step in eval_steps or step in save_steps:
-                window.restart_clock()
+            raise
         if first_host:
             _conclude(config, folder, log)
     return state
+
+
+def _is_tested(workdir: Path, step: int) -> bool:
+    return any(r["split"] == "test" and r["step"] == step for r in read_metrics(workdir))
 
 
 def _train_batches(
@@ -136,14 +161,15 @@ def _train_batches(
 ) -> Generator[Batch, None, None]:
     sharding = batch_sharding(mesh)
     host_batches = train_batches(
-        source.examples,
-        TrainTransform(config.data.image_size, config.data.flip),
+        source,
+        setup.train_transform(config),
         seed=config.seed,
         batch_size=config.batch_size,
         positions=host_positions(sharding, config.batch_size),
         start_step=start_step,
         num_steps=num_steps,
         num_workers=config.data.num_workers,
+        on_error=config.data.on_error,
     )
     return to_devices(host_batches, sharding, config.batch_size)
 
@@ -183,7 +209,15 @@ def _introduction(
 
 
 def _conclude(config: ConfigDict, folder: Path, log: RunLog) -> None:
-    tests = [record for record in read_metrics(folder) if record["split"] == "test"]
+    records = read_metrics(folder)
+    tests = [record for record in records if record["split"] == "test"]
+    skipped = sum(r.get("skipped_images", 0) for r in records if r["split"] == "train")
+    test_skipped = tests[-1].get("skipped_images", 0) if tests else 0
+    if skipped or test_skipped:
+        log.say(
+            f"images that could not be decoded, and were left out: {skipped} in training, "
+            f"{test_skipped} in the last test"
+        )
     if tests:
         log.say(
             f"final test error: top-1 {tests[-1]['top1_error']:.2f} %, "
@@ -209,6 +243,11 @@ class _Window:
         yield
         self._waited += time.perf_counter() - begin
 
+    @property
+    def steps(self) -> int:
+        """Steps since the last record."""
+        return len(self._metrics)
+
     def add(self, metrics: Metrics) -> None:
         """Note a step that has been sent off."""
         self._metrics.append(metrics)
@@ -226,6 +265,9 @@ class _Window:
     def close(self) -> dict[str, Any]:
         """Return the window's averages and speed, and begin the next window."""
         averages = mean_metrics(jax.device_get(self._metrics))
+        if SKIPPED in averages:
+            images = len(self._metrics) * self._batch_size
+            averages["skipped_images"] = round(averages.pop(SKIPPED) * images)
         seconds = time.perf_counter() - self._begin
         timed = self._timed_steps > 0
         speed = {

@@ -8,7 +8,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.augment import DeviceTransform
+from resnext_jax.data.transforms import DenseTransform, EvalTransform, TrainTransform
+from resnext_jax.errors import ConfigError
 from resnext_jax.models import create_model
+from resnext_jax.models.registry import resolve
 from resnext_jax.models.variables import Arrays, split
 from resnext_jax.training.mesh import MEMBER_AXIS, replicated_sharding
 from resnext_jax.training.optimizer import Schedule, ScheduleSpec, make_schedule, sgd
@@ -18,12 +21,71 @@ from resnext_jax.training.state import TrainState
 def device_transform(config: ConfigDict) -> DeviceTransform:
     """Make the device's half of the config's augmentation."""
     data = config.data
-    return DeviceTransform(tuple(data.mean), tuple(data.std), data.max_shift)
+    return DeviceTransform(
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        max_shift=data.max_shift,
+        colour=(data.brightness, data.contrast, data.saturation),
+        lighting=data.lighting,
+    )
+
+
+def train_transform(config: ConfigDict) -> TrainTransform:
+    """Make the host's half of the config's augmentation."""
+    data = config.data
+    return TrainTransform(
+        data.image_size,
+        data.crop,
+        data.flip,
+        interpolation=data.interpolation,
+        antialias=data.train_antialias,
+    )
+
+
+def eval_transform(config: ConfigDict, *, crops: str = "centre") -> EvalTransform:
+    """Make the host's preparation of test images that are scored in one crop or in ten."""
+    data = config.data
+    size = data.eval_image_size or data.image_size
+    # The paper's 256 for 224.
+    short_side = data.eval_short_side or size * 8 // 7
+    return EvalTransform(
+        size,
+        None if data.crop == "whole" else short_side,
+        interpolation=data.eval_interpolation or data.interpolation,
+        antialias=data.eval_antialias,
+        crops=crops,
+    )
+
+
+def dense_transform(config: ConfigDict) -> DenseTransform:
+    """Make the host's preparation of test images that are scored densely."""
+    model = config.model
+    architecture = resolve(model.name, form=model.form, preactivation=model.preactivation)
+    return DenseTransform(
+        architecture.total_stride,
+        interpolation=config.data.eval_interpolation or config.data.interpolation,
+        antialias=config.data.eval_antialias,
+    )
 
 
 def steps_per_epoch(config: ConfigDict, train_images: int) -> float:
     """Length of an epoch in steps; epochs need not align with batches."""
     return (config.images_per_epoch or train_images) / config.batch_size
+
+
+def num_steps(config: ConfigDict, train_images: int) -> int:
+    """Length of the run in steps.
+
+    Raises:
+      ConfigError: not one step.
+    """
+    steps = round(config.num_epochs * steps_per_epoch(config, train_images))
+    if steps < 1:
+        raise ConfigError(
+            f"config.num_epochs={config.num_epochs} of {train_images} images is less than one step "
+            f"of config.batch_size={config.batch_size}; train longer or with a smaller batch."
+        )
+    return steps
 
 
 def learning_rate(config: ConfigDict) -> float:

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from resnext_jax.data.augment import Batch
+from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
 from resnext_jax.models.variables import Arrays, merge, split
 from resnext_jax.training.mesh import BATCH, DATA_AXES, REPLICATED
@@ -42,7 +42,8 @@ def make_train_step(
     Returns:
       A function of the state (donated) and a global batch with `image` and
       `label`, to the next state and the batch's mean `loss` (without weight
-      decay), `top1_error` and `top5_error` (percent).
+      decay), `top1_error` and `top5_error` (percent); if it has `skipped`, also
+      the mean of that.
     """
 
     def loss_fn(params: Arrays, batch_stats: Arrays, batch: Batch) -> tuple[jax.Array, Any]:
@@ -56,6 +57,8 @@ def make_train_step(
             "top1_error": 100.0 * topk_wrong(logits, labels, 1).mean(),
             "top5_error": 100.0 * topk_wrong(logits, labels, 5).mean(),
         }
+        if SKIPPED in batch:
+            metrics[SKIPPED] = batch[SKIPPED].mean()
         _, _, batch_stats = split(model)
         return loss, (batch_stats, metrics)
 

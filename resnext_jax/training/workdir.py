@@ -7,17 +7,26 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from resnext_jax.errors import ConfigError, WorkdirError
+from resnext_jax.data.sources import Source
+from resnext_jax.errors import ConfigError, DataError, WorkdirError
 from resnext_jax.training.config import field, field_names
 
 CONFIG_FILE = "config.json"
+DATA_SET_FILE = "data_set.json"
 
 # Fields that do not change what is computed: a run may resume with others.
 _MAY_CHANGE = frozenset(
     {
         "data.data_dir",
+        "data.manual_dir",
         "data.num_workers",
+        "data.on_error",
         "data.eval_image_size",
+        "data.eval_short_side",
+        "data.eval_interpolation",
+        "data.eval_antialias",
+        "data.eval_crops",
+        "data.eval_first_classes",
         "eval_batch_size",
         "eval_every_epochs",
         "checkpoint_every_epochs",
@@ -74,6 +83,50 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     """Write `config.json`."""
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
     write_atomically(workdir / CONFIG_FILE, text + "\n")
+
+
+def write_data_set(source: Source, workdir: Path) -> None:
+    """Write `data_set.json`: which data a run is trained on."""
+    stored = {"name": source.name, "version": source.version, "classes": source.class_names}
+    text = json.dumps(stored, indent=2)
+    write_atomically(workdir / DATA_SET_FILE, text + "\n")
+
+
+def check_same_data(source: Source, workdir: Path, *, same_images: bool) -> None:
+    """Check that a workdir's run was trained on this data.
+
+    Args:
+      source: of now.
+      workdir: of the run.
+      same_images: whether to resume, which needs the very images; to be tested
+        it is enough that the classes are the same.
+
+    Raises:
+      DataError: other classes, or other images.
+      WorkdirError: `data_set.json` is damaged.
+    """
+    path = workdir / DATA_SET_FILE
+    try:
+        stored = json.loads(path.read_text())
+        classes, version = stored["classes"], stored["version"]
+    except FileNotFoundError:
+        return
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); remove it if you know that the data is the run's, "
+            "or use another --workdir."
+        ) from error
+    if classes != list(source.class_names):
+        raise DataError(
+            f"the run in {workdir} was trained on other classes than data set {source.name!r} has "
+            "now; use the run's data, or another --workdir to start over."
+        )
+    if same_images and version != source.version:
+        raise DataError(
+            f"the run in {workdir} was trained on {version!r} of data set {source.name!r}, now it "
+            f"is {source.version!r}: images were added, removed or changed; put them back, or use "
+            "another --workdir to start over."
+        )
 
 
 def check_same_run(

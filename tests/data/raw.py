@@ -6,10 +6,11 @@ import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
+from PIL import Image
 
 from resnext_jax.data.builders.cifar import Cifar10, Cifar100
+from tests.data.images import encoded
 
 CIFAR = {"cifar10": Cifar10, "cifar100": Cifar100}
 
@@ -93,12 +94,6 @@ def write_cifar_archive(
     return splits
 
 
-def encoded(image: np.ndarray, extension: str) -> bytes:
-    """Encode an RGB image as the kind of file that the extension says."""
-    data: bytes = cv2.imencode(extension, np.ascontiguousarray(image[..., ::-1]))[1].tobytes()
-    return data
-
-
 def write_folder(
     root: Path, classes: Sequence[str] = ("cat", "dog"), per_class: int = 3
 ) -> dict[str, dict[str, bytes]]:
@@ -113,9 +108,9 @@ def write_folder(
         for name in classes:
             (root / split / name).mkdir(parents=True)
             for index in range(per_class):
-                extension = (".jpg", ".png")[index % 2]
-                image = random.integers(0, 256, (9 + index, 12, 3), np.uint8)
-                files[f"{name}/{split}{index}{extension}"] = encoded(image, extension)
+                extension, kind = ((".jpg", "JPEG"), (".png", "PNG"))[index % 2]
+                image = Image.fromarray(random.integers(0, 256, (9 + index, 12, 3), np.uint8))
+                files[f"{name}/{split}{index}{extension}"] = encoded(image, kind)
         for path, data in files.items():
             (root / split / path).write_bytes(data)
     return written

@@ -69,7 +69,7 @@ def write_ilsvrc(
       synsets: of the training images; None means all 1,000, which a whole archive has.
       per_synset: training images of each synset.
       val_images: the first so many of the 50,000 validation images.
-      special: contents of images that are not to be `jpeg(name)`, by name.
+      special: contents of images, of both, that are not to be `jpeg(name)`, by file name.
 
     Returns:
       The images of "train" and "validation" by file name.
@@ -83,17 +83,29 @@ def write_ilsvrc(
         folder / TRAIN,
         ((f"{synset}.tar", tar_bytes(images.items())) for synset, images in train.items()),
     )
-    validation = write_validation(folder, range(1, val_images + 1))
+    validation = write_validation(folder, range(1, val_images + 1), special)
     return {
         "train": {name: data for images in train.values() for name, data in images.items()},
         "validation": validation,
     }
 
 
-def write_validation(folder: Path, numbers: Iterable[int]) -> dict[str, bytes]:
-    """Write ImageNet-1K's validation archive with the images of these numbers; return them."""
+def write_validation(
+    folder: Path, numbers: Iterable[int], special: Mapping[str, bytes] | None = None
+) -> dict[str, bytes]:
+    """Write ImageNet-1K's validation archive.
+
+    Args:
+      folder: where to.
+      numbers: of the images, from 1.
+      special: contents of images that are not to be `jpeg(name)`, by file name.
+
+    Returns:
+      The images by file name.
+    """
+    special = special or {}
     names = [f"ILSVRC2012_val_{number:08}.JPEG" for number in numbers]
-    images = {name: jpeg(name) for name in names}
+    images = {name: special.get(name) or jpeg(name) for name in names}
     write_tar(folder / VALIDATION, images.items())
     return images
 

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnext_jax.data.augment import DeviceTransform, shift
+from resnext_jax.data.augment import (
+    NUM_RANDOM,
+    DeviceTransform,
+    shift,
+    vary_colour,
+    vary_lighting,
+)
+from tests.data import oracles
 
 MEAN, STD = (120.0, 110.5, 30.0), (60.0, 61.25, 7.0)
 
@@ -14,7 +21,7 @@ def batch(images: int = 4, size: int = 5, random: float = 0.0) -> dict[str, jax.
     rng = np.random.default_rng(0)
     return {
         "image": jnp.asarray(rng.integers(0, 256, (images, size, size, 3), dtype=np.uint8)),
-        "random": jnp.full((images, 2), random, jnp.float32),
+        "random": jnp.full((images, NUM_RANDOM), random, jnp.float32),
     }
 
 
@@ -52,7 +59,7 @@ def test_zeros_come_in_after_normalising() -> None:
     """A black pixel is -mean / std; the border is the mean's own grey, 0."""
     black = {
         "image": jnp.zeros((1, 4, 4, 3), jnp.uint8),
-        "random": jnp.zeros((1, 2), jnp.float32),
+        "random": jnp.zeros((1, NUM_RANDOM), jnp.float32),
     }
     image = np.asarray(DeviceTransform(MEAN, STD, max_shift=1).train(black))[0]
     assert (image[0] == 0).all()
@@ -122,3 +129,102 @@ def test_the_largest_random_number_is_the_last_place(max_shift: int) -> None:
 def test_each_image_is_moved_by_its_own_numbers() -> None:
     random = np.asarray([[0.0, 0.5], [0.5, 0.99], [0.99, 0.0]], np.float32)
     assert moved(random, 1).tolist() == [[1, 0], [0, -1], [-1, 1]]
+
+
+# Amounts that leave an operation out: the factor is 1.
+NEUTRAL = 0.5
+
+
+def colours(images: int = 6, size: int = 5) -> np.ndarray:
+    return np.random.default_rng(1).uniform(0, 255, (images, size, size, 3))
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("operation", [0, 1, 2])
+def test_each_colour_operation_by_its_formula(operation: int) -> None:
+    """The factor goes from 1 - 0.4 to 1 + 0.4."""
+    images = colours()
+    drawn = np.array([0.0, 0.25, 0.5, 0.75, 0.9, 0.999])
+    amounts = np.full((6, 3), NEUTRAL)
+    amounts[:, operation] = drawn
+    actual = vary_colour(jnp.asarray(images), jnp.asarray(amounts), (0.4, 0.4, 0.4))
+    expected = [
+        oracles.OPERATIONS[operation](image, factor)
+        for image, factor in zip(images, 0.6 + 0.8 * drawn, strict=True)
+    ]
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("order", oracles.ORDERS)
+def test_every_order_of_the_colour_operations_is_the_same(order: tuple[int, ...]) -> None:
+    images = colours()
+    amounts = np.random.default_rng(3).random((6, 3))
+    largest = (0.5, 0.4, 0.3)
+    actual = np.asarray(vary_colour(jnp.asarray(images), jnp.asarray(amounts), largest))
+    expected = []
+    factors_of_images = 1 + np.asarray(largest) * (2 * amounts - 1)
+    for image, factors in zip(images, factors_of_images, strict=True):
+        for operation in order:
+            image = oracles.OPERATIONS[operation](image, factors[operation])
+        expected.append(image)
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-10)
+    # Nothing was clipped on the way, on which it rests.
+    assert actual.max() > 255
+
+
+@pytest.mark.usefixtures("float64")
+def test_lighting_by_its_formula() -> None:
+    images = colours()
+    amounts = 0.1 * np.random.default_rng(2).standard_normal((6, 3))
+    actual = vary_lighting(jnp.asarray(images), jnp.asarray(amounts))
+    expected = [oracles.lighting(*pair) for pair in zip(images, amounts, strict=True)]
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-10)
+
+
+def test_columns_of_the_random_numbers() -> None:
+    """Each does what it is there for, and nothing else."""
+    transform = DeviceTransform((0, 0, 0), (1, 1, 1), colour=(0.4, 0.4, 0.4), lighting=0.1)
+    neutral = np.full((1, NUM_RANDOM), NEUTRAL, np.float32)
+    neutral[:, 5:] = 0
+    image = jnp.asarray(colours(1), jnp.uint8)
+    plain = np.asarray(image, float)[0]
+
+    def vary(**columns: float) -> np.ndarray:
+        random = neutral.copy()
+        for name, value in columns.items():
+            random[:, int(name[1:])] = value
+        return np.asarray(transform.train({"image": image, "random": jnp.asarray(random)}))[0]
+
+    def assert_close(actual: np.ndarray, expected: np.ndarray) -> None:
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-3)
+
+    assert_close(vary(), plain)
+    assert_close(vary(c0=0.1, c1=0.9), plain)  # no shift here
+    for column, operation in enumerate(oracles.OPERATIONS, start=2):
+        assert_close(vary(**{f"c{column}": 0.75}), operation(plain, 1.2))
+    assert_close(
+        vary(c5=1.0, c6=-2.0, c7=0.5),
+        oracles.lighting(plain, 0.1 * np.array([1.0, -2.0, 0.5])),
+    )
+
+
+def test_test_images_are_not_varied() -> None:
+    transform = DeviceTransform(MEAN, STD, max_shift=2, colour=(0.4, 0.4, 0.4), lighting=0.1)
+    plain = DeviceTransform(MEAN, STD)
+    np.testing.assert_array_equal(transform.test(batch()), plain.test(batch()))
+
+
+def test_each_image_is_varied_by_its_own_numbers() -> None:
+    """So it does not matter which images share a device."""
+    transform = DeviceTransform(MEAN, STD, max_shift=1, colour=(0.4, 0.4, 0.4), lighting=0.1)
+    together = batch(8)
+    together["random"] = jnp.asarray(
+        np.random.default_rng(0).random((8, NUM_RANDOM), dtype=np.float32)
+    )
+    all_at_once = transform.train(together)
+    alone = [
+        transform.train({name: array[i : i + 1] for name, array in together.items()})[0]
+        for i in range(8)
+    ]
+    np.testing.assert_allclose(all_at_once, jnp.stack(alone), rtol=1e-5, atol=1e-5)

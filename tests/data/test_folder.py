@@ -5,17 +5,18 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from resnext_jax.data.builders.base import Inputs
 from resnext_jax.data.builders.folder import EXTENSIONS, Folder, Listing, list_images
 from resnext_jax.data.prepare import prepare
 from resnext_jax.errors import DataError
-from tests.data.raw import encoded, write_folder
+from tests.data.images import encoded
+from tests.data.raw import write_folder
 
-IMAGE = encoded(np.full((2, 3, 3), 77, np.uint8), ".png")
+IMAGE = encoded(Image.new("RGB", (3, 2), (77, 77, 77)), "PNG")
 # Names of our splits and of their folders.
 SPLITS = {"train": "train", "validation": "val"}
 

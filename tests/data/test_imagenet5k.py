@@ -272,8 +272,20 @@ def test_validation_archive_of_other_images(tmp_path: Path) -> None:
 
 def test_imagenet1k_synsets_without_images(tmp_path: Path) -> None:
     write_small(tmp_path)
-    names = "n01443537, n01491361, n01494475 and 995 more"
+    missing = [name for name in imagenet1k() if name not in ("n01440764", "n01484850")]
+    names = f"{', '.join(missing[:50])} and 948 more"
     check_fails(tmp_path, tmp_path, rf"998 of the 1,000 ImageNet-1K synsets \({names}\)")
+
+
+def test_the_few_imagenet1k_synsets_that_a_release_lacks_are_all_named(tmp_path: Path) -> None:
+    counts = imagenet22k_counts(4000)
+    lacking = [imagenet1k()[label] for label in (1, 5, 400, 401, 999)]
+    for synset in lacking:
+        del counts[synset]
+    write_imagenet22k_whole(tmp_path / "winter21_whole.tar", counts)
+    write_validation(tmp_path, [1])
+    sentence = rf"lacks images of 5 of .* \({', '.join(lacking)}\); put their archives"
+    check_fails(tmp_path, tmp_path, sentence)
 
 
 def test_too_few_other_synsets(tmp_path: Path) -> None:
@@ -285,8 +297,10 @@ def test_too_few_other_synsets(tmp_path: Path) -> None:
 def test_listed_synsets_without_archive(tmp_path: Path) -> None:
     write_imagenet22k_whole(tmp_path / "fall11_whole.tar", imagenet22k_counts(2))
     write_validation(tmp_path, [1])
-    synsets = write_list(tmp_path / "list", "n90000001", "n90000003", "n90000002")
-    sentence = r"2 of the synsets in .*list have no archive in .* \(n90000003, n90000002\)"
+    lacking = ["n90000005", "n90000003", "n90000002", "n90000004"]
+    synsets = write_list(tmp_path / "list", "n90000001", *lacking)
+    names = ", ".join(lacking)
+    sentence = rf"4 of the synsets in .*list have no archive in .* \({names}\); put"
     check_fails(tmp_path, tmp_path, sentence, synsets)
 
 

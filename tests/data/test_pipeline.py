@@ -1,13 +1,16 @@
 """Batches are a function of (seed, step) alone, and evaluation sees each image once."""
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, cast
 
+import grain
 import jax
 import numpy as np
 import pytest
 
+from resnext_jax.data.augment import NUM_RANDOM, SKIPPED
 from resnext_jax.data.pipeline import (
     HostBatch,
     eval_batches,
@@ -15,55 +18,60 @@ from resnext_jax.data.pipeline import (
     to_devices,
     train_batches,
 )
+from resnext_jax.data.sources import Source
 from resnext_jax.data.transforms import EvalTransform, TrainTransform
+from resnext_jax.errors import DataError
 from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
+from tests.data.images import noise, noise_source, photograph_source
 
 # Not a multiple of the batch, so epochs and batches do not align.
 IMAGES, SIZE, BATCH = 10, 4, 8
 STEPS = 10  # eight epochs
 EPOCHS = STEPS * BATCH // IMAGES
-
-
-def examples(count: int = IMAGES) -> list[dict[str, Any]]:
-    """Images that differ from each other and from their mirror; the label is the index."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(1, 256, (count, SIZE, SIZE, 1), dtype=np.uint8)
-    return [{"image": image, "label": index} for index, image in enumerate(images)]
+FLIP = TrainTransform(SIZE, "whole", flip=True)
 
 
 def train(
     *,
+    source: Source | None = None,
+    transform: TrainTransform = FLIP,
     seed: int = 3,
     batch_size: int = BATCH,
     positions: np.ndarray | None = None,
     start_step: int = 0,
     num_steps: int = STEPS,
     num_workers: int = 0,
-    count: int = IMAGES,
+    on_error: str = "stop",
 ) -> list[HostBatch]:
     batches = train_batches(
-        examples(count),
-        TrainTransform(SIZE, flip=True),
+        source or noise_source(IMAGES),
+        transform,
         seed=seed,
         batch_size=batch_size,
         positions=np.arange(batch_size) if positions is None else positions,
         start_step=start_step,
         num_steps=num_steps,
         num_workers=num_workers,
+        on_error=on_error,
     )
     return [{name: np.array(array) for name, array in batch.items()} for batch in batches]
 
 
 def evaluation(
-    count: int, positions: np.ndarray, batch_size: int = BATCH, num_workers: int = 0
+    source: Source,
+    positions: np.ndarray | None = None,
+    batch_size: int = BATCH,
+    num_workers: int = 0,
+    on_error: str = "stop",
 ) -> list[HostBatch]:
     return list(
         eval_batches(
-            examples(count),
-            EvalTransform(SIZE),
+            source,
+            EvalTransform(SIZE, short_side=None),
             batch_size=batch_size,
-            positions=positions,
+            positions=np.arange(batch_size) if positions is None else positions,
             num_workers=num_workers,
+            on_error=on_error,
         )
     )
 
@@ -85,16 +93,15 @@ def assert_identical(actual: list[HostBatch], expected: list[HostBatch]) -> None
 def test_batches_hold_images_labels_and_random_numbers() -> None:
     batches = train()
     assert len(batches) == STEPS
-    originals = examples()
     for batch in batches:
         assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
             "image": ((BATCH, SIZE, SIZE, 3), "uint8"),
             "label": ((BATCH,), "int32"),
-            "random": ((BATCH, 2), "float32"),
+            "random": ((BATCH, NUM_RANDOM), "float32"),
         }
         for image, label in zip(batch["image"], batch["label"], strict=True):
-            original = originals[label]["image"]
-            assert any(np.array_equal(image[..., :1], o) for o in (original, original[:, ::-1]))
+            original = noise(SIZE, SIZE, seed=label)
+            assert any(np.array_equal(image, o) for o in (original, original[:, ::-1]))
 
 
 def test_repeats_bit_for_bit() -> None:
@@ -113,9 +120,9 @@ def test_every_epoch_and_every_seed_has_its_own_order() -> None:
     orders = [
         epoch
         for seed in (0, 1, 2)
-        for epoch in joined(train(seed=seed, count=count, num_steps=epochs * count // BATCH))[
-            "label"
-        ].reshape(epochs, count)
+        for epoch in joined(
+            train(source=noise_source(count), seed=seed, num_steps=epochs * count // BATCH)
+        )["label"].reshape(epochs, count)
     ]
     orders.append(np.arange(count))
     for one, other in itertools.combinations(orders, 2):
@@ -131,10 +138,9 @@ def test_augmentation_differs_between_images_epochs_and_seeds() -> None:
 
 def test_an_image_is_mirrored_in_some_epochs() -> None:
     stream = joined(train())
-    originals = examples()
     mirrored = np.asarray(
         [
-            not np.array_equal(image[..., :1], originals[label]["image"])
+            not np.array_equal(image, noise(SIZE, SIZE, seed=label))
             for image, label in zip(stream["image"], stream["label"], strict=True)
         ]
     )
@@ -159,9 +165,9 @@ def test_a_host_may_hold_any_positions() -> None:
 class Watched:
     """Examples that remember which of them were read."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: Source) -> None:
         self.read: list[int] = []
-        self._examples = examples()
+        self._examples = source.examples
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -172,18 +178,11 @@ class Watched:
 
 
 def test_a_host_decodes_only_its_own_images() -> None:
-    watched = Watched()
-    batches = train_batches(
-        watched,
-        TrainTransform(SIZE, flip=True),
-        seed=3,
-        batch_size=BATCH,
-        positions=np.arange(2, 4),
-        start_step=0,
-        num_steps=3,
-    )
-    labels = joined(list(batches))["label"].tolist()
-    assert sorted(watched.read) == sorted(labels)
+    source = noise_source(IMAGES)
+    watched = Watched(source)
+    source = dataclasses.replace(source, examples=watched)
+    labels = joined(train(source=source, positions=np.arange(2, 4), num_steps=3))["label"]
+    assert sorted(watched.read) == sorted(labels.tolist())
     assert len(labels) == 6
 
 
@@ -203,18 +202,51 @@ def test_a_position_does_not_depend_on_the_batch_size() -> None:
     )
 
 
-def test_worker_processes_give_the_same_batches() -> None:
-    """From a later step on, for one host of two: everything at once, as processes are slow."""
-    positions = np.arange(BATCH // 2, BATCH)
-    expected = train(positions=positions, start_step=3)
-    actual = train(positions=positions, start_step=3, num_workers=2)
-    assert_identical(actual, expected)
+IMAGENET = TrainTransform(SIZE * 4, "random_sized", flip=True)
+
+
+def test_workers_hosts_and_start_do_not_matter() -> None:
+    """JPEGs, random sized crops: bit by bit, for every way to split the work."""
+    source = photograph_source(25)
+
+    def read(**options: Any) -> list[HostBatch]:
+        return train(source=source, transform=IMAGENET, num_steps=9, **options)
+
+    whole = read()
+    assert len({batch["image"].tobytes() for batch in whole}) == 9
+    for num_workers, hosts, start_step in [(1, 1, 0), (2, 2, 4), (4, 1, 5), (0, 4, 0), (0, 2, 7)]:
+        parts = [
+            read(num_workers=num_workers, positions=positions, start_step=start_step)
+            for positions in np.arange(BATCH).reshape(hosts, -1)
+        ]
+        together = [joined(list(batch)) for batch in zip(*parts, strict=True)]
+        assert_identical(together, whole[start_step:])
+
+
+def test_worker_processes_evaluate_the_same_images() -> None:
+    source = photograph_source(11)
+    assert_identical(evaluation(source, num_workers=2), evaluation(source))
+
+
+def test_no_more_workers_than_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    options = grain.MultiprocessingOptions
+
+    def without_processes(num_workers: int, **rest: Any) -> grain.MultiprocessingOptions:
+        asked.append(num_workers)
+        return options(num_workers=0, **rest)
+
+    monkeypatch.setattr(grain, "MultiprocessingOptions", without_processes)
+    assert len(evaluation(noise_source(BATCH), num_workers=3)) == 1
+    assert len(train(start_step=STEPS - 2, num_workers=3)) == 2
+    assert len(train(num_workers=3)) == STEPS
+    assert asked == [1, 2, 3]
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
 @pytest.mark.parametrize("count", [1, 7, 8, 10, 16, 21])
 def test_evaluation_covers_each_image_once(count: int, hosts: int) -> None:
-    parts = [evaluation(count, p) for p in np.arange(BATCH).reshape(hosts, -1)]
+    parts = [evaluation(noise_source(count), p) for p in np.arange(BATCH).reshape(hosts, -1)]
     batches = [joined(list(batch)) for batch in zip(*parts, strict=True)]
     assert len(batches) == -(-count // BATCH)
     stream = joined(batches)
@@ -224,13 +256,13 @@ def test_evaluation_covers_each_image_once(count: int, hosts: int) -> None:
     assert mask.tolist() == [place < count for place in range(len(batches) * BATCH)]
     assert stream["label"][mask].tolist() == list(range(count))
     assert stream["label"].dtype == np.int32
-    for image, original in zip(stream["image"][mask], examples(count), strict=True):
-        np.testing.assert_array_equal(image[..., :1], original["image"])
+    for index, image in enumerate(stream["image"][mask]):
+        np.testing.assert_array_equal(image, noise(SIZE, SIZE, seed=index))
     assert not stream["image"][~mask].any()
 
 
 def test_evaluation_of_nothing_has_no_batches() -> None:
-    assert evaluation(0, np.arange(BATCH)) == []
+    assert evaluation(noise_source(0)) == []
 
 
 def test_this_host_holds_the_whole_batch() -> None:
@@ -257,7 +289,7 @@ def test_a_host_holds_the_places_of_its_own_devices_in_order() -> None:
     np.testing.assert_array_equal(host_positions(sharding, 16), np.arange(8, 16))
 
 
-def numbered(batches: int) -> Iterator[HostBatch]:
+def numbered(batches: int) -> Generator[HostBatch, None, None]:
     for step in range(batches):
         yield {
             "image": np.full((16, 2, 2, 3), step, np.uint8),
@@ -292,7 +324,7 @@ def test_only_one_batch_is_sent_ahead() -> None:
     """More would fill the devices' memory."""
     sent = 0
 
-    def endless() -> Iterator[HostBatch]:
+    def endless() -> Generator[HostBatch, None, None]:
         nonlocal sent
         for batch in itertools.chain.from_iterable(itertools.repeat(list(numbered(1)))):
             sent += 1
@@ -301,3 +333,87 @@ def test_only_one_batch_is_sent_ahead() -> None:
     sharding = batch_sharding(make_mesh(16, None))
     for used, _ in enumerate(itertools.islice(to_devices(endless(), sharding, 16), 4), start=1):
         assert sent == used + 1
+
+
+BROKEN = {3: b"no image", 4: b"", 9: noise_source(1).examples[0]["image"][:60]}
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_image_stops_training_at_its_batch(num_workers: int) -> None:
+    whole = train(num_steps=4)
+    first = next(step for step, batch in enumerate(whole) if 9 in batch["label"])
+    batches = train_batches(
+        noise_source(IMAGES, bad={9: BROKEN[9]}),
+        FLIP,
+        seed=3,
+        batch_size=BATCH,
+        positions=np.arange(BATCH),
+        start_step=0,
+        num_steps=4,
+        num_workers=num_workers,
+    )
+    assert_identical(list(itertools.islice(batches, first)), whole[:first])
+    with pytest.raises(DataError) as error:
+        next(batches)
+    message = str(error.value)
+    assert message.startswith("image 9 of 'noise', split 'train', file '9.png', cannot be decoded")
+    assert "config.data.on_error=skip" in message
+    assert "\n" not in message
+
+
+def test_bad_images_are_replaced_by_the_next_good_one() -> None:
+    plain = train()
+    actual = train(source=noise_source(IMAGES, bad=BROKEN), on_error="skip")
+    stands_for = {3: 5, 4: 5, 9: 0}  # the end is followed by the beginning
+    seen = 0
+    for ours, theirs in zip(actual, plain, strict=True):
+        np.testing.assert_array_equal(ours[SKIPPED], np.isin(theirs["label"], list(BROKEN)))
+        expected = [stands_for.get(label, label) for label in theirs["label"].tolist()]
+        assert ours["label"].tolist() == expected
+        good = ~ours[SKIPPED]
+        for name in ("image", "random"):
+            np.testing.assert_array_equal(ours[name][good], theirs[name][good])
+        for image, label in zip(ours["image"], ours["label"], strict=True):
+            original = noise(SIZE, SIZE, seed=label)
+            assert any(np.array_equal(image, o) for o in (original, original[:, ::-1]))
+        seen += int(ours[SKIPPED].sum())
+    assert seen == len(BROKEN) * EPOCHS
+
+
+def test_nothing_to_replace_a_bad_image_by() -> None:
+    source = noise_source(2, bad={0: b"", 1: b""})
+    with pytest.raises(DataError, match="the file is empty") as error:
+        train(source=source, on_error="skip")
+    # Not the advice to do what was done.
+    assert str(error.value).endswith(
+        "; no usable image follows it within 100; repair the data set."
+    )
+
+
+def test_skipping_changes_nothing_where_all_is_well() -> None:
+    actual = train(on_error="skip")
+    assert not any(batch.pop(SKIPPED).any() for batch in actual)
+    assert_identical(actual, train())
+
+
+def test_a_bad_test_image_stops_evaluation() -> None:
+    with pytest.raises(DataError, match="image 3 of 'noise'"):
+        evaluation(noise_source(IMAGES, bad=BROKEN))
+
+
+def test_bad_test_images_are_masked_out() -> None:
+    stream = joined(evaluation(noise_source(IMAGES, bad=BROKEN), on_error="skip"))
+    mask, skipped = stream["mask"], stream[SKIPPED]
+    assert np.flatnonzero(skipped).tolist() == sorted(BROKEN)
+    assert stream["label"][mask].tolist() == [i for i in range(IMAGES) if i not in BROKEN]
+    assert not (mask & skipped).any()
+    # Blanks behind the end are neither.
+    assert not (mask | skipped)[IMAGES:].any()
+
+
+def test_a_label_outside_the_classes_is_told() -> None:
+    source = noise_source(IMAGES)
+    examples = [dict(example) for example in source.examples]  # type: ignore[attr-defined]
+    examples[6]["label"] = -1
+    with pytest.raises(DataError, match=r"image 6 .* has label -1, outside the classes 0 to 9"):
+        train(source=dataclasses.replace(source, examples=examples))

@@ -14,9 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
-import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
@@ -24,10 +24,11 @@ from resnext_jax.data import catalog
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.prepare import prepare
 from resnext_jax.errors import DataError
-from tests.data.raw import encoded, write_cifar_archive
+from tests.data.images import encoded
+from tests.data.raw import write_cifar_archive
 
 ROOT = Path(__file__).parents[2]
-IMAGE = encoded(np.zeros((2, 2, 3), np.uint8), ".png")
+IMAGE = encoded(Image.new("RGB", (2, 2)), "PNG")
 Example = tuple[int, dict[str, Any]]
 
 

@@ -92,30 +92,27 @@ def test_command_tells_mistakes_in_a_line(
     assert told.err.count("\n") == 1
 
 
-def test_command_tells_of_an_interrupt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("resnext_jax.data.prepare.prepare", raise_interrupt)
-    assert exit_status("--dataset=digits", f"--data_dir={tmp_path}") == 130
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err == "interrupted: digits is not prepared; the same command starts over.\n"
-
-
-def raise_interrupt(*arguments: object) -> None:
-    raise KeyboardInterrupt
-
-
 DOWNLOADS = """
 import dataclasses, runpy, sys
 from resnext_jax.data.builders.cifar import Cifar10
 Cifar10.ARCHIVE = dataclasses.replace(Cifar10.ARCHIVE, url=sys.argv.pop(1))
-runpy.run_module("resnext_jax.data.prepare", run_name="__main__")
+if sys.argv[1].startswith("--dataset"):
+    runpy.run_module("resnext_jax.data.prepare", run_name="__main__")
+else:
+    runpy.run_path("train.py", run_name="__main__")
 """
+# Arguments of the command, and of the training, that downloads.
+PREPARING = ["--dataset=cifar10", "--data_dir={tmp}"]
+TRAINING = [
+    "--config=configs/cifar10_resnext29_8x64d.py",
+    "--config.data.data_dir={tmp}",
+    "--workdir={tmp}/run",
+]
 
 
-def test_command_waits_for_no_download_when_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("arguments", [PREPARING, TRAINING], ids=["prepare", "train"])
+def test_no_download_is_waited_for_when_interrupted(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     downloading, over = threading.Semaphore(0), threading.Event()
@@ -135,10 +132,9 @@ def test_command_waits_for_no_download_when_interrupted(
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         url = f"http://127.0.0.1:{server.server_port}/c.tar.gz"
-        command = [sys.executable, "-c", DOWNLOADS, url, "--dataset=cifar10"]
-        with subprocess.Popen(
-            [*command, f"--data_dir={tmp_path}"], cwd=ROOT, stderr=subprocess.PIPE, text=True
-        ) as process:
+        given = [argument.format(tmp=tmp_path) for argument in arguments]
+        command = [sys.executable, "-c", DOWNLOADS, url, *given]
+        with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
             # Once to see whether the server is there, once for the archive.
             assert all(downloading.acquire(timeout=60) for _ in range(2))
             process.send_signal(signal.SIGINT)
@@ -147,5 +143,5 @@ def test_command_waits_for_no_download_when_interrupted(
         server.shutdown()
         thread.join()
     assert process.returncode == 130
-    assert told.endswith("interrupted: cifar10 is not prepared; the same command starts over.\n")
+    assert told.endswith("interrupted; the same command starts over.\n")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".cifar10.lock"]

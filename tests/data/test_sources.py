@@ -1,12 +1,19 @@
-"""Data sets that cannot be read say so in one sentence."""
+"""Data sets by name: what is read as it is, and what is told in one sentence."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 
-from resnext_jax.data.sources import check_readable, open_source, open_split
+from resnext_jax.data.builders.base import Inputs
+from resnext_jax.data.catalog import CATALOG, find
+from resnext_jax.data.decode import decode_rgb
+from resnext_jax.data.prepare import prepare
+from resnext_jax.data.sources import open_source, open_split
 from resnext_jax.errors import DataError, UserError
 from resnext_jax.training.config import base_config
+from tests.data.raw import write_cifar_archive
 
 
 def sentence(error: pytest.ExceptionInfo[DataError]) -> str:
@@ -16,6 +23,27 @@ def sentence(error: pytest.ExceptionInfo[DataError]) -> str:
     return message
 
 
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a tiny CIFAR-10, prepared."""
+    folder = tmp_path_factory.mktemp("cifar")
+    archive = folder / "cifar.tar.gz"
+    write_cifar_archive(archive, "cifar10", train=7, test=3)
+    prepare("cifar10", Inputs(archive=archive, trust_archives=True), str(folder))
+    return folder
+
+
+@pytest.fixture
+def copy(cifar: Path, tmp_path: Path) -> Path:
+    """Folder with a copy of it, to be damaged."""
+    shutil.copytree(cifar / "cifar10", tmp_path / "cifar10")
+    return tmp_path
+
+
+def version_folder(data_dir: Path) -> Path:
+    return data_dir / "cifar10" / "3.0.2"
+
+
 @pytest.mark.parametrize("name", ["", "Digits", "mnist", "cifar"])
 def test_unknown_data_set(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
@@ -23,21 +51,33 @@ def test_unknown_data_set(name: str, tmp_path: Path) -> None:
     message = sentence(error)
     assert message.startswith(f"unknown data set {name!r}; ")
     assert "config.data.name" in message
-    assert "digits" in message
+    assert all(known in message for known in CATALOG)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "imagenet2012", "imagenet5k"])
-def test_planned_data_set(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_builder_can_be_imported(name: str) -> None:
+    builder_class = find(name).builder_class()
+    assert builder_class.name == name
+    assert find(name).tfds_split("train") == "train"
+
+
+@pytest.mark.parametrize("name", ["imagenet2012", "imagenet5k"])
+def test_large_data_sets_are_prepared_by_a_command(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         open_source(name, "train", str(tmp_path))
     message = sentence(error)
-    assert f"data set {name!r} cannot be read by this version yet" in message
-    assert "readable: digits" in message
+    assert f"data set {name!r} is not prepared in {tmp_path}" in message
+    assert f"python -m resnext_jax.data.prepare --dataset={name} --manual_dir=" in message
+    assert f"--data_dir={tmp_path}" in message
     assert list(tmp_path.iterdir()) == []
 
 
-def test_digits_are_readable() -> None:
-    check_readable("digits")
+def test_the_usual_folder_of_tfds_is_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(DataError, match=f"not prepared in {tmp_path}"):
+        open_source("imagenet2012", "train")
 
 
 def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
@@ -57,12 +97,79 @@ def test_open_split_reads_what_the_config_names(data_dir: Path) -> None:
     config.data.data_dir = str(data_dir)
     source = open_split(config, "test")
     assert (source.name, source.split, len(source)) == ("digits", "test", 359)
+    assert decode_rgb(source.examples[0]["image"]).shape == (8, 8, 3)
 
 
-def test_a_damaged_data_set_is_one_sentence(tmp_path: Path) -> None:
-    open_source("digits", "test", str(tmp_path))
-    (shard,) = (tmp_path / "digits" / "1.0.0").glob("digits-test.array_record*")
+def test_a_prepared_set_is_read_without_its_archive(cifar: Path) -> None:
+    train = open_source("cifar10", "train", str(cifar))
+    test = open_source("cifar10", "test", str(cifar))
+    assert (len(train), len(test)) == (7, 3)
+    assert train.num_classes == len(train.class_names) == 10
+    assert train.version == test.version == "3.0.2"
+    assert isinstance(train.examples[0]["image"], bytes)
+    assert train.examples[0]["id"].startswith(b"train_")
+
+
+def test_the_newest_version_is_read(copy: Path) -> None:
+    """Stock tfds may have prepared another version than ours."""
+    old = version_folder(copy)
+    new = old.with_name("3.1.0")
+    shutil.copytree(old, new)
+    path = new / "dataset_info.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"version": "3.1.0"}))
+    (old / "features.json").unlink()  # whoever reads the old one stumbles
+    assert len(open_source("cifar10", "train", str(copy))) == 7
+
+
+def test_a_set_for_tensorflow_alone(copy: Path) -> None:
+    path = version_folder(copy) / "dataset_info.json"
+    info = json.loads(path.read_text())
+    path.write_text(json.dumps(info | {"fileFormat": "tfrecord"}))
+    with pytest.raises(DataError) as error:
+        open_source("cifar10", "train", str(copy))
+    message = sentence(error)
+    assert "is stored as tfrecord, which only TensorFlow reads" in message
+    assert "prepare it anew in another folder" in message
+    command = f"tfds convert_format --dataset_version_dir={version_folder(copy)}"
+    assert f"{command} --out_file_format=array_record" in message
+
+
+def test_a_damaged_data_set(copy: Path) -> None:
+    (shard,) = version_folder(copy).glob("cifar10-test.array_record*")
     shard.write_bytes(shard.read_bytes()[:1000])
-    with pytest.raises(DataError, match="cannot be prepared or read in") as error:
-        open_source("digits", "test", str(tmp_path))
-    assert "\n" not in str(error.value)
+    with pytest.raises(DataError) as error:
+        open_source("cifar10", "test", str(copy))
+    message = sentence(error)
+    assert f"data set 'cifar10' in {version_folder(copy)} cannot be read" in message
+    assert "remove that folder" in message
+
+
+def test_a_damaged_description(copy: Path) -> None:
+    (version_folder(copy) / "features.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read"):
+        open_source("cifar10", "train", str(copy))
+
+
+def test_a_missing_split(copy: Path) -> None:
+    path = version_folder(copy) / "dataset_info.json"
+    info = json.loads(path.read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] == "train"]
+    path.write_text(json.dumps(info))
+    assert len(open_source("cifar10", "train", str(copy))) == 7
+    with pytest.raises(DataError, match="has no split 'test'") as error:
+        open_source("cifar10", "test", str(copy))
+    assert "(it has train)" in sentence(error)
+
+
+def test_an_empty_split(copy: Path) -> None:
+    path = version_folder(copy) / "dataset_info.json"
+    info = json.loads(path.read_text())
+    for split in info["splits"]:
+        split["shardLengths"] = ["0"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(DataError) as error:
+        open_source("cifar10", "test", str(copy))
+    message = sentence(error)
+    assert f"data set 'cifar10' in {version_folder(copy)} has no images in split 'test'" in message
+    assert "prepare it again" in message

@@ -9,6 +9,7 @@ from resnext_jax.data.builders.synsets import (
     choose_synsets,
     few,
     imagenet1k,
+    most,
     read_synsets,
     synsets_hash,
     write_synsets,
@@ -71,9 +72,25 @@ def test_imagenet1k_without_images(counts: dict[str, int]) -> None:
         choose_synsets(counts, FIRST, total=3)
 
 
-def test_few_names_the_first() -> None:
-    assert few(["a", "b", "c"]) == "a, b, c"
-    assert few(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
+@pytest.mark.parametrize(
+    ("missing", "more"), [(50, ""), (51, " and 1 more"), (1000, " and 950 more")]
+)
+def test_synsets_that_a_release_lacks_are_named(missing: int, more: str) -> None:
+    """They have to be fetched: all are named, but no more than can be read."""
+    counts = dict.fromkeys(imagenet1k()[missing:], 1)
+    with pytest.raises(DataError) as error:
+        choose_synsets(counts, imagenet1k())
+    names = ", ".join(imagenet1k()[:50])
+    assert f"{missing:,} of the 1,000 ImageNet-1K synsets ({names}{more}); put" in str(error.value)
+    assert "ILSVRC2012_img_train.tar" in str(error.value)
+
+
+def test_few_names_three_and_most_fifty() -> None:
+    names = [f"n{number}" for number in range(53)]
+    assert few(names[:3]) == most(names[:3]) == "n0, n1, n2"
+    assert few(names[:5]) == "n0, n1, n2 and 2 more"
+    assert most(names[:50]) == ", ".join(names[:50])
+    assert most(names) == f"{', '.join(names[:50])} and 3 more"
 
 
 def test_hash_is_over_the_synsets_in_order() -> None:

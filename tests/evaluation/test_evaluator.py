@@ -1,11 +1,16 @@
 """Evaluation is exact on any number of devices."""
 
+import dataclasses
+import itertools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnext_jax.data.augment import Batch
+from resnext_jax.data.augment import SKIPPED, Batch
+from resnext_jax.errors import DataError
 from resnext_jax.evaluation.evaluator import EvalResult, evaluate, make_eval_step
 from resnext_jax.models.variables import merge, split
 from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
@@ -32,12 +37,18 @@ def batches(batch_size: int, sharding: jax.sharding.Sharding) -> list[Batch]:
     ]
 
 
-def score(devices: int, batch_size: int) -> EvalResult:
+def score(
+    devices: int,
+    batch_size: int,
+    first_classes: int | None = None,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
+) -> EvalResult:
     mesh = make_mesh(64, None, jax.devices()[:devices])
     graphdef, *weights = split(tiny_model("float32", None))
     params, batch_stats = jax.device_put(weights, replicated_sharding(mesh))
-    step = make_eval_step(graphdef, TRANSFORM.test, mesh)
-    return evaluate(step, params, batch_stats, batches(batch_size, batch_sharding(mesh)), IMAGES)
+    step = make_eval_step(graphdef, TRANSFORM.test, mesh, first_classes=first_classes)
+    changed = map(change, batches(batch_size, batch_sharding(mesh)))
+    return evaluate(step, params, batch_stats, changed, IMAGES, first_classes=first_classes)
 
 
 def test_result_is_the_average_over_each_image_once() -> None:
@@ -78,8 +89,78 @@ def test_a_lost_image_is_an_error() -> None:
     graphdef, params, batch_stats = split(tiny_model("float32", None))
     step = make_eval_step(graphdef, TRANSFORM.test, mesh)
     lost = batches(27, batch_sharding(mesh))[:1]
-    with pytest.raises(RuntimeError, match="saw 27 images of a data set of 53"):
+    with pytest.raises(RuntimeError, match="saw 27 images and skipped 0 of a data set of 53"):
         evaluate(step, params, batch_stats, lost, IMAGES)
+
+
+def test_scores_among_the_first_classes_are_added() -> None:
+    plain = score(devices=1, batch_size=24)
+    result = score(devices=8, batch_size=24, first_classes=3)
+    assert dataclasses.replace(result, among_first={}, loss=0.0) == dataclasses.replace(
+        plain, loss=0.0
+    )
+    ((classes, (top1_error, top5_error)),) = result.among_first.items()
+    assert classes == 3
+    # Of three classes, five guesses take all: wrong are the images of the others.
+    share = 100 * float((tiny_batch(IMAGES)["label"] >= 3).mean())
+    assert top5_error == pytest.approx(share)
+    assert share < top1_error < 100
+    assert result.as_record()["top1_error_3way"] == top1_error
+    assert result.as_record()["top5_error_3way"] == top5_error
+    assert "skipped_images" not in result.as_record()
+    # Among all classes it is the plain score.
+    everything = score(devices=1, batch_size=24, first_classes=CLASSES)
+    assert everything.among_first == {CLASSES: (plain.top1_error, plain.top5_error)}
+
+
+def test_logits_of_several_crops_are_averaged() -> None:
+    """Three crops an image: as if each was scored by itself, before the soft-max."""
+    crops = 3
+    rng = np.random.default_rng(1)
+    shape = (IMAGES, crops, 8, 8, 3)
+    pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+    graphdef, *weights = split(tiny_model("float32", None))
+    model = merge(graphdef, *weights)
+    model.eval()
+    single = [model(TRANSFORM.test({"image": jnp.asarray(pixels[:, c])})) for c in range(crops)]
+    logits = np.mean([np.asarray(x, "float64") for x in single], axis=0)
+    labels = tiny_batch(IMAGES)["label"]
+    losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(IMAGES), labels]
+
+    places = itertools.count()
+
+    def give_crops(batch: Batch) -> Batch:
+        start = next(places) * len(batch["label"])
+        shipped = np.zeros((len(batch["label"]), *shape[1:]), np.uint8)
+        real = pixels[start : start + len(shipped)]
+        shipped[: len(real)] = real
+        return batch | {"image": jax.device_put(shipped, batch["image"].sharding)}
+
+    result = score(devices=8, batch_size=24, change=give_crops)
+    assert result.images == IMAGES
+    assert result.top1_error == pytest.approx(100 * (logits.argmax(axis=1) != labels).mean())
+    assert result.loss == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def skip_every_third(batch: Batch) -> Batch:
+    skipped = batch["mask"] & (jnp.arange(len(batch["mask"])) % 3 == 0)
+    return batch | {"mask": batch["mask"] & ~skipped, SKIPPED: skipped}
+
+
+def test_skipped_images_are_counted_and_not_scored() -> None:
+    result = score(devices=1, batch_size=24, change=skip_every_third)
+    assert (result.images, result.skipped) == (35, 18)
+    assert result.as_record()["skipped_images"] == 18
+    again = score(devices=8, batch_size=24, change=skip_every_third)
+    assert (again.images, again.skipped, again.top1_error) == (35, 18, result.top1_error)
+
+
+def test_nothing_but_skipped_images_is_an_error() -> None:
+    def skip_all(batch: Batch) -> Batch:
+        return batch | {"mask": jnp.zeros_like(batch["mask"]), SKIPPED: batch["mask"]}
+
+    with pytest.raises(DataError, match="no test image can be decoded"):
+        score(devices=1, batch_size=24, change=skip_all)
 
 
 def test_there_are_classes_to_confuse() -> None:

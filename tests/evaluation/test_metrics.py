@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
+from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong, wrong_among_first
 from tests.numerics import relative_difference
 
 
@@ -108,3 +108,41 @@ def test_can_be_compiled() -> None:
     logits = jnp.asarray([[0.0, 1.0, 2.0]])
     compiled = jax.jit(topk_wrong, static_argnames="k")
     assert [bool(compiled(logits, jnp.asarray([0]), k=k)[0]) for k in (1, 2, 3)] == [1, 1, 0]
+
+
+# Scores of five images for six classes, by hand. The first three classes are looked at
+# by themselves too, as ImageNet-5K's 5,000 are scored 5000 way and 1000 way.
+SCORES = [
+    [9.0, 1.0, 2.0, 8.0, 7.0, 6.0],  # class 0, best of all
+    [1.0, 5.0, 2.0, 9.0, 8.0, 7.0],  # class 1, best of the first three only
+    [5.0, 1.0, 4.0, 9.0, 8.0, 7.0],  # class 2, second of the first three
+    [5.0, 1.0, 4.0, 9.0, 8.0, 7.0],  # class 1, last of the first three
+    [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],  # class 5, not among the first three
+]
+CLASSES_BY_HAND = [0, 1, 2, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("classes", "k", "wrong"),
+    [
+        (6, 1, [False, True, True, True, False]),
+        (6, 4, [False, False, True, True, False]),
+        (3, 1, [False, False, True, True, True]),
+        (3, 2, [False, False, False, True, True]),
+        (3, 5, [False, False, False, False, True]),
+    ],
+)
+def test_scoring_among_the_first_classes(classes: int, k: int, wrong: list[bool]) -> None:
+    logits, labels = jnp.asarray(SCORES), jnp.asarray(CLASSES_BY_HAND)
+    actual = wrong_among_first(logits, labels, classes, k)
+    assert actual.tolist() == wrong
+    # A soft-max over them alone, ranked.
+    alone = np.asarray(jax.nn.softmax(logits[:, :classes]))
+    best = np.argsort(-alone, axis=1)[:, :k]
+    assert (best != labels[:, None]).all(axis=1).tolist() == wrong
+
+
+def test_not_a_number_among_other_classes_does_not_matter() -> None:
+    logits = jnp.asarray([[3.0, 1.0, jnp.nan]])
+    assert not wrong_among_first(logits, jnp.asarray([0]), 2, 1)[0]
+    assert wrong_among_first(logits, jnp.asarray([0]), 3, 1)[0]

@@ -1,6 +1,7 @@
 """Shapes, shortcuts, initialisation and precision of whole networks."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 
 from resnext_jax.models import create_model
 from resnext_jax.models.blocks import BottleneckC
+from resnext_jax.models.registry import parse_name
 from resnext_jax.models.variables import split
 from tests.models.test_registry import abstract_model
 from tests.numerics import relative_difference
@@ -147,6 +149,45 @@ def test_dtypes(dtype: str, param_dtype: str, logits_dtype: str, maps_dtype: str
     assert logits.dtype == logits_dtype
     assert maps["conv4"].dtype == maps_dtype
     assert {array.dtype.name for array in split(model)[1].values()} == {param_dtype}
+
+
+@pytest.mark.parametrize("preactivation", [False, True])
+def test_dense_logits_classify_the_windows_of_the_last_map(preactivation: bool) -> None:
+    model = create_model(
+        "resnext11_2x4d",
+        num_classes=3,
+        preactivation=preactivation,
+        stem_width=8,
+        template_width=16,
+        rngs=nnx.Rngs(0),
+    )
+    model.eval()
+
+    @nnx.jit
+    def apply(model: Any, x: jax.Array) -> tuple[jax.Array, ...]:
+        last = model.features(x)["conv4"]
+        windows = [model.fc(last[:, :, i : i + 2].mean(axis=(1, 2))) for i in (0, 1)]
+        return model(x), model.dense_logits(x, 2), sum(windows) / 2, model.dense_logits(x, 1)
+
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 12, 3)), jnp.float32)
+    logits, dense, expected, every_element = apply(model, x)
+    assert relative_difference(dense, expected) < 1e-5
+    assert relative_difference(every_element, logits) < 1e-5
+    # It tells: the plain average over the map is another one.
+    assert relative_difference(dense, logits) > 1e-3
+    # An image of just the window's size is classified as ever.
+    square = x[:, :, :8]
+    logits, dense, _, _ = apply(model, square)
+    assert relative_difference(dense, logits) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("resnext50_32x4d", 32), ("resnet200", 32), ("resnext29_8x64d", 4)]
+)
+def test_total_stride_is_that_of_the_last_map(name: str, stride: int) -> None:
+    maps, _ = shapes_of(name, 64)
+    assert [*maps.values()][-1][1] == 64 // stride
+    assert parse_name(name).total_stride == stride
 
 
 def test_bfloat16_is_close_to_float32() -> None:

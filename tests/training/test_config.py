@@ -67,6 +67,20 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "schedule.warmup_epochs": ([-1.0], "must not be negative"),
     "data.image_size": ([0], "must be at least 1"),
     "data.eval_image_size": ([0, -1], "must be None or at least 1"),
+    "data.eval_short_side": ([0, -1], "must be None or at least 1"),
+    "data.eval_crops": (["", "center", "10"], "must be one of centre, ten, dense"),
+    "data.eval_first_classes": ([0, -1], "must be None or at least 1"),
+    "data.on_error": (["", "ignore"], "must be one of stop, skip"),
+    "data.crop": (["", "centre"], "must be one of random_sized, whole"),
+    "data.interpolation": (["cubic", ""], "must be one of bicubic, bilinear, torch7"),
+    "data.eval_interpolation": (
+        ["cubic", ""],
+        "must be None or one of bicubic, bilinear, torch7",
+    ),
+    "data.brightness": ([-0.1, 1.1, math.nan], "must be at least 0 and at most 1"),
+    "data.contrast": ([-0.1, 1.1], "must be at least 0 and at most 1"),
+    "data.saturation": ([-0.1, 1.1], "must be at least 0 and at most 1"),
+    "data.lighting": ([-0.1, math.nan], "must not be negative"),
     "data.max_shift": ([-1], "must not be negative"),
     "data.mean": (
         [(), (1.0,), (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), ("1", "2", "3")],
@@ -94,6 +108,9 @@ WITHOUT_RULE = {
     "optimizer.nesterov",
     "data.name",
     "data.data_dir",
+    "data.manual_dir",
+    "data.train_antialias",
+    "data.eval_antialias",
     "data.flip",
 }
 
@@ -144,6 +161,9 @@ def test_wrong_value(name: str, value: Any, allowed: str) -> None:
         ("schedule.warmup_epochs", 5.0),
         ("data.mean", (0.0, -1.0, 0.0)),
         ("data.num_workers", 2),
+        ("data.eval_crops", "ten"),
+        ("data.eval_crops", "dense"),
+        ("data.eval_interpolation", "torch7"),
     ],
 )
 def test_right_value(name: str, value: Any) -> None:
@@ -289,3 +309,52 @@ def test_impossible_combinations(
     message = sentence(config)
     assert message.startswith("config.model: ")
     assert part in message
+
+
+@pytest.mark.parametrize("crops", ["ten", "dense"])
+def test_whole_images_are_tested_in_one_crop(crops: str) -> None:
+    config = complete_config()
+    config.data.crop, config.data.eval_crops = "whole", crops
+    message = sentence(config)
+    assert message.startswith(f"config.data.eval_crops={crops!r} needs config.data.crop=")
+    assert "set eval_crops to 'centre'" in message
+    config.data.eval_crops = "centre"
+    validate(config)
+
+
+def test_dense_testing_has_short_sides_of_its_own() -> None:
+    config = complete_config()
+    config.data.eval_short_side = 256
+    for crops in ("ten", "centre"):
+        config.data.eval_crops = crops
+        validate(config)
+    config.data.eval_crops = "dense"
+    message = sentence(config)
+    assert message.startswith("config.data.eval_short_side=256 is not read with ")
+    assert "set it to None" in message
+
+
+def test_whole_images_have_no_short_side() -> None:
+    config = complete_config()
+    config.data.crop, config.data.eval_short_side = "whole", 256
+    message = sentence(config)
+    assert message.startswith("config.data.eval_short_side=256 is not read with ")
+    assert "config.data.crop='whole'" in message
+    assert "set it to None" in message
+    config.data.eval_short_side = None
+    validate(config)
+
+
+def test_torch7_never_antialiases() -> None:
+    config = complete_config()
+    config.data.train_antialias = True
+    validate(config)
+    config.data.interpolation = "torch7"
+    message = sentence(config)
+    assert message.startswith("config.data.train_antialias=True is not read with ")
+    assert "config.data.interpolation='torch7'" in message
+    assert "set it to False" in message
+    # Test images may have the filter, and have it by default.
+    config.data.train_antialias = False
+    assert config.data.eval_antialias
+    validate(config)

@@ -1,5 +1,6 @@
 """Whole runs: what they leave, and that stopping one changes nothing."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -12,7 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import digits_resnext29
-from resnext_jax.errors import CheckpointError, ConfigError
+from resnext_jax.data.sources import Source, open_split
+from resnext_jax.errors import CheckpointError, ConfigError, DataError
 from resnext_jax.evaluation.run import evaluate_workdir
 from resnext_jax.training import loop
 from resnext_jax.training.logging import read_metrics
@@ -182,6 +184,107 @@ def test_less_than_a_step_is_refused(config: ConfigDict, tmp_path: Path) -> None
     changed.num_epochs = 0.001
     with pytest.raises(ConfigError, match="is less than one step"):
         loop.train(changed, tmp_path)
+
+
+def with_bad_images(config: ConfigDict, split: str) -> Source:
+    source = open_split(config, split)
+    examples = [dict(source.examples[index]) for index in range(len(source))]
+    for index in (7, 400) if split == "train" else (7,):
+        examples[index]["image"] = b"no image"
+    return dataclasses.replace(source, examples=examples)
+
+
+def all_with_bad_images(config: ConfigDict) -> tuple[Source, Source]:
+    return with_bad_images(config, "train"), with_bad_images(config, "test")
+
+
+def only_bad_test_images(config: ConfigDict) -> tuple[Source, Source]:
+    return open_split(config, "train"), with_bad_images(config, "test")
+
+
+def test_a_bad_image_stops_the_run_and_nothing_is_lost(
+    config: ConfigDict,
+    whole: tuple[Path, TrainState],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(loop, "open_splits", all_with_bad_images)
+    monkeypatch.setattr("resnext_jax.evaluation.run.open_split", with_bad_images)
+    with pytest.raises(DataError, match=r"image \d+ of 'digits', split 'train', cannot be dec"):
+        loop.train(config, tmp_path)
+    # Steps before the batch with the bad image are saved, with their metrics.
+    before = read_metrics(tmp_path)
+    (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
+    assert 0 < saved < 12
+    assert before[-1]["step"] == saved
+
+    # Going on without such images is allowed, and counted.
+    skipping = config.copy_and_resolve_references()
+    skipping.data.on_error = "skip"
+    loop.train(skipping, tmp_path)
+    records = read_metrics(tmp_path)
+    assert records[: len(before)] == before
+    assert records[-1]["step"] == 45
+    train = [r for r in records if r["split"] == "train"]
+    test = [r for r in records if r["split"] == "test"]
+    # Two bad images, in each of four epochs; 45 batches are a little more than that.
+    total = sum(record.get("skipped_images", 0) for record in train)
+    assert 8 <= total <= 10
+    assert [record["skipped_images"] for record in test] == [1, 1, 1, 1]
+    told = f"left out: {total} in training, 1 in the last test"
+    assert told in capsys.readouterr().out
+    _, result = evaluate_workdir(skipping, tmp_path)
+    assert (result.images, result.skipped) == (358, 1)
+
+
+@pytest.mark.parametrize(("eval_every_epochs", "stop"), [(1.0, 12), (4.0, 45)])
+def test_a_bad_test_image_loses_nothing(
+    eval_every_epochs: float,
+    stop: int,
+    config: ConfigDict,
+    whole: tuple[Path, TrainState],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Neither what was trained nor, once the image is mended, a score: the last one neither."""
+    changed = config.copy_and_resolve_references()
+    changed.eval_every_epochs = eval_every_epochs
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "open_splits", only_bad_test_images)
+        with pytest.raises(DataError, match=r"image 7 of 'digits', split 'test', cannot be"):
+            loop.train(changed, tmp_path)
+    assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == stop
+    assert_same_state(loop.train(changed, tmp_path), whole[1])
+    tests = [record for record in read_metrics(tmp_path) if record["split"] == "test"]
+    assert tests == [
+        record
+        for record in read_metrics(whole[0])
+        if record["split"] == "test" and record["step"] >= stop
+    ]
+
+
+def test_other_data_in_the_same_workdir_is_refused(
+    config: ConfigDict, whole: tuple[Path, TrainState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed(config: ConfigDict, **changes: Any) -> tuple[Source, Source]:
+        splits = (open_split(config, "train"), open_split(config, "test"))
+        train, test = (dataclasses.replace(source, **changes) for source in splits)
+        return train, test
+
+    monkeypatch.setattr(loop, "open_splits", lambda config: changed(config, version="2.0.0"))
+    with pytest.raises(DataError, match=r"trained on '1\.0\.0' of data set 'digits', now it is '2"):
+        loop.train(config, whole[0])
+    names = tuple("abcdefghij")
+    monkeypatch.setattr(loop, "open_splits", lambda config: changed(config, class_names=names))
+    with pytest.raises(DataError, match="was trained on other classes"):
+        loop.train(config, whole[0])
+    monkeypatch.setattr(
+        "resnext_jax.evaluation.run.open_split",
+        lambda config, split: changed(config, class_names=names)[1],
+    )
+    with pytest.raises(DataError, match="was trained on other classes"):
+        evaluate_workdir(config, whole[0])
 
 
 @pytest.mark.slow

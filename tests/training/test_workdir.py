@@ -120,6 +120,8 @@ def test_a_folder_without_config_holds_no_other_run(tmp_path: Path) -> None:
         ("data.data_dir", "/elsewhere"),
         ("data.num_workers", 4),
         ("data.eval_image_size", 320),
+        ("data.eval_crops", "ten"),
+        ("data.eval_interpolation", "bilinear"),
         ("eval_batch_size", 1),
         ("eval_every_epochs", 2.0),
         ("checkpoint_every_epochs", 0.5),

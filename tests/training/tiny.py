@@ -7,7 +7,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from resnext_jax.data.augment import Batch, DeviceTransform
+from resnext_jax.data.augment import NUM_RANDOM, Batch, DeviceTransform
 from resnext_jax.models import create_model
 from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import split
@@ -56,7 +56,7 @@ def tiny_batch(batch_size: int, step: int = 0) -> dict[str, np.ndarray]:
     return {
         "image": rng.integers(0, 256, (batch_size, 8, 8, 3), dtype=np.uint8),
         "label": rng.integers(0, CLASSES, batch_size, dtype=np.int32),
-        "random": rng.random((batch_size, 2), dtype=np.float32),
+        "random": rng.random((batch_size, NUM_RANDOM), dtype=np.float32),
     }
 
 

@@ -20,8 +20,8 @@ from resnext_jax.data.builders.imagenet2012 import (
 from resnext_jax.data.builders.synset_archives import SynsetArchive, index, loose
 from resnext_jax.data.builders.synsets import (
     choose_synsets,
-    few,
     imagenet1k,
+    most,
     read_synsets,
     write_synsets,
 )
@@ -118,7 +118,7 @@ class Imagenet5k(ImagenetBuilder, skip_registration=True):  # type: ignore[call-
         if missing:
             raise DataError(
                 f"{len(missing):,} of the synsets in {path} have no archive in {self.folder} "
-                f"({few(missing)}); put their archives nXXXXXXXX.tar there as well "
+                f"({most(missing)}); put their archives nXXXXXXXX.tar there as well "
                 "(ILSVRC2012_img_train.tar holds those of ImageNet-1K)."
             )
         for synset in synsets:

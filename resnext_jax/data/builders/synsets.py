@@ -16,8 +16,9 @@ import tensorflow_datasets as tfds
 from resnext_jax.errors import DataError
 
 _SYNSET = re.compile(r"n\d{8}")
-# Names of synsets that a sentence spells out.
-_NAMES_IN_ERRORS = 3
+# Names of synsets that a sentence spells out: to show what is meant, and to be acted upon.
+_FEW = 3
+_MOST = 50
 
 
 @functools.cache
@@ -47,7 +48,7 @@ def choose_synsets(
     if missing:
         raise DataError(
             f"the full ImageNet lacks images of {len(missing):,} of the {len(imagenet1k):,} "
-            f"ImageNet-1K synsets ({few(missing)}); put their archives, which "
+            f"ImageNet-1K synsets ({most(missing)}); put their archives, which "
             "ILSVRC2012_img_train.tar holds, one nXXXXXXXX.tar each, into the manual_dir as well."
         )
     first = set(imagenet1k)
@@ -63,9 +64,18 @@ def choose_synsets(
 
 
 def few(synsets: Sequence[str]) -> str:
-    """Name the first synsets of a sequence, for a sentence."""
-    named = ", ".join(synsets[:_NAMES_IN_ERRORS])
-    more = len(synsets) - _NAMES_IN_ERRORS
+    """Name the first three synsets of a sequence, for a sentence."""
+    return _named(synsets, _FEW)
+
+
+def most(synsets: Sequence[str]) -> str:
+    """Name all synsets of a sequence, but no more than 50, for a sentence that asks for them."""
+    return _named(synsets, _MOST)
+
+
+def _named(synsets: Sequence[str], limit: int) -> str:
+    named = ", ".join(synsets[:limit])
+    more = len(synsets) - limit
     return f"{named} and {more:,} more" if more > 0 else named
 
 

@@ -1,0 +1,196 @@
+"""From the bytes of an image file to pixels, as Pillow would give them, mostly by OpenCV.
+
+OpenCV decodes what nearly every file is (grey or three-channel JPEG, 8-bit grey or RGB
+PNG) to the same bits as Pillow, a little faster. Everything else, and every file that
+looks cut short, goes to Pillow: its handling of CMYK and palettes is what other pipelines have,
+and it refuses truncated files, which some versions of OpenCV fill up with grey.
+
+A crop does not need the rows below it, and decoding is most of what an input pipeline
+does: `ImageFile` stops there, with the same pixels.
+"""
+
+import contextlib
+import dataclasses
+import io
+import struct
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+# A worker decodes one image; OpenCV's own threads would fight with the other workers.
+cv2.setNumThreads(1)
+
+# Not turned by EXIF: the paper's pipeline did not know of it, and neither does Pillow's `convert`.
+_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+
+_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+# Bit depth and colour type of a PNG that OpenCV reads as Pillow does: 8-bit grey, 8-bit RGB.
+_PLAIN_PNG = ((8, 0), (8, 2))
+
+# Rows that a JPEG is decoded by, at most, where colour is stored at half resolution.
+_JPEG_ROWS = 16
+
+
+class UndecodableImageError(ValueError):
+    """Bytes that are no image, or an image cut short."""
+
+
+def decode_rgb(data: bytes) -> np.ndarray:
+    """Decode an image file.
+
+    Args:
+      data: a JPEG (grey, RGB or CMYK), a PNG, or anything else that Pillow opens.
+
+    Returns:
+      uint8 `[H, W, 3]`, RGB, not turned by EXIF.
+
+    Raises:
+      UndecodableImageError: says what is wrong with it.
+    """
+    return _decode(data, _plain_jpeg(data))
+
+
+class ImageFile:
+    """The pixels of an image file, decoded when they are asked for.
+
+    Stands for an array uint8 `[H, W, 3]`: has its `shape`, gives parts of it by
+    slices of rows and columns, and all of it to `np.asarray`.
+
+    Raises:
+      UndecodableImageError: by each of these, says what is wrong with the file.
+    """
+
+    def __init__(self, data: bytes):
+        """Look at the head of a file that `decode_rgb` takes."""
+        self._data = data
+        self._jpeg = _plain_jpeg(data)
+        self._pixels: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and 3; read from a JPEG's head without decoding it."""
+        if self._jpeg:
+            return self._jpeg.height, self._jpeg.width, 3
+        return np.asarray(self).shape
+
+    def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
+        """Return rows and columns, decoding no further than the last row."""
+        if self._jpeg and self._pixels is None and part[0].stop is not None:
+            pixels = _first_rows(self._data, self._jpeg, part[0].stop)
+            if pixels is not None:
+                return pixels[part]
+        return np.asarray(self)[part]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return all pixels."""
+        if self._pixels is None:
+            self._pixels = _decode(self._data, self._jpeg)
+        return np.array(self._pixels, dtype, copy=copy)
+
+
+@dataclasses.dataclass(frozen=True)
+class _PlainJpeg:
+    """A whole JPEG of one or three components.
+
+    Attributes:
+      height, width: in pixels.
+      height_place: where in the file the height is.
+      end: where its end mark is.
+      sequential: its rows can be decoded one after the other, without marks between.
+    """
+
+    height: int
+    width: int
+    height_place: int
+    end: int
+    sequential: bool
+
+
+def _decode(data: bytes, jpeg: _PlainJpeg | None) -> np.ndarray:
+    if jpeg or _is_plain_png(data):
+        image = _by_opencv(data)
+        if image is not None:
+            return image
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    except Exception as error:
+        # Pillow's readers raise whatever the bytes make them stumble over.
+        raise UndecodableImageError(_reason(error, data)) from error
+
+
+def _by_opencv(data: bytes | bytearray) -> np.ndarray | None:
+    with contextlib.suppress(cv2.error):  # what it stumbles over, Pillow explains
+        return cv2.imdecode(np.frombuffer(data, np.uint8), _FLAGS)
+    return None
+
+
+def _first_rows(data: bytes, jpeg: _PlainJpeg, rows: int) -> np.ndarray | None:
+    """Decode at least the first `rows` rows, None where that is not to be had for less.
+
+    The file's head is made to say that the image is no higher, and its end is
+    taken away: what follows the last row is then neither decoded nor complained about.
+    """
+    # The last row's colours take from the row below it, so that one is decoded too.
+    rows = -(-(rows + 1) // _JPEG_ROWS) * _JPEG_ROWS
+    if not jpeg.sequential or rows + _JPEG_ROWS > jpeg.height:
+        return None
+    lower = bytearray(data[: jpeg.end])
+    struct.pack_into(">H", lower, jpeg.height_place, rows)
+    return _by_opencv(lower)
+
+
+def _is_absurd(height: int, width: int) -> bool:
+    """Whether Pillow refuses an image of this size, because a few bytes may unfold to gigabytes."""
+    return Image.MAX_IMAGE_PIXELS is not None and height * width > 2 * Image.MAX_IMAGE_PIXELS
+
+
+def _is_plain_png(data: bytes) -> bool:
+    return (
+        data.startswith(_PNG_START)
+        and tuple(data[24:26]) in _PLAIN_PNG
+        and _PNG_END in data[-12:]
+        and not _is_absurd(*struct.unpack_from(">II", data, 16))
+    )
+
+
+def _plain_jpeg(data: bytes) -> _PlainJpeg | None:
+    """Read the head of a JPEG that OpenCV decodes as Pillow does; None for everything else."""
+    if not data.startswith(_JPEG_START):
+        return None
+    place, frame, sequential, restarts = 2, None, False, False
+    while place + 10 <= len(data) and data[place] == 0xFF:
+        marker = data[place + 1]
+        if marker == 0xFF:  # padding
+            place += 1
+            continue
+        if marker == 0xDA:  # the scan
+            break
+        # SOF0 to SOF15, without the tables that are numbered among them (DHT, JPG, DAC).
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            frame = place
+            sequential = marker in (0xC0, 0xC1)
+        if marker == 0xDD:  # marks between rows, at which decoding can start anew
+            restarts = True
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    if frame is None or data[frame + 9] not in (1, 3) or not data.startswith(_JPEG_SCAN, place):
+        return None
+    # The mark does not occur in entropy-coded data, and a thumbnail's comes before the scan.
+    end = data.rfind(_JPEG_END)
+    height, width = struct.unpack_from(">HH", data, frame + 5)
+    if end < place + 10 or _is_absurd(height, width):
+        return None
+    # All components in one scan, or row after row of one after the other.
+    together = data[place + 4] == data[frame + 9]
+    return _PlainJpeg(height, width, frame + 5, end, sequential and together and not restarts)
+
+
+def _reason(error: Exception, data: bytes) -> str:
+    if not data:
+        return "the file is empty"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is no image of a known kind"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,57 @@
+"""Testing on crops of one size: the centre of each image, or ten of it."""
+
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
+from resnext_jax.data.sources import Source
+from resnext_jax.evaluation.evaluator import EvalResult, evaluate, make_eval_step
+from resnext_jax.models.variables import Arrays
+from resnext_jax.training import setup
+from resnext_jax.training.mesh import batch_sharding
+
+# Crops an image, by `config.data.eval_crops`.
+_CROPS = {"centre": 1, "ten": 10}
+
+
+class CropEvaluation:
+    """A test set, ready to be scored on one or ten crops an image again and again."""
+
+    def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
+        """Prepare the step (it compiles when first run).
+
+        A batch holds `config.eval_batch_size` crops, of all devices together: ten an image are a
+        tenth of the images, at least one a device.
+        """
+        self._config = config
+        self._source = source
+        self._sharding = batch_sharding(mesh)
+        images = max(1, config.eval_batch_size // _CROPS[config.data.eval_crops])
+        # Blanks fill up the batch, so any size can be rounded up to fit the devices.
+        devices = mesh.size
+        self._batch_size = -(-images // devices) * devices
+        self._first_classes = config.data.eval_first_classes
+        preprocess = setup.device_transform(config).test
+        self._step = make_eval_step(graphdef, preprocess, mesh, first_classes=self._first_classes)
+
+    def run(self, params: Arrays, batch_stats: Arrays) -> EvalResult:
+        """Score every test image once."""
+        batches = eval_batches(
+            self._source,
+            setup.eval_transform(self._config, crops=self._config.data.eval_crops),
+            batch_size=self._batch_size,
+            positions=host_positions(self._sharding, self._batch_size),
+            num_workers=self._config.data.num_workers,
+            on_error=self._config.data.on_error,
+        )
+        on_devices = to_devices(batches, self._sharding, self._batch_size)
+        return evaluate(
+            self._step,
+            params,
+            batch_stats,
+            on_devices,
+            len(self._source),
+            first_classes=self._first_classes,
+        )

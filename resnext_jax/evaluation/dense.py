@@ -1,0 +1,207 @@
+"""Multi-scale dense testing (paper Sec. 5.1, after He et al. 2015).
+
+The network runs fully convolutionally on nearly the whole image, at several sizes, and an
+image's class scores are averaged over all positions and sizes.
+"""
+
+import collections
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnext_jax.data.augment import SKIPPED, Batch
+from resnext_jax.data.pipeline import host_positions, shape_batches, to_devices
+from resnext_jax.data.reading import DecodedExamples
+from resnext_jax.data.shapes import BLANK, ShapeBatch, image_sizes, plan_batches
+from resnext_jax.data.sources import Source
+from resnext_jax.errors import DataError
+from resnext_jax.evaluation.evaluator import EvalResult, Sums, average, sum_scores
+from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.training import setup
+from resnext_jax.training.mesh import BATCH, REPLICATED, batch_sharding, replicated_sharding
+
+DenseStep = Callable[[Arrays, Arrays, Batch], dict[str, jax.Array]]
+
+# Images scored at a time, once all their logits are there.
+_CHUNK = 1024
+
+
+def short_sides(image_size: int) -> tuple[int, ...]:
+    """Lengths to which an image's short side is resized, in pixels.
+
+    He et al.'s for a network of 224x224 images, in proportion for any other.
+    """
+    return tuple(round(side * image_size / 224) for side in (224, 256, 384, 480, 640))
+
+
+def make_dense_step(
+    graphdef: Any, preprocess: Callable[[Batch], jax.Array], mesh: Mesh, *, window: int
+) -> DenseStep:
+    """Compile the dense scoring of one batch, anew for each shape of images.
+
+    Args:
+      graphdef: of the model, from `models.variables.split`.
+      preprocess: from a shipped batch to normalised images `[N, H, W, 3]`.
+      mesh: of `training.mesh.make_mesh`.
+      window: see `ResNeXt.dense_logits`.
+
+    Returns:
+      A function of parameters, running statistics and a global batch with `image`, `label` and
+      `mask`, to `logits` `[N, K]`, `label` and `mask`, all of them on every device: an image's
+      other scales are in other batches, on other hosts.
+    """
+
+    def local_logits(params: Arrays, batch_stats: Arrays, batch: Batch) -> Batch:
+        model = merge(graphdef, params, batch_stats)
+        model.eval()
+        logits = model.dense_logits(preprocess(batch), window)
+        return {"logits": logits, "label": batch["label"], "mask": batch["mask"]}
+
+    sharded = jax.shard_map(
+        local_logits, mesh=mesh, in_specs=(REPLICATED, REPLICATED, BATCH), out_specs=BATCH
+    )
+    return jax.jit(sharded, out_shardings=replicated_sharding(mesh))
+
+
+@dataclasses.dataclass
+class DenseScores:
+    """What is known of each image so far, on every host.
+
+    Attributes:
+      logits: float32 `[N, K]`, summed over scales.
+      labels: int32 `[N]`.
+      scales: int64 `[N]`, how many scales an image was scored at.
+    """
+
+    logits: np.ndarray
+    labels: np.ndarray
+    scales: np.ndarray
+
+    @classmethod
+    def empty(cls, images: int, classes: int) -> "DenseScores":
+        """Start with no image scored."""
+        return cls(
+            np.zeros((images, classes), np.float32),
+            np.zeros(images, np.int32),
+            np.zeros(images, np.int64),
+        )
+
+    def add(self, images: np.ndarray, batch: dict[str, np.ndarray]) -> None:
+        """Add a batch that a `DenseStep` scored; `images` `[B]` tells which each is."""
+        real = batch["mask"] & (images != BLANK)
+        self.logits[images[real]] += batch["logits"][real]
+        self.labels[images[real]] = batch["label"][real]
+        self.scales[images[real]] += 1
+
+    def result(self, scales: int, first_classes: int | None) -> EvalResult:
+        """Average over the scales, and score; images that lack one are skipped.
+
+        Raises:
+          DataError: every image lacks one.
+        """
+        scored = self.scales == scales
+        sums: list[Sums] = []
+        for start in range(0, len(scored), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            logits = jnp.asarray(self.logits[part] / scales)
+            labels, mask = jnp.asarray(self.labels[part]), jnp.asarray(scored[part])
+            sums.append(sum_scores(logits, labels, mask, first_classes))
+            sums[-1][SKIPPED] = (~mask).sum()
+        return average(sums, len(scored), first_classes=first_classes)
+
+
+class DenseEvaluation:
+    """A test set, ready to be scored densely again and again."""
+
+    def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
+        """Read the images' sizes and plan the batches; the step compiles when first run.
+
+        Raises:
+          DataError: an image cannot be read and `config.data.on_error` is "stop", or none can.
+        """
+        self._config, self._source, self._mesh = config, source, mesh
+        size = config.data.eval_image_size or config.data.image_size
+        self._transform = setup.dense_transform(config)
+        self._short_sides = short_sides(size)
+        self._plan = self._make_plan(size)
+        # Maps are rounded up where they are halved.
+        window = -(-size // self._transform.stride)
+        preprocess = setup.device_transform(config).test
+        self._step = make_dense_step(graphdef, preprocess, mesh, window=window)
+        self._announced = False
+
+    @property
+    def shapes(self) -> int:
+        """How many image shapes the step compiles for."""
+        return len({planned.shape for planned in self._plan})
+
+    def run(self, params: Arrays, batch_stats: Arrays) -> EvalResult:
+        """Score every test image once at each scale.
+
+        The first time, process 0 tells on standard error how often the step will compile.
+        """
+        self._announce()
+        scores = DenseScores.empty(len(self._source), self._source.num_classes)
+        waiting: collections.deque[tuple[ShapeBatch, dict[str, jax.Array]]] = collections.deque()
+        for planned, batch in zip(self._plan, self._batches(), strict=True):
+            waiting.append((planned, self._step(params, batch_stats, batch)))
+            if len(waiting) > 2:
+                # A batch that waits keeps its images on the device: two may, no more.
+                _collect(scores, *waiting.popleft())
+        for planned, outputs in waiting:
+            _collect(scores, planned, outputs)
+        return scores.result(len(self._short_sides), self._config.data.eval_first_classes)
+
+    def _announce(self) -> None:
+        if self._announced:
+            return
+        self._announced = True
+        if jax.process_index() == 0:
+            # Compiling may take minutes without a sign of life.
+            print(
+                f"dense testing compiles once for each of {self.shapes} image shapes",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _make_plan(self, size: int) -> list[ShapeBatch]:
+        """Plan all scales, the same on every host."""
+        examples = DecodedExamples(self._source)
+        sizes = image_sizes(examples)
+        bad = np.flatnonzero(sizes[:, 0] == 0)
+        if len(bad) and self._config.data.on_error == "stop":
+            raise DataError(examples.explain(int(bad[0])))
+        # As much memory as so many images of the usual size take, whatever the shape.
+        pixels = self._config.eval_batch_size * size**2
+        return list(
+            itertools.chain.from_iterable(
+                plan_batches(sizes, self._transform, side, pixels=pixels, devices=self._mesh.size)
+                for side in self._short_sides
+            )
+        )
+
+    def _batches(self) -> Iterator[Batch]:
+        sharding = batch_sharding(self._mesh)
+        parts = [
+            planned.part(host_positions(sharding, len(planned.images))) for planned in self._plan
+        ]
+        batches = shape_batches(
+            self._source,
+            self._transform,
+            parts,
+            num_workers=self._config.data.num_workers,
+            on_error=self._config.data.on_error,
+        )
+        return to_devices(batches, sharding, batch_size=None)
+
+
+def _collect(scores: DenseScores, planned: ShapeBatch, outputs: dict[str, jax.Array]) -> None:
+    scores.add(planned.images, jax.device_get(outputs))

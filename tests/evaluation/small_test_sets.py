@@ -1,0 +1,73 @@
+"""Small test sets of several shapes, and a small network to score them with."""
+
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from resnext_jax.data.sources import Source
+from resnext_jax.evaluation.evaluator import EvalResult
+from resnext_jax.evaluation.run import Evaluation
+from resnext_jax.models.variables import Arrays, split
+from resnext_jax.training import setup
+from resnext_jax.training.config import base_config, validate
+from resnext_jax.training.mesh import make_mesh, replicated_sharding
+from tests.data.images import noise_file
+
+CLASSES = 7
+# With a short side of 8 these make images of 8x8, 8x12 and 12x8.
+SIZES = [(16, 16), (16, 28), (28, 16), (16, 26), (17, 17), (9, 9), (31, 18)]
+
+
+def images_of(
+    sizes: list[tuple[int, int]], count: int, bad: dict[int, bytes] | None = None
+) -> Source:
+    """Return `count` images of noise; sizes and labels take turns.
+
+    Args:
+      sizes: height and width of images.
+      count: number of images.
+      bad: what stands in place of some image files.
+    """
+    examples: list[dict[str, Any]] = []
+    for index in range(count):
+        height, width = sizes[index % len(sizes)]
+        file = (bad or {}).get(index) or noise_file(height, width, seed=index)
+        examples.append({"image": file, "label": index % CLASSES})
+    return Source("noise", "test", examples, tuple("abcdefg"))
+
+
+def small_config(**data: Any) -> ConfigDict:
+    """Return the config of a small network on 8x8 images, with changes to its data section."""
+    config = base_config()
+    config.model.name = "resnext11_2x4d"
+    config.model.stem_width, config.model.template_width = 8, 16
+    config.data.name = "digits"
+    config.data.image_size = 8
+    config.eval_batch_size = 4
+    config.data.update(data)
+    validate(config)
+    return config
+
+
+def small_weights(config: ConfigDict) -> tuple[Any, Arrays, Arrays]:
+    """Return graph, parameters and statistics that give each image other logits."""
+    model = setup.build_model(config, CLASSES)
+    graphdef, params, batch_stats = split(model)
+    key = nnx.Rngs(1).params()
+    shifted = {
+        name: value + 0.2 * jax.random.uniform(key, value.shape)
+        for name, value in batch_stats.items()
+    }
+    # As they begin, all classes score alike.
+    params["fc.kernel"] *= 30
+    return graphdef, params, shifted
+
+
+def score(config: ConfigDict, source: Source, devices: int = 1) -> EvalResult:
+    """Evaluate the small network on some of the devices."""
+    mesh = make_mesh(64, None, jax.devices()[:devices])
+    graphdef, *weights = small_weights(config)
+    params, batch_stats = jax.device_put(weights, replicated_sharding(mesh))
+    return Evaluation(config, source, graphdef, mesh).run(params, batch_stats)
