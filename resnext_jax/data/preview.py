@@ -1,0 +1,233 @@
+"""Look at images as training and evaluation get them, in one picture.
+
+As a command: `python -m resnext_jax.data.preview --config=configs/x.py --out=batch.png`. Any
+field of the config can be changed as in train.py: --config.data.crop=whole.
+"""
+
+import contextlib
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import app, flags
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict, config_flags
+
+from resnext_jax import cli
+from resnext_jax.data.augment import SKIPPED
+from resnext_jax.data.pipeline import HostBatch, eval_batches, train_batches
+from resnext_jax.data.sources import Source, open_split
+from resnext_jax.errors import UserError, fail, reports_user_errors
+from resnext_jax.training import setup
+from resnext_jax.training.config import validate
+
+# Many more would make a picture larger than Matplotlib draws.
+_MOST_IMAGES = 256
+
+# Sizes in the picture, in pixels. An image is enlarged or reduced to _SIDE.
+_SIDE, _TITLE, _HEADING, _MARGIN = 144, 18, 30, 8
+_FEWEST_COLUMNS, _MOST_COLUMNS = 4, 8  # a heading takes four
+_DPI = 128  # a power of two, so that pixels are whole again after division
+_LONGEST_TITLE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Images as the network gets them.
+
+    Attributes:
+      heading: what they are.
+      pixels: uint8 `[N, S, S, 3]`, RGB: normalisation undone, rounded, clipped to 0..255.
+      titles: N titles, names of classes as a rule.
+    """
+
+    heading: str
+    pixels: np.ndarray
+    titles: tuple[str, ...]
+
+
+def draw(
+    config: ConfigDict, out: str | os.PathLike[str], *, images: int = 8, step: int = 0
+) -> Path:
+    """Draw the first images of a training batch, and the first test images.
+
+    The data set is prepared if `train.py` would prepare it.
+
+    Args:
+      config: from `configs/`.
+      out: the picture, a PNG file; it is overwritten.
+      images: how many of each, from 1 to 256; all if there are fewer.
+      step: which batch, from 0.
+
+    Returns:
+      The path of the picture.
+
+    Raises:
+      UserError: config, data or an argument are unusable, or the picture cannot be written.
+    """
+    validate(config)
+    path = _checked(out)
+    if not 1 <= images <= _MOST_IMAGES:
+        raise UserError(f"--images={images} must be from 1 to {_MOST_IMAGES}.")
+    shown = [training_images(config, images, step), test_images(config, images)]
+    figure = lay_out(shown)
+    try:
+        with warnings.catch_warnings():
+            # Names of classes may be in any script; a missing letter is drawn as a box.
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+            figure.savefig(path, dpi=_DPI, format="png")
+    except OSError as error:
+        raise UserError(
+            f"the picture {path} cannot be written ({error.strerror or error}); "
+            "name another one with --out=FILE.png."
+        ) from error
+    return path
+
+
+def training_images(config: ConfigDict, images: int, step: int) -> Shown:
+    """Return the first images of global batch `step`, all if there are fewer, augmented.
+
+    Raises:
+      UserError: training has no such step, or the data cannot be read.
+    """
+    source = open_split(config, "train")
+    num_steps = setup.num_steps(config, len(source))
+    if not 0 <= step < num_steps:
+        raise UserError(
+            f"--step={step} is none of the {num_steps} steps of this config's training; "
+            "they are counted from 0."
+        )
+    images = min(images, config.batch_size)
+    batches = train_batches(
+        source,
+        setup.train_transform(config),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        positions=np.arange(images),
+        start_step=step,
+        num_steps=step + 1,
+        on_error=config.data.on_error,
+    )
+    with contextlib.closing(batches):
+        batch = next(batches)
+    normalised = setup.device_transform(config).train(_on_device(batch))
+    heading = f"training, batch {step}: {images} of {config.batch_size} images"
+    return Shown(heading, _pixels(config, normalised), _titles(source, batch, "{} (stand-in)"))
+
+
+def test_images(config: ConfigDict, images: int) -> Shown:
+    """Return the first test images, all if there are fewer.
+
+    Raises:
+      UserError: the data cannot be read.
+    """
+    source = open_split(config, "test")
+    images = min(images, len(source))
+    batches = eval_batches(
+        source,
+        setup.eval_transform(config),
+        batch_size=images,
+        positions=np.arange(images),
+        on_error=config.data.on_error,
+    )
+    with contextlib.closing(batches):
+        batch = next(batches)
+    normalised = setup.device_transform(config).test(_on_device(batch))
+    heading = f"test: {images} of {len(source)} images"
+    return Shown(heading, _pixels(config, normalised), _titles(source, batch, "cannot be decoded"))
+
+
+def lay_out(shown: Sequence[Shown]) -> Figure:
+    """Arrange images in rows under their headings, 144 pixels wide and high each.
+
+    An image of which that is a multiple, or that is much smaller, keeps its pixels.
+    """
+    most = max(len(part.titles) for part in shown)
+    columns = min(max(most, _FEWEST_COLUMNS), _MOST_COLUMNS)
+    rows = [-(-len(part.titles) // columns) for part in shown]
+    row_height = _TITLE + _SIDE + _MARGIN
+    width = _MARGIN + columns * (_SIDE + _MARGIN)
+    height = len(shown) * _HEADING + sum(rows) * row_height
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    FigureCanvasAgg(figure)
+
+    top = 0
+    for part, count in zip(shown, rows, strict=True):
+        figure.text(
+            _MARGIN / width, 1 - (top + _HEADING / 2) / height, part.heading, va="center", size=9
+        )
+        top += _HEADING
+        for place, (image, title) in enumerate(zip(part.pixels, part.titles, strict=True)):
+            row, column = divmod(place, columns)
+            left = _MARGIN + column * (_SIDE + _MARGIN)
+            bottom = height - (top + row * row_height + _TITLE + _SIDE)
+            axes = figure.add_axes(
+                (left / width, bottom / height, _SIDE / width, _SIDE / height), frame_on=False
+            )
+            axes.imshow(image)
+            axes.set_axis_off()
+            # A dollar sign in a name is no formula.
+            axes.set_title(_short(title), size=7, pad=2, parse_math=False)
+        top += count * row_height
+    return figure
+
+
+def _checked(out: str | os.PathLike[str]) -> Path:
+    path = Path(out).expanduser()
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--out={out} must end in .png; other kinds of pictures are not drawn.")
+    if not path.parent.is_dir():
+        raise UserError(f"--out={out} is in a folder that does not exist; make {path.parent}.")
+    return path
+
+
+def _on_device(batch: HostBatch) -> dict[str, jax.Array]:
+    return {name: jax.numpy.asarray(array) for name, array in batch.items()}
+
+
+def _pixels(config: ConfigDict, normalised: jax.Array) -> np.ndarray:
+    values = np.asarray(normalised) * np.asarray(config.data.std) + np.asarray(config.data.mean)
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _titles(source: Source, batch: HostBatch, skipped_title: str) -> tuple[str, ...]:
+    names = [source.class_names[label] for label in batch["label"]]
+    skipped = batch.get(SKIPPED, np.zeros(len(names), bool))
+    return tuple(
+        skipped_title.format(name) if bad else name
+        for name, bad in zip(names, skipped, strict=True)
+    )
+
+
+def _short(title: str) -> str:
+    return title if len(title) <= _LONGEST_TITLE else f"{title[: _LONGEST_TITLE - 1]}…"
+
+
+def _define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
+    flags.DEFINE_string("out", None, "Picture to draw, a .png file; overwritten.")
+    flags.DEFINE_integer("images", 8, "How many images of each kind.")
+    flags.DEFINE_integer("step", 0, "Which training batch, from 0.")
+
+
+@reports_user_errors
+def main(argv: Sequence[str]) -> None:
+    """Draw what the flags say."""
+    del argv
+    values = flags.FLAGS
+    if not values.out:
+        fail("--out is missing; name the picture to draw, as in --out=batch.png.")
+    # A run may be using the accelerator, and a few images need none.
+    jax.config.update("jax_platforms", "cpu")
+    print(draw(values.config, values.out, images=values.images, step=values.step))
+
+
+# Not at import: absl takes a flag's name once in a program, and train.py has a --config as well.
+if __name__ == "__main__":
+    _define_flags()
+    app.run(main, flags_parser=cli.parse_flags)
