@@ -1,19 +1,27 @@
 """The benchmarks run and write what they promise; no test looks at a time."""
 
+import contextlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
-from benchmarks import measure, scaling
+from benchmarks import input_colour, input_pipeline, measure, scaling
 from benchmarks.conv_layers import layers_of
+from benchmarks.input_variants import IMAGE_SIZE, VARIANTS, batches_of
+from benchmarks.input_worker import Worker, WorkerError, read_images
 from benchmarks.program import Setting
+from resnext_jax.data.augment import vary_colour, vary_lighting
 from resnext_jax.models import complexity
 
 ROOT = Path(__file__).parent.parent
@@ -67,7 +75,8 @@ def run_benchmark(name: str, json_file: Path, options: str) -> tuple[dict[str, A
 
 
 @pytest.mark.parametrize(
-    "name", ["block_forms.py", "grouped_conv.py", "scaling.py", "train_step.py"]
+    "name",
+    ["block_forms.py", "grouped_conv.py", "input_pipeline.py", "scaling.py", "train_step.py"],
 )
 def test_help(name: str) -> None:
     result = run(sys.executable, BENCHMARKS / name, "--help")
@@ -169,6 +178,169 @@ def test_scaling_on_two_devices(tmp_path: Path) -> None:
         assert row["temporary_bytes"] > 0
     assert list(written["rows"][1]["collectives"]) == ["all-reduce"]
     assert written["rows"][1]["expected_bytes"][1] > 4 * complexity(TINY).params
+
+
+def test_input_pipeline(tmp_path: Path) -> None:
+    """Without TensorFlow, which is in no environment of this repository."""
+    json_file = tmp_path / "input.json"
+    options = "--images 2 --batch-size 2 --batches 1 --rounds 1 --limit 1 --workers 0"
+    script = BENCHMARKS / "input_pipeline.py"
+    result = run(sys.executable, script, "--json", json_file, *options.split())
+    assert result.returncode == 0, result.stderr
+    assert "tf.data is left out" in result.stdout
+    assert "16 such cores beside a GPU" in result.stdout
+    written = json.loads(json_file.read_text())
+    cores = len(os.sched_getaffinity(0))
+    expected = [
+        ("transform alone", 1),
+        ("transform alone, antialiased", 1),
+        ("Pillow", 1),
+        ("pipeline, threads", 1),
+    ]
+    expected += [("pipeline, threads", cores)] if cores > 1 else []
+    assert [(row["variant"], row["cores"]) for row in written["rows"]] == expected
+    for row in written["rows"]:
+        assert row["images_per_second"] == pytest.approx(2 / row["median_ms"] * 1e3)
+        assert row["images_per_core_second"] > 0
+        assert row["against_tfdata"] is None
+    assert written["colour"].keys() == {"device", "host"}
+    assert "grain" in written["versions"]
+
+
+def test_input_pipeline_says_where_tensorflow_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a Python that has nothing, and one that is none."""
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 1\n")
+    python.chmod(0o755)
+    for path, reason in ((python, "has no TensorFlow"), (tmp_path / "none", "cannot run")):
+        with pytest.raises(SystemExit, match="2"):
+            input_pipeline.make_parser().parse_args(["--tensorflow-python", str(path)])
+        assert reason in capsys.readouterr().err
+
+
+def test_tfdata_needs_nothing_but_tensorflow(tmp_path: Path) -> None:
+    """With a TensorFlow that is empty, and a Python without its packages."""
+    (tmp_path / "tensorflow.py").touch()
+    script = BENCHMARKS / "input_tfdata.py"
+    result = run(sys.executable, "-S", script, "--help", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "--batch-size" in result.stdout
+
+
+def test_input_pipeline_variants_share_what_they_are_given() -> None:
+    variants = input_pipeline.variants_of([0, 4], 2, "tf/bin/python")
+    assert [(variant.name, variant.cores) for variant in variants][3:] == [
+        ("pipeline, threads", 1),
+        ("tf.data", 1),
+        ("pipeline, threads", 2),
+        ("pipeline, 4 workers", 2),
+        ("tf.data", 2),
+    ]
+    assert variants[-1].command[0] == "tf/bin/python"
+    on_one_core = input_pipeline.variants_of([0, 4], 1, "tf/bin/python")
+    assert len(on_one_core) == len(set(on_one_core)) == 6
+
+
+def test_photographs_are_like_imagenet_s(tmp_path: Path) -> None:
+    sizes = input_pipeline.write_photograph_parts(tmp_path, 3, quality=90)
+    images = read_images(tmp_path)
+    assert [len(image) for image in images] == sizes
+    assert len(set(images)) == 3
+    for path in sorted(tmp_path.iterdir()):
+        with Image.open(path) as image:
+            assert (image.format, image.size, image.mode) == ("JPEG", (500, 375), "RGB")
+    again = tmp_path / "again"
+    again.mkdir()
+    input_pipeline.write_photograph_parts(again, 3, quality=90)
+    assert read_images(again) == images
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_input_variants_make_training_images(variant: str) -> None:
+    """Of an orange picture, lighter to the right: windows differ, and half of them are mirrored."""
+    picture = np.full((375, 500, 3), (200, 100, 30), np.int64)
+    picture += np.linspace(-30, 30, 500, dtype=np.int64)[:, None]
+    file = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(file, "JPEG", quality=90)
+    with contextlib.closing(batches_of(variant, [file.getvalue()], 16)) as batches:
+        images = np.stack([next(batches), next(batches)])
+    assert images.shape == (2, 16, IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert images.dtype == np.uint8
+    np.testing.assert_allclose(images.mean((0, 1, 2, 3)), (200, 100, 30), atol=8)
+    slopes = images[..., -1, :].mean((2, 3)) - images[..., 0, :].mean((2, 3))
+    assert len(set(slopes.ravel())) > 16
+    assert 6 < (slopes < 0).sum() < 26
+
+
+def test_workers_stand_still_between_their_turns() -> None:
+    """With a process that makes batches of no images, and busily reads ahead."""
+    program = """
+import sys, threading
+sys.path.insert(0, sys.argv[1])
+from benchmarks.input_worker import serve
+
+class Batch:
+    shape = (1,)
+    class dtype:
+        name = "uint8"
+
+def batches():
+    while True:
+        yield Batch
+
+def be_busy():
+    while True:
+        pass
+
+threading.Thread(target=be_busy, daemon=True).start()
+serve(batches(), {"nothing": "1.0"})
+"""
+    core = min(os.sched_getaffinity(0))
+    with Worker([sys.executable, "-c", program, str(ROOT)], [core]) as worker:
+        assert worker.about == {"shape": [1], "dtype": "uint8", "versions": {"nothing": "1.0"}}
+        assert os.sched_getaffinity(worker.pid) == {core}
+        worker.run(3)
+        before = worker.usage()
+        assert before.batches == 3
+        time.sleep(0.2)
+        assert worker.usage().cpu_seconds - before.cpu_seconds < 0.05
+        worker.run(2)
+        after = worker.usage()
+        assert after.batches == 5
+        assert after.cpu_seconds > before.cpu_seconds
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker.pid, 0)
+
+
+def test_a_worker_that_fails_is_told_by_its_command() -> None:
+    before = os.sched_getaffinity(0)
+    with pytest.raises(WorkerError, match=r"see above: .*exit"):
+        Worker([sys.executable, "-c", "exit(3)"], [min(before)])
+    assert os.sched_getaffinity(0) == before
+    reply = """print('{"shape": [1], "dtype": "uint8", "versions": {}}', flush=True)"""
+    with Worker([sys.executable, "-c", reply], [min(before)]) as worker:
+        time.sleep(0.2)  # either it has ended before its turn, or it ends in it
+        with pytest.raises(WorkerError, match="see above"):
+            worker.run(1)
+
+
+def test_colour_on_the_host_is_the_device_s() -> None:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (8, 6, 7, 3), np.uint8)
+    amounts = rng.random((8, 3), np.float32)
+    lighting = rng.standard_normal((8, 3), np.float32)
+    coloured = vary_colour(
+        jax.numpy.asarray(images, jax.numpy.float32),
+        jax.numpy.asarray(amounts),
+        (input_colour.COLOUR,) * 3,
+    )
+    expected = vary_lighting(coloured, jax.numpy.asarray(input_colour.LIGHTING * lighting))
+    components = input_colour.lighting_components()
+    for index, image in enumerate(images):
+        varied = input_colour.vary_on_host(image, amounts[index], lighting[index], components)
+        np.testing.assert_allclose(varied, expected[index], atol=0.01)
 
 
 def test_interleaved_variants_are_waited_for_in_their_own_way() -> None:
