@@ -6,6 +6,8 @@ PYTHON ?= python3
 WORKDIR ?= runs/digits
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Two files at a time: most of a test's time is compiling, which takes one core.
+PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 
@@ -26,10 +28,10 @@ demo: install
 	$(BIN)/python eval.py --config=configs/digits_resnext29.py --workdir=$(WORKDIR)
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .
