@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -34,6 +35,9 @@ FixedTransform = Callable[[dict[str, Any]], dict[str, Any]]
 # (256 images of 224x224 are 38 MB).
 _BATCHES_AHEAD = 8
 _THREADS = 4
+
+# As in python -W; processes started later are started with it.
+_TRACKER_WARNING = "ignore:resource_tracker:UserWarning"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +233,10 @@ def _read(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatch]:
     if num_workers == 0:
         reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         return iter(batches.to_iter_dataset(reading))
+    # Batches that nobody waits for when reading ends are freed by Python's tracker of shared
+    # memory, a process of its own, which would call them leaked.
+    if _TRACKER_WARNING not in sys.warnoptions:
+        sys.warnoptions.append(_TRACKER_WARNING)
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     # A process takes whole batches: more processes than those would start for nothing.
     workers = grain.MultiprocessingOptions(

@@ -2,7 +2,11 @@
 
 import dataclasses
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any, cast
 
 import grain
@@ -23,6 +27,8 @@ from resnext_jax.data.transforms import EvalTransform, TrainTransform
 from resnext_jax.errors import DataError
 from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
 from tests.data.images import noise, noise_source, photograph_source
+
+ROOT = Path(__file__).parents[2]
 
 # Not a multiple of the batch, so epochs and batches do not align.
 IMAGES, SIZE, BATCH = 10, 4, 8
@@ -221,6 +227,38 @@ def test_workers_hosts_and_start_do_not_matter() -> None:
         ]
         together = [joined(list(batch)) for batch in zip(*parts, strict=True)]
         assert_identical(together, whole[start_step:])
+
+
+READS = """
+import numpy as np
+from absl import flags
+from resnext_jax.data.pipeline import eval_batches
+from resnext_jax.data.transforms import EvalTransform
+from tests.data.images import noise_source
+
+if __name__ == "__main__":
+    flags.FLAGS.mark_as_parsed()
+    options = {"batch_size": 2, "positions": np.arange(2), "num_workers": 1}
+    batches = eval_batches(noise_source(20), EvalTransform(64, None), **options)
+    next(batches)
+    batches.close()
+    print("done")
+"""
+
+
+def test_reading_that_is_given_up_ends_without_a_word(tmp_path: Path) -> None:
+    """Python would call the batches that nobody waits for leaked."""
+    (tmp_path / "reads.py").write_text(READS)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, tmp_path / "reads.py"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert (result.stdout, result.stderr) == ("done\n", "")
 
 
 def test_worker_processes_evaluate_the_same_images() -> None:
