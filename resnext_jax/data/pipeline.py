@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from resnext_jax.data.augment import SKIPPED
-from resnext_jax.data.reading import BAD, REPLACED, DecodedExamples
+from resnext_jax.data.reading import BAD, REPLACED, DecodedExamples, black_example
 from resnext_jax.data.shapes import BLANK, ShapeBatch
 from resnext_jax.data.sources import Source
 from resnext_jax.data.transforms import DenseTransform
@@ -80,11 +80,8 @@ class _Padded:
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         real = position < len(self.examples)
-        element = self.transform(self.examples[position if real else 0])
-        if not real:
-            blank = {name: np.zeros_like(value) for name, value in element.items()}
-            element = blank | {BAD: np.int64(-1)}
-        return element | {"mask": np.bool_(real)}
+        example = self.examples[position] if real else black_example()
+        return self.transform(example) | {"mask": np.bool_(real)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -68,8 +68,7 @@ class DecodedExamples:
             except (DataError, UndecodableImageError):
                 continue
             return _marked(example, bad_index=index if step else -1, replaced=step > 0)
-        black = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.int32(0)}
-        return _marked(prepare(black), bad_index=index, replaced=False)
+        return _marked(prepare(black_example()), bad_index=index, replaced=False)
 
     def explain(self, index: int) -> str:
         """Say in a sentence what is wrong with an image."""
@@ -119,6 +118,12 @@ class DecodedExamples:
         name = file.decode(errors="replace") if isinstance(file, bytes) else str(file)
         where = f"image {index} of {self.source.name!r}, split {self.source.split!r}"
         return f"{where}, file {name!r}," if name else f"{where},"
+
+
+def black_example() -> dict[str, Any]:
+    """Return a black pixel of class 0, to be prepared where there is no image."""
+    black = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.int32(0)}
+    return _marked(black, bad_index=-1, replaced=False)
 
 
 def _decoded(example: dict[str, Any]) -> dict[str, Any]:
