@@ -18,7 +18,6 @@ from resnext_jax.data.sources import open_source
 from resnext_jax.errors import ConfigError
 from resnext_jax.models import complexity
 from resnext_jax.models.registry import resolve
-from resnext_jax.training.config import validate
 from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.setup import (
     abstract_weights,
@@ -28,6 +27,7 @@ from resnext_jax.training.setup import (
     num_steps,
     steps_per_epoch,
 )
+from resnext_jax.training.validation import validate
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
@@ -62,7 +62,9 @@ IMAGENET5K = {
 }
 DIGITS = {"digits_resnext29": Expected("resnext29_8x4d", "digits")}
 OWN_IMAGES = {"folder": Expected("resnext50_32x4d", "folder")}
-ALL = CIFAR | IMAGENET | IMAGENET5K | DIGITS | OWN_IMAGES
+PAPERS = CIFAR | IMAGENET | IMAGENET5K | DIGITS | OWN_IMAGES
+MODERN = {"imagenet_resnext50_32x4d_modern": Expected("resnext50_32x4d", "imagenet2012")}
+ALL = PAPERS | MODERN
 
 
 def module(name: str) -> types.ModuleType:
@@ -122,9 +124,13 @@ def test_docstring_marks_the_papers_figures_as_the_papers(name: str) -> None:
     assert "not run here" in text
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_optimiser_is_the_papers(name: str) -> None:
+@pytest.mark.parametrize("name", PAPERS)
+def test_optimiser_and_images_are_the_papers(name: str) -> None:
     config = load(name)
+    assert (config.optimizer.decay_norm, config.optimizer.decay_bias) == (True, True)
+    assert (config.ema.decay, config.optimizer.clip_norm) == (None, None)
+    assert config.data.trivial_augment is False
+    assert (config.data.random_erase, config.data.mixup, config.data.cutmix) == (0.0, 0.0, 0.0)
     assert config.optimizer.momentum == 0.9
     assert config.optimizer.nesterov is True
     assert config.optimizer.label_smoothing == 0.0
@@ -200,6 +206,63 @@ def test_digits_are_normalised_by_their_own_mean_and_deviation(data_dir: Path) -
     # Enlarging to 16x16 changes both a little.
     np.testing.assert_allclose(config.data.mean, pixels.mean(), atol=1)
     np.testing.assert_allclose(config.data.std, pixels.std(), atol=1)
+
+
+def test_modern_recipe() -> None:
+    """The figures of github.com/pytorch/vision/issues/3995, and of its scripts' defaults."""
+    config = load("imagenet_resnext50_32x4d_modern")
+    assert (config.batch_size, config.bn_group_size) == (8 * 128, 128)
+    assert config.num_epochs == 600
+    assert learning_rate(config) == 0.5
+    assert (config.optimizer.momentum, config.optimizer.nesterov) == (0.9, False)
+    assert config.optimizer.weight_decay == 0.00002
+    assert config.optimizer.decay_norm is False
+    assert config.optimizer.decay_bias is False
+    assert config.optimizer.label_smoothing == 0.1
+    assert (config.schedule.name, config.schedule.warmup_epochs) == ("cosine", 5)
+    schedule = build_schedule(config, IMAGENET_IMAGES)
+    steps = num_steps(config, IMAGENET_IMAGES)
+    assert steps == 750_684
+    epoch = steps // 600
+    assert float(schedule(5 * epoch)) == pytest.approx(0.5, rel=1e-3)
+    assert float(schedule(2 * epoch)) == pytest.approx(0.2, rel=1e-3)
+    assert float(schedule(steps - 1)) < 1e-6
+    # Their decay of 0.99998, adjusted: 1 - 0.00002 * 8 GPUs * 128 images * 32 steps / 600 epochs.
+    assert config.ema.every_steps == 32
+    assert config.ema.decay == pytest.approx(0.99890773, abs=1e-8)
+    data = config.data
+    assert data.trivial_augment is True
+    assert (data.random_erase, data.mixup, data.cutmix) == (0.1, 0.2, 1.0)
+    assert (data.brightness, data.contrast, data.saturation, data.lighting) == (0.0,) * 4
+    assert (data.max_shift, data.flip) == (0, True)
+    assert (data.crop, data.interpolation) == ("random_sized", "bilinear")
+    assert (data.train_antialias, data.eval_antialias) == (True, True)
+    np.testing.assert_allclose(data.mean, 255 * np.array([0.485, 0.456, 0.406]))
+    np.testing.assert_allclose(data.std, 255 * np.array([0.229, 0.224, 0.225]))
+    # Trained and tested on crops of 224; tested, out of 232.
+    assert data.image_size == 224
+    test = eval_transform(config)
+    assert (test.image_size, test.short_side, test.interpolation) == (224, 232, "bilinear")
+    assert (config.model.stem_width, config.model.template_width) == (None, None)
+
+
+def test_the_modern_recipes_other_crop() -> None:
+    """As its docstring says: trained on 176, tested on 224 out of 232."""
+    config = load("imagenet_resnext50_32x4d_modern")
+    config.data.image_size, config.data.eval_image_size = 176, 224
+    validate(config)
+    test = eval_transform(config)
+    assert (test.image_size, test.short_side) == (224, 232)
+    text = str(module("imagenet_resnext50_32x4d_modern").__doc__)
+    assert "--config.data.image_size=176 --config.data.eval_image_size=224" in text
+
+
+def test_the_modern_result_is_marked_as_torchvisions() -> None:
+    text = " ".join(str(module("imagenet_resnext50_32x4d_modern").__doc__).split())
+    assert "18.802 % top-1 and 4.660 % top-5 error" in text
+    assert "torchvision's figures" in text
+    assert "not run here" in text
+    assert "github.com/pytorch/vision/issues/3995" in text
 
 
 def test_imagenet5k_takes_the_steps_of_imagenet() -> None:

@@ -9,6 +9,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from resnext_jax.data.erasing import ERASE, erase
+
 Batch = dict[str, jax.Array]
 
 # Where images that cannot be decoded are left out: which of a batch they are, bool `[N]`.
@@ -56,11 +58,14 @@ class DeviceTransform:
     def train(self, batch: Batch) -> jax.Array:
         """Map uint8 `image` `[N, H, W, 3]` and `random` `[N, NUM_RANDOM]` to float32 images.
 
-        Where nothing is varied, `random` may be missing.
+        Where nothing is varied, `random` may be missing. Where the batch has boxes, `erase` int32
+        `[N, 4]`, they are erased in the end. Images are not mixed here, see `data.mixing`.
         """
         images = self._normalise(self.vary(batch))
         if self.max_shift:
             images = shift(images, batch["random"][:, _SHIFT], self.max_shift)
+        if ERASE in batch:
+            images = erase(images, batch[ERASE])
         return images
 
     def test(self, batch: Batch) -> jax.Array:

@@ -20,11 +20,12 @@ from ml_collections import ConfigDict, config_flags
 
 from resnext_jax import cli
 from resnext_jax.data.augment import SKIPPED
+from resnext_jax.data.mixing import MIX, mix
 from resnext_jax.data.pipeline import HostBatch, eval_batches, train_batches
 from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import UserError, fail, reports_user_errors
 from resnext_jax.training import setup
-from resnext_jax.training.config import validate
+from resnext_jax.training.validation import validate
 
 # Many more would make a picture larger than Matplotlib draws.
 _MOST_IMAGES = 256
@@ -92,6 +93,9 @@ def draw(
 def training_images(config: ConfigDict, images: int, step: int) -> Shown:
     """Return the first images of global batch `step`, all if there are fewer, augmented.
 
+    Where images are mixed in pairs, an image's title is its own share and class; the other is that
+    of its partner, the neighbour.
+
     Raises:
       UserError: training has no such step, or the data cannot be read.
     """
@@ -103,21 +107,29 @@ def training_images(config: ConfigDict, images: int, step: int) -> Shown:
             "they are counted from 0."
         )
     images = min(images, config.batch_size)
+    mixed = bool(config.data.mixup or config.data.cutmix)
     batches = train_batches(
         source,
         setup.train_transform(config),
         seed=config.seed,
         batch_size=config.batch_size,
-        positions=np.arange(images),
+        # The last one's partner too.
+        positions=np.arange(images + images % 2 if mixed else images),
         start_step=step,
         num_steps=step + 1,
         on_error=config.data.on_error,
     )
     with contextlib.closing(batches):
         batch = next(batches)
-    normalised = setup.device_transform(config).train(_on_device(batch))
+    on_device = _on_device(batch)
+    normalised = setup.device_transform(config).train(on_device)
     heading = f"training, batch {step}: {images} of {config.batch_size} images"
-    return Shown(heading, _pixels(config, normalised), _titles(source, batch, "{} (stand-in)"))
+    titles = _titles(source, batch, "{} (stand-in)")
+    if mixed:
+        normalised, shares = mix(normalised, on_device[MIX])
+        heading += ", mixed in pairs"
+        titles = tuple(f"{share:.0%} {title}" for share, title in zip(shares, titles, strict=True))
+    return Shown(heading, _pixels(config, normalised)[:images], titles[:images])
 
 
 def test_images(config: ConfigDict, images: int) -> Shown:

@@ -1,9 +1,9 @@
 """The host's half of augmentation: from a decoded image to the uint8 image that is shipped.
 
-What works on whole pixels (crop, resize, flip) is done here. What works on
-unclipped numbers (colour, lighting, normalisation, shifts into padding) runs on the
-device, in `data.augment`, from random numbers that this half draws and ships
-with each image.
+What works on whole pixels (crop, resize, flip, TrivialAugment) is done here. What
+works on unclipped numbers (colour, lighting, normalisation, shifts into padding,
+erasing, mixing) runs on the device, in `data.augment` and `data.mixing`, from
+random numbers that this half draws and ships with each image.
 """
 
 import dataclasses
@@ -13,8 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from resnext_jax.data import trivial_augment
 from resnext_jax.data.augment import NUM_NORMAL, NUM_UNIFORM
 from resnext_jax.data.decode import ImageFile
+from resnext_jax.data.erasing import ERASE, draw_box
+from resnext_jax.data.mixing import MIX, draw_mix
 from resnext_jax.data.resize import resize
 
 CROPS = ("random_sized", "whole")
@@ -48,6 +51,9 @@ class TrainTransform:
       crop: "random_sized" (paper Sec. 4) or "whole", the whole image made square.
       flip: mirror half of the images.
       interpolation, antialias: see `resize.resize`.
+      trivial_augment: vary the cropped image by a random operation, see `data.trivial_augment`.
+      random_erase: probability that a box is erased, see `erasing.draw_box`.
+      mixup, cutmix: alpha of each, see `mixing.draw_mix`; 0 turns it off.
     """
 
     image_size: int
@@ -55,6 +61,10 @@ class TrainTransform:
     flip: bool
     interpolation: str = "bicubic"
     antialias: bool = False
+    trivial_augment: bool = False
+    random_erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Prepare one image.
@@ -65,7 +75,8 @@ class TrainTransform:
           rng: the example's own generator.
 
         Returns:
-          `image` uint8 `[S, S, 3]`, `random` float32 `[NUM_RANDOM]` (see `augment`), the rest.
+          `image` uint8 `[S, S, 3]`, `random` float32 `[NUM_RANDOM]` (see `augment`), the rest;
+          `erase` int32 `[4]` and `mix` float32 `[NUM_MIX]`, each where it is turned on.
         """
         random = np.concatenate(
             [rng.random(NUM_UNIFORM, np.float32), rng.standard_normal(NUM_NORMAL, np.float32)]
@@ -73,7 +84,15 @@ class TrainTransform:
         image = self._square(example["image"], rng)
         if self.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1)
-        return example | {"image": image, "random": random}
+        # What came later draws later: without it, images are what they were before.
+        if self.trivial_augment:
+            image = trivial_augment.apply(image, *trivial_augment.draw(rng))
+        prepared = example | {"image": image, "random": random}
+        if self.random_erase:
+            prepared[ERASE] = draw_box(rng, self.image_size, self.random_erase)
+        if self.mixup or self.cutmix:
+            prepared[MIX] = draw_mix(rng, self.image_size, mixup=self.mixup, cutmix=self.cutmix)
+        return prepared
 
     def _square(self, image: np.ndarray | ImageFile, rng: np.random.Generator) -> np.ndarray:
         size = self.image_size

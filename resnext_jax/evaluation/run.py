@@ -16,8 +16,8 @@ from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.config import validate
 from resnext_jax.training.mesh import make_mesh
+from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import check_same_data, check_same_run, existing_workdir
 
 

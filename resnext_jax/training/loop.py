@@ -21,13 +21,13 @@ from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.config import validate
 from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.logging import RunLog, mean_metrics, read_metrics
 from resnext_jax.training.mesh import batch_sharding, make_mesh
 from resnext_jax.training.optimizer import first_step_at
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Metrics, make_train_step
+from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import (
     check_same_data,
     check_same_run,

@@ -39,6 +39,10 @@ def train_transform(config: ConfigDict) -> TrainTransform:
         data.flip,
         interpolation=data.interpolation,
         antialias=data.train_antialias,
+        trivial_augment=data.trivial_augment,
+        random_erase=data.random_erase,
+        mixup=data.mixup,
+        cutmix=data.cutmix,
     )
 
 

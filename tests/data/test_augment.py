@@ -228,3 +228,22 @@ def test_each_image_is_varied_by_its_own_numbers() -> None:
         for i in range(8)
     ]
     np.testing.assert_allclose(all_at_once, jnp.stack(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_boxes_are_erased_after_all_else() -> None:
+    """What else is done is done as without them; the box is of the image as it ends up."""
+    transform = DeviceTransform(MEAN, STD, max_shift=1, colour=(0.4, 0.4, 0.4), lighting=0.1)
+    plain = batch(3, size=6) | {
+        "random": jnp.asarray(np.random.default_rng(0).random((3, NUM_RANDOM), dtype=np.float32))
+    }
+    boxes = np.array([[0, 0, 0, 0], [1, 2, 4, 6], [5, 0, 6, 1]], np.int32)
+    expected = np.asarray(transform.train(plain)).copy()
+    assert (expected != 0).any(axis=(1, 2, 3)).all()
+    expected[1, 1:4, 2:6] = 0
+    expected[2, 5, 0] = 0
+    actual = transform.train(plain | {"erase": jnp.asarray(boxes)})
+    assert actual.dtype == jnp.float32
+    np.testing.assert_array_equal(actual, expected)
+    # Test images are not erased.
+    tested = transform.test(plain | {"erase": jnp.asarray(boxes)})
+    np.testing.assert_array_equal(tested, transform.test(plain))

@@ -14,6 +14,7 @@ from PIL import Image
 
 from configs import digits_resnext29, folder
 from resnext_jax.data.decode import decode_rgb
+from resnext_jax.data.mixing import mix
 from resnext_jax.data.pipeline import HostBatch, train_batches
 from resnext_jax.data.preview import draw, lay_out, training_images
 from resnext_jax.data.preview import test_images as images_of_test
@@ -104,6 +105,27 @@ def test_photographs_are_cropped_and_coloured_as_in_training(photographs: Config
     expected = undone(photographs, np.asarray(setup.device_transform(photographs).train(device)))
     assert expected.max() > 256  # so that there is something to clip
     np.testing.assert_allclose(shown.pixels, np.clip(expected, 0, 255), atol=0.501)
+
+
+@pytest.mark.parametrize("images", [8, 5])
+def test_erased_and_mixed_images_are_shown_as_the_step_gets_them(
+    photographs: ConfigDict, images: int
+) -> None:
+    """Also the last of an odd number, whose partner is not in the picture."""
+    photographs.data.trivial_augment = True
+    photographs.data.random_erase = 1.0
+    photographs.data.mixup = photographs.data.cutmix = 1.0
+    batch = training_batch(photographs, 1)
+    device = {name: jnp.asarray(array) for name, array in batch.items()}
+    mixed, shares = mix(setup.device_transform(photographs).train(device), device["mix"])
+    shown = training_images(photographs, images, 1)
+    assert shown.heading == f"training, batch 1: {images} of 8 images, mixed in pairs"
+    expected = np.clip(undone(photographs, np.asarray(mixed)), 0, 255)[:images]
+    np.testing.assert_allclose(shown.pixels, expected, atol=0.501)
+    assert shown.titles == tuple(
+        f"{round(100 * float(share))}% {PHOTOGRAPHS[label]}"
+        for share, label in zip(shares[:images], batch["label"], strict=False)
+    )
 
 
 def test_test_images_are_those_of_evaluation(digits: ConfigDict) -> None:

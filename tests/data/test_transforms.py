@@ -1,13 +1,17 @@
 """The host's half of augmentation."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnext_jax.data import trivial_augment
 from resnext_jax.data.augment import NUM_RANDOM, DeviceTransform
 from resnext_jax.data.decode import ImageFile, decode_rgb
+from resnext_jax.data.erasing import draw_box
+from resnext_jax.data.mixing import draw_mix
 from resnext_jax.data.transforms import (
     DenseTransform,
     EvalTransform,
@@ -116,6 +120,67 @@ def test_a_file_gives_what_its_pixels_give(crop: str) -> None:
                 for image in (ImageFile(data), decode_rgb(data))
             )
             np.testing.assert_array_equal(of_file, of_pixels)
+
+
+CROPPED = TrainTransform(image_size=12, crop="random_sized", flip=True)
+# The keys that each brings along.
+MODERN: list[tuple[dict[str, Any], set[str]]] = [
+    ({"trivial_augment": True}, set()),
+    ({"random_erase": 0.5}, {"erase"}),
+    ({"mixup": 0.2}, {"mix"}),
+    ({"cutmix": 1.0}, {"mix"}),
+    (
+        {"trivial_augment": True, "random_erase": 0.5, "mixup": 0.2, "cutmix": 1.0},
+        {"erase", "mix"},
+    ),
+]
+
+
+def test_a_plain_image_takes_no_other_random_numbers_than_ever() -> None:
+    """Runs of before are repeated bit for bit."""
+    original = example()
+    for seed in range(50):
+        rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        result = WHOLE(original, rng)
+        uniform, normal = other.random(5, np.float32), other.standard_normal(3, np.float32)
+        np.testing.assert_array_equal(result["random"], np.concatenate([uniform, normal]))
+        mirrored = other.random() < 0.5
+        expected = original["image"][:, ::-1] if mirrored else original["image"]
+        np.testing.assert_array_equal(result["image"], expected)
+        assert result.keys() == {"image", "label", "random"}
+        assert rng.bit_generator.state == other.bit_generator.state
+
+
+@pytest.mark.parametrize(("options", "keys"), MODERN)
+def test_what_is_turned_on_leaves_crop_flip_and_numbers_as_they_were(
+    options: dict[str, Any], keys: set[str]
+) -> None:
+    """TrivialAugment, erasing and mixing draw in this order, after all else."""
+    transform = dataclasses.replace(CROPPED, **options)
+    original, untouched = example(20), example(20)["image"]
+    varied = 0
+    for seed in range(60):
+        rng, other = np.random.default_rng(seed), np.random.default_rng(seed)
+        actual, plain = transform(original, rng), CROPPED(original, other)
+        assert actual.keys() == plain.keys() | keys
+        np.testing.assert_array_equal(actual["random"], plain["random"])
+        expected = plain["image"]
+        if transform.trivial_augment:
+            expected = trivial_augment.apply(expected, *trivial_augment.draw(other))
+        np.testing.assert_array_equal(actual["image"], expected)
+        assert (actual["image"].shape, actual["image"].dtype) == ((12, 12, 3), np.uint8)
+        varied += not np.array_equal(actual["image"], plain["image"])
+        if "erase" in keys:
+            assert actual["erase"].dtype == np.int32
+            np.testing.assert_array_equal(actual["erase"], draw_box(other, 12, 0.5))
+        if "mix" in keys:
+            assert actual["mix"].dtype == np.float32
+            alphas = {"mixup": transform.mixup, "cutmix": transform.cutmix}
+            np.testing.assert_array_equal(actual["mix"], draw_mix(other, 12, **alphas))
+        assert rng.bit_generator.state == other.bit_generator.state
+    # Identity, and strengths near 0, leave an image as it is.
+    assert 40 < varied < 60 if transform.trivial_augment else varied == 0
+    np.testing.assert_array_equal(original["image"], untouched)
 
 
 SHAPES = [(375, 500), (500, 375), (256, 256)]

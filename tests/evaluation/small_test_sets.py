@@ -11,8 +11,9 @@ from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays, split
 from resnext_jax.training import setup
-from resnext_jax.training.config import base_config, validate
+from resnext_jax.training.config import base_config
 from resnext_jax.training.mesh import make_mesh, replicated_sharding
+from resnext_jax.training.validation import validate
 from tests.data.images import noise_file
 
 CLASSES = 7

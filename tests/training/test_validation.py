@@ -12,8 +12,8 @@ from resnext_jax.training.config import (
     field,
     field_names,
     optional_fields,
-    validate,
 )
+from resnext_jax.training.validation import validate
 
 
 def complete_config() -> ConfigDict:
@@ -43,6 +43,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "seed": ([-1, 2**32], "must be at least 0 and less than 2**32"),
     "batch_size": ([0, -8], "must be at least 1"),
     "bn_group_size": ([0, -1], "must be None or at least 1"),
+    "accumulate_steps": ([0, -2], "must be at least 1"),
     "num_epochs": ([0.0, -1.0, math.nan, math.inf], "must be greater than 0 and finite"),
     "images_per_epoch": ([0, -1], "must be None or at least 1"),
     "model.form": (["", "d", "C"], "must be one of "),
@@ -58,6 +59,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "optimizer.momentum": ([1.0, -0.1, math.nan], "must be at least 0 and less than 1"),
     "optimizer.weight_decay": ([-1e-4, math.nan], "must not be negative"),
     "optimizer.label_smoothing": ([1.0, -0.1], "must be at least 0 and less than 1"),
+    "optimizer.clip_norm": ([0.0, -1.0, math.inf], "must be None, or greater than 0 and finite"),
     "schedule.name": (["linear", "", "Step"], "must be one of step, cosine"),
     "schedule.boundaries": (
         [(0.0, 30.0), (-1.0,), ("a", "b"), (30.0, None)],
@@ -65,6 +67,13 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     ),
     "schedule.factor": ([0.0, -10.0], "must be greater than 0"),
     "schedule.warmup_epochs": ([-1.0], "must not be negative"),
+    "ema.decay": ([1.0, -0.1, math.nan], "must be None, or at least 0 and less than 1"),
+    "ema.every_steps": ([0], "must be at least 1"),
+    "guard.on_nonfinite": (["", "ignore"], "must be one of stop, skip"),
+    "guard.spike_factor": ([1.0, 0.5, math.inf], "must be None, or greater than 1 and finite"),
+    "guard.max_skipped": ([-1], "must not be negative"),
+    "finetune.frozen_stages": ([-1], "must not be negative"),
+    "finetune.backbone_rate": ([-0.1, math.inf, math.nan], "must be at least 0 and finite"),
     "data.image_size": ([0], "must be at least 1"),
     "data.eval_image_size": ([0, -1], "must be None or at least 1"),
     "data.eval_short_side": ([0, -1], "must be None or at least 1"),
@@ -82,6 +91,9 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "data.saturation": ([-0.1, 1.1], "must be at least 0 and at most 1"),
     "data.lighting": ([-0.1, math.nan], "must not be negative"),
     "data.max_shift": ([-1], "must not be negative"),
+    "data.random_erase": ([-0.1, 1.1], "must be at least 0 and at most 1"),
+    "data.mixup": ([-0.1, math.inf], "must be at least 0 and finite"),
+    "data.cutmix": ([-0.1, math.nan], "must be at least 0 and finite"),
     "data.mean": (
         [(), (1.0,), (1.0, 2.0), (1.0, 2.0, 3.0, 4.0), ("1", "2", "3")],
         "must be a tuple of 3 numbers",
@@ -94,8 +106,15 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "eval_batch_size": ([0], "must be at least 1"),
     "eval_every_epochs": ([0.0, -1.0], "must be greater than 0"),
     "checkpoint_every_epochs": ([0.0], "must be greater than 0"),
+    "checkpoint_every_steps": ([0, -1], "must be None or at least 1"),
+    "checkpoint_every_minutes": ([0.0, math.inf], "must be None, or greater than 0 and finite"),
     "keep_checkpoints": ([0], "must be at least 1"),
+    "keep_every_epochs": ([0.0, -1.0], "must be None, or greater than 0 and finite"),
     "log_every_steps": ([0], "must be at least 1"),
+    "profile_steps": (
+        [(1,), (0, 2), (3, 2), (1.5, 2), (1, 2, 3), ("a", "b")],
+        "must be () or two whole numbers, as in (10,12)",
+    ),
 }
 
 # Names have checks of their own; a truth value cannot be wrong, nor a folder before it is used.
@@ -106,12 +125,16 @@ WITHOUT_RULE = {
     "model.scan_blocks",
     "model.remat",
     "optimizer.nesterov",
+    "optimizer.decay_norm",
+    "optimizer.decay_bias",
+    "finetune.workdir",
     "data.name",
     "data.data_dir",
     "data.manual_dir",
     "data.train_antialias",
     "data.eval_antialias",
     "data.flip",
+    "data.trivial_augment",
 }
 
 
@@ -358,3 +381,30 @@ def test_torch7_never_antialiases() -> None:
     config.data.train_antialias = False
     assert config.data.eval_antialias
     validate(config)
+
+
+def test_mixed_images_come_in_pairs() -> None:
+    config = complete_config()
+    config.batch_size = 9
+    validate(config)
+    config.data.cutmix = 1.0
+    assert "config.data.cutmix=1.0 mixes images in pairs, but config.batch_size=9 is" in sentence(
+        config
+    )
+    config.batch_size = 12
+    validate(config)
+    config.accumulate_steps = 4
+    assert "config.batch_size=12 in 4 parts is no whole number of pairs" in sentence(config)
+
+
+def test_only_stages_that_exist_are_frozen_and_not_with_random_weights() -> None:
+    config = complete_config()
+    config.finetune.frozen_stages = 2
+    assert "would keep random weights" in sentence(config)
+    config.finetune.workdir = "runs/other"
+    validate(config)
+    config.finetune.frozen_stages = 6
+    assert "must be at most 5, the stages of resnext50_32x4d (conv1 to conv5)" in sentence(config)
+    config.model.name = "resnext29_8x64d"
+    config.finetune.frozen_stages = 5
+    assert "must be at most 4, the stages of resnext29_8x64d" in sentence(config)

@@ -1,0 +1,255 @@
+"""What each field of a configuration may be, checked before anything is built."""
+
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from resnext_jax.data.resize import INTERPOLATIONS
+from resnext_jax.data.transforms import CROPS
+from resnext_jax.errors import ConfigError
+from resnext_jax.models.blocks import FORMS
+from resnext_jax.models.registry import parse_name, resolve
+from resnext_jax.training.config import base_config, field, field_names
+
+DTYPES = ("float32", "bfloat16", "float64")
+SCHEDULES = ("step", "cosine")
+ON_ERROR = ("stop", "skip")
+ON_NONFINITE = ("stop", "skip")
+EVAL_CROPS = ("centre", "ten", "dense")
+
+
+Rule = tuple[Callable[[Any], bool], str]
+
+_AT_LEAST_ONE: Rule = (lambda value: value >= 1, "must be at least 1")
+_POSITIVE: Rule = (
+    lambda value: 0 < value < math.inf,
+    "must be greater than 0 and finite",
+)
+_NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
+_NOT_NEGATIVE_FINITE: Rule = (
+    lambda value: 0 <= value < math.inf,
+    "must be at least 0 and finite",
+)
+_BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
+_AT_MOST_ONE: Rule = (lambda value: 0 <= value <= 1, "must be at least 0 and at most 1")
+_NONE_OR_POSITIVE: Rule = (
+    lambda value: value is None or 0 < value < math.inf,
+    "must be None, or greater than 0 and finite",
+)
+_NONE_OR_AT_LEAST_ONE: Rule = (
+    lambda value: value is None or value >= 1,
+    "must be None or at least 1",
+)
+
+
+def _one_of(*allowed: str) -> Rule:
+    return lambda value: value in allowed, f"must be one of {', '.join(allowed)}"
+
+
+def _none_or_one_of(*allowed: str) -> Rule:
+    return (
+        lambda value: value is None or value in allowed,
+        f"must be None or one of {', '.join(allowed)}",
+    )
+
+
+def _numbers(count: int | None, *, positive: bool) -> Rule:
+    def holds(value: Any) -> bool:
+        return (
+            (count is None or len(value) == count)
+            and all(isinstance(number, int | float) for number in value)
+            and all(math.isfinite(number) for number in value)
+            and (not positive or all(number > 0 for number in value))
+        )
+
+    size = "" if count is None else f"{count} "
+    return holds, f"must be a tuple of {size}{'positive ' if positive else ''}numbers"
+
+
+def _are_profile_steps(value: Any) -> bool:
+    if len(value) == 0:
+        return True
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in value)
+    return whole and len(value) == 2 and 1 <= value[0] <= value[1]
+
+
+# What each field may be, beyond its type, which the locked ConfigDict enforces.
+_RULES: dict[str, Rule] = {
+    "seed": (lambda value: 0 <= value < 2**32, "must be at least 0 and less than 2**32"),
+    "batch_size": _AT_LEAST_ONE,
+    "bn_group_size": _NONE_OR_AT_LEAST_ONE,
+    "accumulate_steps": _AT_LEAST_ONE,
+    "num_epochs": _POSITIVE,
+    "images_per_epoch": _NONE_OR_AT_LEAST_ONE,
+    "model.form": _one_of(*FORMS),
+    "model.dtype": _one_of(*DTYPES),
+    "model.param_dtype": _one_of("float32", "float64"),
+    "model.stem_width": _NONE_OR_AT_LEAST_ONE,
+    "model.template_width": _NONE_OR_AT_LEAST_ONE,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.base_batch_size": _AT_LEAST_ONE,
+    "optimizer.momentum": _BELOW_ONE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.label_smoothing": _BELOW_ONE,
+    "optimizer.clip_norm": _NONE_OR_POSITIVE,
+    "schedule.name": _one_of(*SCHEDULES),
+    "schedule.boundaries": _numbers(None, positive=True),
+    "schedule.factor": _POSITIVE,
+    "schedule.warmup_epochs": _NOT_NEGATIVE,
+    "ema.decay": (
+        lambda value: value is None or 0 <= value < 1,
+        "must be None, or at least 0 and less than 1",
+    ),
+    "ema.every_steps": _AT_LEAST_ONE,
+    "guard.on_nonfinite": _one_of(*ON_NONFINITE),
+    "guard.spike_factor": (
+        lambda value: value is None or 1 < value < math.inf,
+        "must be None, or greater than 1 and finite",
+    ),
+    "guard.max_skipped": _NOT_NEGATIVE,
+    "finetune.frozen_stages": _NOT_NEGATIVE,
+    "finetune.backbone_rate": _NOT_NEGATIVE_FINITE,
+    "data.image_size": _AT_LEAST_ONE,
+    "data.eval_image_size": _NONE_OR_AT_LEAST_ONE,
+    "data.eval_short_side": _NONE_OR_AT_LEAST_ONE,
+    "data.eval_crops": _one_of(*EVAL_CROPS),
+    "data.eval_first_classes": _NONE_OR_AT_LEAST_ONE,
+    "data.on_error": _one_of(*ON_ERROR),
+    "data.crop": _one_of(*CROPS),
+    "data.interpolation": _one_of(*INTERPOLATIONS),
+    "data.eval_interpolation": _none_or_one_of(*INTERPOLATIONS),
+    "data.brightness": _AT_MOST_ONE,
+    "data.contrast": _AT_MOST_ONE,
+    "data.saturation": _AT_MOST_ONE,
+    "data.lighting": _NOT_NEGATIVE,
+    "data.max_shift": _NOT_NEGATIVE,
+    "data.random_erase": _AT_MOST_ONE,
+    "data.mixup": _NOT_NEGATIVE_FINITE,
+    "data.cutmix": _NOT_NEGATIVE_FINITE,
+    "data.mean": _numbers(3, positive=False),
+    "data.std": _numbers(3, positive=True),
+    "data.num_workers": _NOT_NEGATIVE,
+    "eval_batch_size": _AT_LEAST_ONE,
+    "eval_every_epochs": _POSITIVE,
+    "checkpoint_every_epochs": _POSITIVE,
+    "checkpoint_every_steps": _NONE_OR_AT_LEAST_ONE,
+    "checkpoint_every_minutes": _NONE_OR_POSITIVE,
+    "keep_checkpoints": _AT_LEAST_ONE,
+    "keep_every_epochs": _NONE_OR_POSITIVE,
+    "log_every_steps": _AT_LEAST_ONE,
+    "profile_steps": (_are_profile_steps, "must be () or two whole numbers, as in (10,12)"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check the whole configuration before anything is built.
+
+    Raises:
+      ConfigError: names the first wrong field, its value and what is allowed.
+    """
+    present = set(field_names(config))
+    known = set(field_names(base_config()))
+    for name in sorted(known - present):
+        raise ConfigError(
+            f"the config lacks the field {name!r}; "
+            "start it from resnext_jax.training.config.base_config()."
+        )
+    for name in sorted(present - known):
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "remove it."
+        raise ConfigError(f"the config has a field {name!r} that nothing reads; {hint}")
+    for name, (holds, allowed) in _RULES.items():
+        value = field(config, name)
+        if not holds(value):
+            raise ConfigError(f"config.{name}={value!r} {allowed}.")
+    _check_model(config.model)
+    _check_finetuning(config)
+    if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
+        raise ConfigError(
+            f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
+            f"config.num_epochs={config.num_epochs}."
+        )
+    _check_training_images(config.data)
+    _check_mixing(config)
+    _check_test_images(config.data)
+    uses_float64 = "float64" in (config.model.dtype, config.model.param_dtype)
+    if uses_float64 and not jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "float64 needs double precision turned on: set the environment variable "
+            "JAX_ENABLE_X64=1."
+        )
+
+
+def _check_training_images(data: ConfigDict) -> None:
+    if data.train_antialias and data.interpolation == "torch7":
+        raise ConfigError(
+            "config.data.train_antialias=True is not read with config.data.interpolation='torch7', "
+            "which never antialiases; set it to False."
+        )
+
+
+def _check_mixing(config: ConfigDict) -> None:
+    mixing = [name for name in ("mixup", "cutmix") if config.data[name]]
+    # Devices hold whole pairs too: training.setup sees to that, which knows them.
+    if mixing and config.batch_size % (2 * config.accumulate_steps):
+        parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
+        raise ConfigError(
+            f"config.data.{mixing[0]}={config.data[mixing[0]]} mixes images in pairs, but "
+            f"config.batch_size={config.batch_size}{parts} is no whole number of pairs; change it."
+        )
+
+
+def _check_test_images(data: ConfigDict) -> None:
+    if data.eval_short_side is not None and data.crop == "whole":
+        raise ConfigError(
+            f"config.data.eval_short_side={data.eval_short_side} is not read with "
+            "config.data.crop='whole', which makes whole images square; set it to None."
+        )
+    size = data.eval_image_size or data.image_size
+    if data.eval_short_side is not None and data.eval_short_side < size:
+        raise ConfigError(
+            f"config.data.eval_short_side={data.eval_short_side} must be at least the side of "
+            f"the test images, {size}."
+        )
+    if data.eval_crops == "centre":
+        return
+    if data.crop != "random_sized":
+        raise ConfigError(
+            f"config.data.eval_crops={data.eval_crops!r} needs config.data.crop='random_sized', "
+            f"because crop={data.crop!r} makes whole images square; set eval_crops to 'centre'."
+        )
+    if data.eval_crops == "dense" and data.eval_short_side is not None:
+        raise ConfigError(
+            f"config.data.eval_short_side={data.eval_short_side} is not read with "
+            "config.data.eval_crops='dense', which has short sides of its own; set it to None."
+        )
+
+
+def _check_finetuning(config: ConfigDict) -> None:
+    model, finetune = config.model, config.finetune
+    architecture = resolve(model.name, form=model.form, preactivation=model.preactivation)
+    stages = 1 + len(architecture.blocks)
+    if finetune.frozen_stages > stages:
+        raise ConfigError(
+            f"config.finetune.frozen_stages={finetune.frozen_stages} must be at most {stages}, "
+            f"the stages of {model.name} (conv1 to conv{stages})."
+        )
+    if finetune.frozen_stages and finetune.workdir is None:
+        raise ConfigError(
+            f"config.finetune.frozen_stages={finetune.frozen_stages} would keep random weights; "
+            "name the run whose weights to start from with --config.finetune.workdir=..."
+        )
+
+
+def _check_model(model: ConfigDict) -> None:
+    where = "config.model.name"
+    try:
+        parse_name(model.name)
+        where = "config.model"  # the name is right: what is left is a combination
+        resolve(model.name, form=model.form, preactivation=model.preactivation)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
