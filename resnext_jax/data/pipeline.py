@@ -11,8 +11,11 @@ import collections
 import contextlib
 import dataclasses
 import itertools
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
@@ -274,39 +277,68 @@ def _outlive_stop_signals(worker: int, count: int) -> None:
     del worker, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def host_positions(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-    """Places in a global batch of the images that this host's devices hold, in order."""
-    places = np.arange(batch_size)
-    shards = sharding.addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([places[shard] for shard in shards]))
+def _end_with_parent() -> None:
+    """Leave when the training process is gone: one that was killed could not say so."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def host_positions(
+    sharding: jax.sharding.Sharding, batch_size: int, micro_batches: int = 1
+) -> np.ndarray:
+    """Places in a global batch of the images that this host's devices hold, in order.
+
+    Args:
+      sharding: of `[batch_size, ...]`, or where there are several micro-batches of
+        `[micro_batches, batch_size / micro_batches, ...]`.
+      batch_size: images in a global batch.
+      micro_batches: in how many parts the batch is used, one after the other.
+    """
+    places = np.arange(batch_size).reshape(_leading_shape(batch_size, micro_batches))
+    shards = sharding.addressable_devices_indices_map(places.shape).values()
+    return np.unique(np.concatenate([places[shard].ravel() for shard in shards]))
 
 
 def to_devices(
     batches: Generator[HostBatch, None, None],
     sharding: jax.sharding.Sharding,
     batch_size: int | None,
+    micro_batches: int = 1,
 ) -> Generator[dict[str, jax.Array], None, None]:
     """Send host batches to the devices, one ahead of the one in use.
 
     Args:
-      batches: this host's parts, closed in the end.
-      sharding: of the global batches.
+      batches: this host's parts, of the images of `host_positions`; closed in the end.
+      sharding: of the global batches, see `host_positions`.
       batch_size: of the global batches; None where it changes: each is then as large as the
         parts of all hosts, which have to be equal, together.
+      micro_batches: see `host_positions`.
     """
 
     def send(batch: HostBatch) -> dict[str, jax.Array]:
-        return {
-            name: jax.make_array_from_process_local_data(
-                sharding, array, None if batch_size is None else (batch_size, *array.shape[1:])
-            )
-            for name, array in batch.items()
-        }
+        return {name: send_array(array) for name, array in batch.items()}
+
+    def send_array(array: np.ndarray) -> jax.Array:
+        shape = None
+        if batch_size is not None:
+            local = _leading_shape(len(array), micro_batches)
+            shape = (*_leading_shape(batch_size, micro_batches), *array.shape[1:])
+            array = array.reshape(*local, *array.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, array, shape)
 
     with contextlib.closing(batches):
         ahead = collections.deque(map(send, itertools.islice(batches, 2)))
         while ahead:
             yield ahead.popleft()
             ahead.extend(map(send, itertools.islice(batches, 1)))
+
+
+def _leading_shape(batch_size: int, micro_batches: int) -> tuple[int, ...]:
+    if micro_batches == 1:
+        return (batch_size,)
+    return (micro_batches, batch_size // micro_batches)

@@ -21,7 +21,11 @@ BATCH = PartitionSpec(DATA_AXES)
 
 
 def make_mesh(
-    batch_size: int, bn_group_size: int | None, devices: Sequence[jax.Device] | None = None
+    batch_size: int,
+    bn_group_size: int | None,
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    accumulate_steps: int = 1,
 ) -> Mesh:
     """Arrange the devices for data-parallel training.
 
@@ -30,27 +34,38 @@ def make_mesh(
       bn_group_size: images that share batch-norm statistics; None means the
         whole global batch.
       devices: to use, all of all hosts by default.
+      accumulate_steps: micro-batches of a batch; each is split over all devices.
 
     Raises:
-      ConfigError: batch, groups and devices do not divide.
+      ConfigError: batch, micro-batches, groups and devices do not divide.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
-    if batch_size % count:
+    if batch_size % (count * accumulate_steps):
+        parts, multiple = f"{count} devices", count * accumulate_steps
+        if accumulate_steps > 1:
+            parts = f"config.accumulate_steps={accumulate_steps} times {parts}"
         raise ConfigError(
-            f"config.batch_size={batch_size} cannot be split evenly over {count} devices; "
-            f"use a multiple of {count}."
+            f"config.batch_size={batch_size} cannot be split evenly over {parts}; "
+            f"use a multiple of {multiple}."
         )
-    share = batch_size // count
+    share = batch_size // accumulate_steps // count
     group = batch_size if bn_group_size is None else bn_group_size
     if batch_size % group:
         raise ConfigError(
             f"config.batch_size={batch_size} is not a multiple of config.bn_group_size={group}; "
             "change one of them (--config.bn_group_size=None makes one group of the whole batch)."
         )
-    if share % group and group % share:
+    if (batch_size // accumulate_steps) % group:
         raise ConfigError(
-            f"with config.batch_size={batch_size} on {count} devices each holds {share} images, "
+            f"config.accumulate_steps={accumulate_steps} makes micro-batches of "
+            f"{batch_size // accumulate_steps} images, which do not hold whole batch-norm groups "
+            f"of {group}; lower config.accumulate_steps or set config.bn_group_size."
+        )
+    if share % group and group % share:
+        each = "each holds" if accumulate_steps == 1 else "each holds, of a micro-batch,"
+        raise ConfigError(
+            f"with config.batch_size={batch_size} on {count} devices {each} {share} images, "
             f"which is neither a divisor nor a multiple of config.bn_group_size={group}; "
             "change the batch size, the group size or the number of devices."
         )
@@ -64,9 +79,14 @@ def make_mesh(
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of a global batch: its first axis over all devices."""
-    return NamedSharding(mesh, BATCH)
+def batch_spec(accumulate_steps: int) -> PartitionSpec:
+    """How a global batch `[N, ...]`, or with M micro-batches `[M, N / M, ...]`, is split."""
+    return BATCH if accumulate_steps == 1 else PartitionSpec(None, DATA_AXES)
+
+
+def batch_sharding(mesh: Mesh, accumulate_steps: int = 1) -> NamedSharding:
+    """Sharding of a global batch: its images, of each micro-batch, over all devices."""
+    return NamedSharding(mesh, batch_spec(accumulate_steps))
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:

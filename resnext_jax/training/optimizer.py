@@ -3,12 +3,15 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from resnext_jax.models.variables import Arrays
+
+T = TypeVar("T")
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
@@ -66,14 +69,59 @@ def first_step_at(epoch: float, steps_per_epoch: float) -> int:
 
 
 def sgd(
-    schedule: Schedule, *, momentum: float, nesterov: bool, weight_decay: float
+    schedule: Schedule,
+    *,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decays: Callable[[str], bool] | None = None,
+    clip_norm: float | None = None,
+    rate_factor: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """Build SGD with momentum and coupled L2 decay on every parameter.
+    """Build SGD with momentum and coupled L2 decay, for parameters by dotted name.
 
-    The decay is added to the gradient before momentum, as Torch's SGD does,
-    for batch-norm parameters and biases too (the paper makes no exception).
+    The decay is added to the gradient before momentum, as Torch's SGD does, and
+    unless `decays` says otherwise for batch-norm parameters and biases too (the
+    paper makes no exception).
+
+    Args:
+      schedule: the rate, a function of the step.
+      momentum: of the velocity.
+      nesterov: whether to look ahead.
+      weight_decay: coefficient.
+      decays: tells which parameters decay; None: all.
+      clip_norm: a gradient whose L2 norm over all parameters is larger is scaled
+        down to it, before the decay; None: never.
+      rate_factor: of each parameter, multiplies its rate; None: 1 for all.
     """
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
+    parts = [
+        # Of equal structure, so that a run can resume with another limit.
+        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
+        optax.add_decayed_weights(weight_decay, mask=_by_name(decays) if decays else None),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
-    )
+    ]
+    if rate_factor is not None:
+        factors = _by_name(rate_factor)
+        parts.append(
+            optax.stateless(
+                lambda updates, params: jax.tree.map(
+                    lambda update, factor: update * factor, updates, factors(updates)
+                )
+            )
+        )
+    return optax.chain(*parts)
+
+
+def _by_name(rule: Callable[[str], T]) -> Callable[[Arrays], dict[str, T]]:
+    return lambda params: {name: rule(name) for name in params}
+
+
+def is_norm(name: str) -> bool:
+    """Tell whether a parameter, by its dotted name, is a scale or a shift of a batch norm."""
+    *_, layer, _ = ("", *name.split("."))
+    return layer.startswith("norm")
+
+
+def is_bias(name: str) -> bool:
+    """Tell whether a parameter is a bias that is added to a layer's result, norms left out."""
+    return name.endswith(".bias") and not is_norm(name)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from resnext_jax.models.variables import Arrays
+from resnext_jax.training.guard import GuardState
 
 
 @jax.tree_util.register_dataclass
@@ -20,16 +21,36 @@ class TrainState:
       params: parameters by dotted name.
       batch_stats: batch-norm running statistics by dotted name.
       opt_state: optax's state.
+      ema: None, or `params` and `batch_stats` averaged over steps (see
+        `training.ema`).
+      guard: see `training.guard`.
     """
 
     step: jax.Array
     params: Arrays
     batch_stats: Arrays
     opt_state: optax.OptState
+    ema: dict[str, Arrays] | None
+    guard: GuardState
 
     @classmethod
     def create(
-        cls, params: Arrays, batch_stats: Arrays, optimizer: optax.GradientTransformation
+        cls,
+        params: Arrays,
+        batch_stats: Arrays,
+        optimizer: optax.GradientTransformation,
+        *,
+        ema: bool = False,
     ) -> "TrainState":
-        """Start at step 0 with a fresh optimiser state."""
-        return cls(jnp.zeros((), jnp.int32), params, batch_stats, optimizer.init(params))
+        """Start at step 0 with a fresh optimiser state, and with `ema` an average of its own."""
+        return cls(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            # Copies: the step is given the whole state's memory to reuse, once.
+            ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+            if ema
+            else None,
+            guard=GuardState.create(),
+        )

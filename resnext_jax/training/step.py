@@ -1,21 +1,51 @@
 """The training step: (state, batch) -> (state, metrics), the same on any number of devices."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh
 
 from resnext_jax.data.augment import SKIPPED, Batch
+from resnext_jax.data.mixing import MIX, mix, partners
 from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
 from resnext_jax.models.variables import Arrays, merge, split
-from resnext_jax.training.mesh import BATCH, DATA_AXES, REPLICATED
+from resnext_jax.training import ema, finetune
+from resnext_jax.training.agreement import REQUESTS, Request, agreed_requests
+from resnext_jax.training.ema import EmaSpec
+from resnext_jax.training.guard import GuardSpec, judge
+from resnext_jax.training.mesh import DATA_AXES, REPLICATED, batch_spec
 from resnext_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+# Among a step's metrics: whether its result was taken, and whether the run is halted (bool).
+ACCEPTED, HALTED = "accepted", "halted"
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What a step does beyond taking the gradient of the mean loss.
+
+    Attributes:
+      label_smoothing: see `evaluation.metrics.cross_entropy`.
+      accumulate_steps: M, micro-batches of a batch, one after the other: for
+        batches that do not fit the devices' memory.
+      frozen_stages: see `training.finetune`.
+      guard: which results are not taken.
+      ema: how the weights are averaged; None where the state has no average.
+    """
+
+    label_smoothing: float = 0.0
+    accumulate_steps: int = 1
+    frozen_stages: int = 0
+    guard: GuardSpec = dataclasses.field(default_factory=GuardSpec)
+    ema: EmaSpec | None = None
 
 
 def make_train_step(
@@ -23,8 +53,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     preprocess: Callable[[Batch], jax.Array],
     mesh: Mesh,
-    *,
-    label_smoothing: float = 0.0,
+    spec: StepSpec | None = None,
 ) -> TrainStep:
     """Compile one step of data-parallel training.
 
@@ -37,21 +66,36 @@ def make_train_step(
       optimizer: an optax transformation.
       preprocess: from a shipped batch to normalised images.
       mesh: of `training.mesh.make_mesh`.
-      label_smoothing: see `evaluation.metrics.cross_entropy`.
+      spec: everything else; None is a plain step.
 
     Returns:
       A function of the state (donated) and a global batch with `image` and
-      `label`, to the next state and the batch's mean `loss` (without weight
-      decay), `top1_error` and `top5_error` (percent); if it has `skipped`, also
-      the mean of that.
+      `label` `[N, ...]` (with M micro-batches `[M, N / M, ...]`), to the next
+      state and the batch's mean `loss` (without weight decay), `top1_error` and
+      `top5_error` (percent; where images are mixed, of the label with the larger
+      share); the `gradient_norm` (L2, before clipping); `accepted` and `halted`
+      (see `training.guard`; a step that is not accepted leaves the state as it
+      was, but counts unless halted); the mean of `skipped` and the hosts'
+      `requests`, if the batch has them.
     """
+    spec = spec or StepSpec()
 
     def loss_fn(params: Arrays, batch_stats: Arrays, batch: Batch) -> tuple[jax.Array, Any]:
-        model = merge(graphdef, params, batch_stats)
+        model = merge(graphdef, finetune.stop_gradients(params, spec.frozen_stages), batch_stats)
         model.train()
-        logits = model(preprocess(batch))
-        labels = batch["label"]
-        loss = cross_entropy(logits, labels, label_smoothing).mean()
+        finetune.freeze(model, spec.frozen_stages)
+        images, labels = preprocess(batch), batch["label"]
+        if MIX in batch:
+            images, own = mix(images, batch[MIX])
+            logits = model(images)
+            losses = own * cross_entropy(logits, labels, spec.label_smoothing) + (
+                1 - own
+            ) * cross_entropy(logits, partners(labels), spec.label_smoothing)
+            labels = jnp.where(own >= 0.5, labels, partners(labels))
+        else:
+            logits = model(images)
+            losses = cross_entropy(logits, labels, spec.label_smoothing)
+        loss = losses.mean()
         metrics = {
             "loss": loss,
             "top1_error": 100.0 * topk_wrong(logits, labels, 1).mean(),
@@ -62,31 +106,68 @@ def make_train_step(
         _, _, batch_stats = split(model)
         return loss, (batch_stats, metrics)
 
+    def local_gradients(
+        params: Arrays, batch_stats: Arrays, batch: Batch
+    ) -> tuple[Arrays, tuple[Arrays, Metrics]]:
+        """Gradients, running statistics and metrics of this device's images."""
+        gradient = jax.grad(loss_fn, has_aux=True)
+        if spec.accumulate_steps == 1:
+            return gradient(params, batch_stats, batch)
+
+        def accumulate(sums: Any, micro_batch: Batch) -> tuple[Any, Metrics]:
+            # Each begins with the same running statistics: they move once a step, by
+            # the mean over all groups.
+            gradients, (moved, metrics) = gradient(params, batch_stats, micro_batch)
+            return jax.tree.map(jnp.add, sums, (gradients, moved)), metrics
+
+        # Typed as what is added to them: each device's own.
+        no_stats = lax.pcast(jax.tree.map(jnp.zeros_like, batch_stats), DATA_AXES, to="varying")
+        nothing = jax.tree.map(jnp.zeros_like, params), no_stats
+        sums, metrics = lax.scan(accumulate, nothing, batch)
+        gradients, moved = jax.tree.map(lambda x: x / spec.accumulate_steps, sums)
+        return gradients, (moved, jax.tree.map(lambda x: x.mean(axis=0), metrics))
+
     def local_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        halt = jnp.zeros((), bool)
+        events = {}
+        if REQUESTS in batch:
+            batch = dict(batch)
+            events[REQUESTS] = agreed_requests(batch.pop(REQUESTS), DATA_AXES)
+            halt = events[REQUESTS][Request.HALT]
         # Parameters are cast to a device-varying type first. Without the cast
         # shard_map sums the gradient of replicated parameters over devices by
         # itself, and the mean below would leave it too large by their number.
         params = lax.pcast(state.params, DATA_AXES, to="varying")
-        (_, aux), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            params, state.batch_stats, batch
-        )
+        gradients, aux = local_gradients(params, state.batch_stats, batch)
         # Every device holds as many images, so the mean of means is the mean.
         # For the running statistics it is the mean over all batch-norm groups.
         gradients, (batch_stats, metrics) = lax.pmean((gradients, aux), DATA_AXES)
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new_state = TrainState(
-            step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
-            batch_stats=batch_stats,
-            opt_state=opt_state,
+        batch_stats = finetune.keep_frozen(batch_stats, state.batch_stats, spec.frozen_stages)
+        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        verdict, guard = judge(
+            spec.guard, state.guard, metrics["loss"], metrics["gradient_norm"], halt
         )
-        return new_state, metrics
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        new = {
+            "params": optax.apply_updates(state.params, updates),
+            "batch_stats": batch_stats,
+            "opt_state": opt_state,
+        }
+        old = {name: getattr(state, name) for name in new}
+        step = state.step + jnp.where(verdict.halted, 0, 1)
+        if spec.ema is not None and state.ema is not None:
+            weights = {name: new[name] for name in ("params", "batch_stats")}
+            new["ema"] = ema.update(spec.ema, state.ema, weights, step)
+            old["ema"] = state.ema
+        new_state = TrainState(**({"ema": None} | verdict.choose(new, old)), step=step, guard=guard)
+        events |= {ACCEPTED: verdict.accepted, HALTED: verdict.halted}
+        return new_state, metrics | events
 
     return jax.jit(
         jax.shard_map(
             local_step,
             mesh=mesh,
-            in_specs=(REPLICATED, BATCH),
+            in_specs=(REPLICATED, batch_spec(spec.accumulate_steps)),
             out_specs=(REPLICATED, REPLICATED),
         ),
         donate_argnums=0,

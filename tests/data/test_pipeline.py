@@ -327,6 +327,32 @@ def test_a_host_holds_the_places_of_its_own_devices_in_order() -> None:
     np.testing.assert_array_equal(host_positions(sharding, 16), np.arange(8, 16))
 
 
+class OneHostOfTwoInParts:
+    """Likewise where a batch of 16 comes in two micro-batches."""
+
+    def addressable_devices_indices_map(
+        self, shape: tuple[int, ...]
+    ) -> dict[str, tuple[slice, ...]]:
+        """Return what each device holds, in no special order."""
+        assert shape == (2, 8)
+        return {"b": (slice(None), slice(6, 8)), "a": (slice(None), slice(4, 6))}
+
+
+def test_a_host_holds_its_places_of_each_micro_batch() -> None:
+    sharding = cast(jax.sharding.Sharding, OneHostOfTwoInParts())
+    expected = [4, 5, 6, 7, 12, 13, 14, 15]
+    np.testing.assert_array_equal(host_positions(sharding, 16, 2), expected)
+
+
+def test_micro_batches_follow_each_other_on_the_devices() -> None:
+    sharding = batch_sharding(make_mesh(16, 2, accumulate_steps=2), 2)
+    assert list(host_positions(sharding, 16, 2)) == list(range(16))
+    (batch,) = to_devices(numbered(1), sharding, 16, 2)
+    np.testing.assert_array_equal(batch["label"], np.arange(16).reshape(2, 8))
+    assert batch["image"].shape == (2, 8, 2, 2, 3)
+    assert batch["image"].sharding == sharding
+
+
 def numbered(batches: int) -> Generator[HostBatch, None, None]:
     for step in range(batches):
         yield {

@@ -94,3 +94,32 @@ def test_sizes_that_do_not_fit(
     assert "\n" not in message
     for part in parts:
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("group", "accumulate_steps", "parts"),
+    [
+        (8, 3, ["config.batch_size=64", "config.accumulate_steps=3 times 8 devices", "of 24"]),
+        (8, 16, ["config.accumulate_steps=16 times 8 devices", "a multiple of 128"]),
+        (32, 4, ["config.accumulate_steps=4 makes micro-batches of 16", "groups of 32"]),
+        (None, 2, ["config.accumulate_steps=2 makes micro-batches of 32", "groups of 64"]),
+    ],
+)
+def test_micro_batches_hold_whole_groups(
+    group: int | None, accumulate_steps: int, parts: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        make_mesh(64, group, accumulate_steps=accumulate_steps)
+    for part in parts:
+        assert part in str(error.value)
+
+
+def test_micro_batches_are_split_over_all_devices() -> None:
+    mesh = make_mesh(64, 8, accumulate_steps=2)
+    assert dict(mesh.shape) == {"group": 4, "member": 2}
+    places = jax.device_put(np.arange(64).reshape(2, 32), batch_sharding(mesh, 2))
+    held = {shard.device: np.asarray(shard.data) for shard in places.addressable_shards}
+    assert [held[device].tolist() for device in mesh.devices.flat][:2] == [
+        [[0, 1, 2, 3], [32, 33, 34, 35]],
+        [[4, 5, 6, 7], [36, 37, 38, 39]],
+    ]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from resnext_jax.training import setup
 from resnext_jax.training.config import base_config
@@ -177,6 +178,84 @@ def test_the_configs_optimizer_follows_its_schedule() -> None:
     )
     # The schedule is float32, whose power of 4 may be off by a rounding.
     assert worst_difference(params, expected) < 1e-7
+
+
+NAMES = ("fc.kernel", "fc.bias", "stem.norm.scale", "stages.conv2.0.norm1.bias", "norm.scale")
+
+
+def one_step(
+    config: ConfigDict, gradient: float = 1.0
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Take a step from ones on equal gradients; return by how much each parameter moved."""
+    optimizer = setup.build_optimizer(config, lambda step: jnp.float32(0.5))
+    params = {name: jnp.ones(4) for name in NAMES}
+    state = optimizer.init(params)
+    gradients = {name: jnp.full(4, gradient) for name in NAMES}
+    updates, _ = optimizer.update(gradients, state, params)
+    return updates, optax.apply_updates(params, updates)
+
+
+def plain_config() -> ConfigDict:
+    config = base_config()
+    config.optimizer.momentum = 0.0
+    config.optimizer.nesterov = False
+    config.optimizer.weight_decay = 0.25
+    return config
+
+
+@pytest.mark.parametrize(
+    ("norm", "bias", "decayed"),
+    [
+        (True, True, NAMES),
+        (False, True, ("fc.kernel", "fc.bias")),
+        (True, False, tuple(name for name in NAMES if name != "fc.bias")),
+        (False, False, ("fc.kernel",)),
+    ],
+)
+def test_norms_and_biases_need_not_decay(norm: bool, bias: bool, decayed: tuple[str, ...]) -> None:
+    config = plain_config()
+    config.optimizer.decay_norm, config.optimizer.decay_bias = norm, bias
+    updates, _ = one_step(config)
+    for name in NAMES:
+        expected = -0.5 * (1.25 if name in decayed else 1.0)
+        np.testing.assert_allclose(updates[name], expected, err_msg=name)
+
+
+def test_a_gradient_that_is_too_long_is_scaled_before_the_decay() -> None:
+    config = plain_config()
+    config.optimizer.clip_norm = 2.0
+    norm = math.sqrt(4 * len(NAMES)) * 3.0
+    updates, _ = one_step(config, gradient=3.0)
+    np.testing.assert_allclose(updates["fc.kernel"], -0.5 * (3.0 * 2.0 / norm + 0.25), rtol=1e-6)
+    config.optimizer.clip_norm = 100.0
+    updates, _ = one_step(config, gradient=3.0)
+    np.testing.assert_allclose(updates["fc.kernel"], -0.5 * 3.25)
+
+
+def test_a_limit_to_the_gradient_leaves_the_state_its_structure() -> None:
+    """So that a run may resume with another."""
+    config = plain_config()
+    params = {name: jnp.ones(4) for name in NAMES}
+    structures = []
+    for limit in (None, 1.0):
+        config.optimizer.clip_norm = limit
+        state = setup.build_optimizer(config, lambda step: jnp.float32(0.5)).init(params)
+        structures.append(jax.tree.structure(state))
+    assert str(structures[0]) == str(structures[1])
+
+
+def test_the_backbone_may_move_more_slowly_and_frozen_stages_not_at_all() -> None:
+    config = plain_config()
+    config.finetune.backbone_rate = 0.1
+    updates, _ = one_step(config)
+    np.testing.assert_allclose(updates["fc.kernel"], -0.5 * 1.25)
+    np.testing.assert_allclose(updates["stages.conv2.0.norm1.bias"], -0.05 * 1.25)
+    config.finetune.frozen_stages = 2
+    # Their gradients are zeros (see test_finetune): without decay they stay.
+    updates, _ = one_step(config, gradient=0.0)
+    assert not updates["stem.norm.scale"].any()
+    assert not updates["stages.conv2.0.norm1.bias"].any()
+    np.testing.assert_allclose(updates["norm.scale"], -0.05 * 0.25)
 
 
 @pytest.mark.parametrize(("batch", "epoch", "step"), [(96, 30, 15_625), (48, 225, 234_375)])

@@ -20,7 +20,7 @@ from resnext_jax.training.mesh import (
 )
 from resnext_jax.training.optimizer import sgd
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.step import TrainStep, make_train_step
+from resnext_jax.training.step import StepSpec, TrainStep, make_train_step
 
 CLASSES = 7
 TRANSFORM = DeviceTransform(mean=(120.0, 110.0, 100.0), std=(60.0, 61.0, 62.0), max_shift=1)
@@ -76,10 +76,19 @@ class TinyRun:
         conv_implementation: Implementation = "auto",
         name: str = "resnext11_2x4d",
         scan_blocks: bool = False,
+        spec: StepSpec | None = None,
+        transform: DeviceTransform = TRANSFORM,
     ):
         """Build mesh, state and step."""
         self.batch_size = batch_size
-        self.mesh: Mesh = make_mesh(batch_size, bn_group_size, jax.devices()[:devices])
+        spec = spec or StepSpec()
+        self.accumulate_steps = spec.accumulate_steps
+        self.mesh: Mesh = make_mesh(
+            batch_size,
+            bn_group_size,
+            jax.devices()[:devices],
+            accumulate_steps=self.accumulate_steps,
+        )
         self.graphdef, params, batch_stats = split(
             tiny_model(
                 dtype,
@@ -96,13 +105,24 @@ class TinyRun:
             nesterov=True,
             weight_decay=weight_decay,
         )
-        state = TrainState.create(params, batch_stats, optimizer)
+        state = TrainState.create(params, batch_stats, optimizer, ema=spec.ema is not None)
         self.state = jax.device_put(state, replicated_sharding(self.mesh))
-        self.step: TrainStep = make_train_step(self.graphdef, optimizer, TRANSFORM.train, self.mesh)
+        self.step: TrainStep = make_train_step(
+            self.graphdef, optimizer, transform.train, self.mesh, spec
+        )
 
     def batch(self, step: int = 0) -> Batch:
         """Return global batch `step` on the devices."""
-        return jax.device_put(tiny_batch(self.batch_size, step), batch_sharding(self.mesh))
+        return self.put(tiny_batch(self.batch_size, step))
+
+    def put(self, batch: dict[str, np.ndarray]) -> Batch:
+        """Return a global batch `[N, ...]` on the devices."""
+        parts = self.accumulate_steps
+        if parts > 1:
+            batch = {
+                name: array.reshape(parts, -1, *array.shape[1:]) for name, array in batch.items()
+            }
+        return jax.device_put(batch, batch_sharding(self.mesh, parts))
 
     def train(self, steps: int) -> list[float]:
         """Take steps; return their losses."""
