@@ -1,8 +1,9 @@
 """Train a ResNeXt: python train.py --config=configs/digits_resnext29.py --workdir=runs/digits.
 
-Any field of the config can be changed: --config.batch_size=64. Exit status: 0
-when trained, 2 for a mistake in config, data or workdir, 130 (SIGINT) or 143
-(SIGTERM) when stopped by a signal, with the state saved.
+Any field of the config can be changed: --config.batch_size=64. Several hosts:
+docs/distributed.md. Exit status: 0 when trained, 2 for a mistake in config,
+data or workdir, 75 when another host did not come or was lost, 130 (SIGINT)
+or 143 (SIGTERM) when stopped by a signal, with the state saved.
 """
 
 import sys
@@ -21,25 +22,34 @@ _WORKDIR = flags.DEFINE_string(
     "Folder for checkpoints, metrics and plots; resumed if it has a checkpoint. By default "
     "runs/NAME, by the name of the config.",
 )
+cli.define_host_flags()
 
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
     """Train."""
     del argv
-    workdir = _WORKDIR.value
-    if not workdir:
-        workdir = cli.default_workdir()
-        print(f"workdir: {workdir}", flush=True)
     cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
-    from resnext_jax.training.loop import InterruptedRunError, train
+    from resnext_jax.training.distributed import connected, is_first_host
 
-    try:
-        train(_CONFIG.value, workdir)
-    except InterruptedRunError as stop:
-        print(f"{stop}; the same command resumes", file=sys.stderr)
-        sys.exit(stop.exit_status)
+    stopped = None
+    with connected(**cli.host_flags()):
+        from resnext_jax.training.loop import InterruptedRunError, train
+
+        workdir = _WORKDIR.value
+        if not workdir:
+            workdir = cli.default_workdir()
+            if is_first_host():
+                print(f"workdir: {workdir}", flush=True)
+        try:
+            train(_CONFIG.value, workdir)
+        except InterruptedRunError as stop:
+            # All hosts stop at one step: an orderly end.
+            stopped = stop
+    if stopped:
+        print(f"{stopped}; the same command resumes", file=sys.stderr)
+        sys.exit(stopped.exit_status)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,16 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from resnext_jax.errors import UserError, fail
 from resnext_jax.training.config import field, field_names, optional_fields, set_field
+
+# Flags defined here belong to the program that asks for them, and stand in its --help.
+flags.disclaim_key_flags()
 
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "--helpxml"}
 
@@ -34,6 +38,34 @@ def keep_compiled_programs() -> None:
         except OSError:
             return  # a convenience: nobody should be stopped for want of it
         jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def define_host_flags() -> None:
+    """Define the flags of a program that may run as several processes, for `host_flags`."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "HOST:PORT, the host of process 0 and a free port there. This and the next two are for "
+        "runs of several processes, where no launcher tells them (SLURM, Open MPI, TPU and "
+        "Kubernetes do).",
+    )
+    flags.DEFINE_integer("num_processes", None, "Number of processes, 1 for one alone.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    flags.DEFINE_float(
+        "distributed_timeout",
+        300.0,
+        "Seconds that other processes may take to start, or be silent.",
+    )
+
+
+def host_flags() -> dict[str, Any]:
+    """Return the values of these flags, arguments of `training.distributed.connected`."""
+    return {
+        "coordinator_address": flags.FLAGS.coordinator_address,
+        "num_processes": flags.FLAGS.num_processes,
+        "process_id": flags.FLAGS.process_id,
+        "time_limit": flags.FLAGS.distributed_timeout,
+    }
 
 
 def default_workdir() -> str:

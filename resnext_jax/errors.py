@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
+EXIT_LOST_HOST = 75  # sysexits.h's EX_TEMPFAIL: trying again may do
 EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
     """Bad input, told in one sentence: what is wrong, where, and what to do."""
+
+    exit_status = EXIT_USER_ERROR
 
 
 class ConfigError(UserError):
@@ -26,18 +29,28 @@ class CheckpointError(UserError):
     """A checkpoint that is missing or does not fit the model."""
 
 
+class DivergedError(UserError):
+    """A training whose loss is no longer usable."""
+
+
 class WorkdirError(UserError):
     """A work directory that cannot be read or written."""
 
 
-def fail(message: str) -> NoReturn:
-    """Print one sentence to stderr and leave with status 2."""
+class HostError(UserError):
+    """A host of the run that did not come, or was lost."""
+
+    exit_status = EXIT_LOST_HOST
+
+
+def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
+    """Print one sentence to stderr and leave, with status 2 unless told otherwise."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(status)
 
 
 def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Turn a UserError that leaves `main` into a sentence and exit status 2.
+    """Turn a UserError that leaves `main` into a sentence and its exit status, mostly 2.
 
     And Ctrl-C, where nothing handles it better, into a sentence and exit status 130.
     """
@@ -47,7 +60,7 @@ def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
         try:
             main(argv)
         except UserError as error:
-            fail(str(error))
+            fail(str(error), error.exit_status)
         except KeyboardInterrupt:
             print("interrupted; the same command starts over.", file=sys.stderr, flush=True)
             # tfds downloads in a thread, and Python would wait for it to finish.

@@ -1,0 +1,412 @@
+"""Contact between the processes of a run: who came, who was lost, who gave up.
+
+JAX's coordination service watches the processes too, but it ends a process from C++, with a stack
+trace for a message, and late: a missing process is not named at all, a killed one only after the
+heartbeat's time limit. Here the operating system tells at once: every process keeps a connection
+to process 0, which breaks with the process. Process 0 listens at the coordinator's address until
+all have come, and leaves that port to JAX then; the connections stay. Messages are JSON objects,
+one a line, and an empty one is a sign of life.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import socket
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from resnext_jax.errors import EXIT_LOST_HOST, HostError, UserError
+
+# Seconds that a process has to end with an error of its own, once another has told of one.
+GRACE = 2.0
+_RETRY = 0.2
+# Seconds of waiting that need no explanation.
+_PATIENCE = 10.0
+# A process counts as lost when this many parts of the time limit have passed without a sign
+# of life. Parts, so that a machine that was suspended is given time after it wakes.
+_PARTS = 4
+_GREETING = "resnext_jax"
+
+Message = dict[str, Any]
+
+
+@dataclasses.dataclass(eq=False)
+class _Peer:
+    """The other end of a connection."""
+
+    process: int
+    name: str
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    done: bool = False
+    gave_up: bool = False
+    gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
+
+    def send(self, **message: Any) -> None:
+        """Send without waiting."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self.writer.write(json.dumps(message).encode() + b"\n")
+
+
+class Contact:
+    """This process's connections: to all others on process 0, to process 0 on the others."""
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        *,
+        num_processes: int,
+        process_id: int,
+        time_limit: float,
+        on_end: Callable[[str, int], None],
+    ):
+        """Note what to do; `meet` begins.
+
+        Args:
+          address: host of process 0, and a port there.
+          num_processes: of the run, at least 2.
+          process_id: of this process, 0 to num_processes - 1.
+          time_limit: seconds that the others may take to come, or be silent.
+          on_end: called, in the thread of the connections, when another process
+            is lost or has given up, with a sentence and an exit status; it is
+            to end this process.
+        """
+        self._address = address
+        self._count = num_processes
+        self._process = process_id
+        self._limit = time_limit
+        self._on_end = on_end
+        self._peers: dict[int, _Peer] = {}
+        self._met = False
+        self._waiting_for: list[int] = []  # as process 0 last said
+        self._self_done = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="contact", daemon=True)
+        self._closing = threading.Lock()
+        self._all_came = asyncio.Event()
+        self._all_done = asyncio.Event()
+        self._end_heard = asyncio.Event()
+        # For the main thread: another process was lost; another was lost or has given up.
+        self.lost = threading.Event()
+        self.ended = threading.Event()
+
+    def meet(self) -> None:
+        """Wait until all processes are there.
+
+        Raises:
+          HostError: some did not come within the time limit.
+          UserError: the address cannot be listened at, or the processes
+            were started with flags that do not fit together.
+        """
+        self._thread.start()
+        try:
+            self._wait(self._meet_others() if self._process == 0 else self._meet_first())
+        except BaseException:
+            self.close()
+            raise
+
+    def part(self) -> None:
+        """Wait until all processes have come here; they may take any time, but must live."""
+        self._wait(self._part())
+        self.close()
+
+    def give_up(self, sentence: str, status: int) -> None:
+        """Tell the others that this process ends with an error, and what it is."""
+        with contextlib.suppress(TimeoutError):
+            self._wait(self._give_up(sentence, status), timeout=4 * GRACE)
+
+    def close(self) -> None:
+        """Close the connections, if they are not closed."""
+        with self._closing:
+            if self._thread.is_alive():
+                self._wait(self._close())
+                self._loop.call_soon_threadsafe(self._loop.stop)
+                self._thread.join()
+            self._loop.close()
+
+    def _wait(self, work: Coroutine[Any, Any, None], timeout: float | None = None) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
+
+    # Coming together
+
+    async def _meet_others(self) -> None:
+        """Process 0: let the others come."""
+        server = await asyncio.start_server(self._answer, sock=_listen(self._address[1]))
+        self._start(self._show_life())
+        reminder = self._start(self._remind())
+        try:
+            async with asyncio.timeout(self._limit):
+                await self._all_came.wait()
+        except TimeoutError:
+            self._tell(waiting_for=self._absent(), too_late=self._limit)
+            drains = [peer.writer.drain() for peer in self._peers.values()]
+            await _within(GRACE, asyncio.gather(*drains, return_exceptions=True))
+            raise HostError(_did_not_come(self._absent(), self._limit)) from None
+        finally:
+            reminder.cancel()
+            server.close()  # leaves the port to JAX; the connections stay
+        self._tell(met=socket.gethostname())
+
+    def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._start(self._welcome(reader, writer))
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.closing(writer), contextlib.suppress(TimeoutError, LookupError, ValueError):
+            hello = await self._hear(reader)
+            if hello is None or hello.get("hello") != _GREETING:
+                return
+            peer = _Peer(int(hello["process"]), str(hello["name"]), reader, writer)
+            refusal = self._refusal(peer.process, int(hello["count"]))
+            if refusal is not None:
+                peer.send(refused=refusal)
+                return
+            self._peers[peer.process] = peer
+            self._met = not self._absent()
+            if self._met:
+                self._all_came.set()
+            await self._follow(peer)
+
+    def _refusal(self, process: int, count: int) -> str | None:
+        """Say what is wrong with a process that comes, if anything."""
+        if count != self._count:
+            return (
+                f"this process expects {count} processes and process 0 expects {self._count}; "
+                "start all with the same --num_processes."
+            )
+        if process in self._peers:
+            return (
+                f"there is a process {process} already, on {self._peers[process].name}; "
+                "give each process another --process_id."
+            )
+        return None
+
+    def _absent(self) -> list[int]:
+        return [process for process in range(1, self._count) if process not in self._peers]
+
+    async def _meet_first(self) -> None:
+        """Others: go to process 0, and wait there until all have come."""
+        host, port = self._address
+        deadline = self._loop.time() + self._limit
+        problem = "no answer"
+        reminder = self._start(self._remind())
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        reader, writer = await asyncio.open_connection(host, port)
+                except OSError as error:
+                    problem = os.strerror(error.errno) if error.errno else str(error) or problem
+                else:
+                    # Process 0 says when it has been too long.
+                    if await self._introduce(_Peer(0, host, reader, writer)):
+                        return
+                    problem = "it ended, or another program answers there"
+                await asyncio.sleep(_RETRY)
+                if self._loop.time() >= deadline:
+                    raise HostError(
+                        f"process 0 could not be reached at {host}:{port} within {self._limit:g} "
+                        f"seconds ({problem}); see what became of it, or correct "
+                        "--coordinator_address."
+                    )
+        finally:
+            reminder.cancel()
+
+    async def _introduce(self, first: _Peer) -> bool:
+        """Wait beside process 0; False when it left before all had come."""
+        first.send(
+            hello=_GREETING, process=self._process, count=self._count, name=socket.gethostname()
+        )
+        with contextlib.ExitStack() as closing, contextlib.suppress(TimeoutError):
+            closing.callback(first.writer.close)
+            while (message := await self._hear(first.reader)) is not None:
+                if "hello" in message:
+                    break  # connected to itself, as can be where nobody listens
+                if "refused" in message:
+                    raise UserError(message["refused"])
+                self._waiting_for = message.get("waiting_for", [])
+                if "too_late" in message:
+                    raise HostError(_did_not_come(self._waiting_for, message["too_late"]))
+                if "met" in message:
+                    closing.pop_all()
+                    first.name = message["met"]
+                    self._peers[0] = first
+                    self._met = True
+                    self._start(self._follow(first))
+                    self._start(self._show_life())
+                    return True
+        return False
+
+    async def _remind(self) -> None:
+        """Tell a person why nothing happens."""
+        await asyncio.sleep(_PATIENCE)
+        absent = self._absent() if self._process == 0 else self._waiting_for or [0]
+        print(f"waiting for {_processes(absent)}", file=sys.stderr, flush=True)
+
+    # Staying in touch
+
+    async def _show_life(self) -> None:
+        while True:
+            absent = [] if self._met else self._absent()
+            self._tell(**({"waiting_for": absent} if absent else {}))
+            await asyncio.sleep(min(1.0, self._limit / _PARTS / 2))
+
+    async def _hear(self, reader: asyncio.StreamReader) -> Message | None:
+        """Return the next message that is more than a sign of life; None when there is no more.
+
+        Raises:
+          TimeoutError: silence for the time limit.
+        """
+        quiet = 0
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), self._limit / _PARTS)
+                message = json.loads(line) if line.endswith(b"\n") else None
+            except TimeoutError:
+                quiet += 1
+                if quiet == _PARTS:
+                    raise
+                continue
+            except (OSError, ValueError):  # a broken connection, or no message of ours
+                return None
+            quiet = 0
+            if not isinstance(message, dict):
+                return None
+            if message:
+                return message
+
+    async def _follow(self, peer: _Peer) -> None:
+        """Act on what a process says, until it has no more to say."""
+        reason = "its connection broke"
+        try:
+            while (message := await self._hear(peer.reader)) is not None:
+                if "end" in message:
+                    peer.gave_up = True
+                    self._end_heard.set()
+                    self._start(self._end(peer, message["end"], message["status"], message["lost"]))
+                elif "done" in message:
+                    peer.done = True
+                    self._check_done()
+        except TimeoutError:
+            reason = f"nothing was heard of it for {self._limit:g} seconds"
+        peer.gone.set()
+        peer.writer.close()
+        if not self._met:
+            del self._peers[peer.process]  # it may come again
+        elif not (peer.done or peer.gave_up):
+            sentence = (
+                f"process {peer.process} on {peer.name} was lost ({reason}); start all processes "
+                "again: training resumes from its last checkpoint."
+            )
+            await self._end(peer, sentence, EXIT_LOST_HOST, lost=True)
+
+    async def _end(self, source: _Peer, sentence: str, status: int, lost: bool) -> None:
+        """Another process was lost or gave up: end this one."""
+        if self.ended.is_set():
+            return
+        if lost:
+            self.lost.set()
+        self.ended.set()
+        if self._process == 0:
+            self._tell(end=sentence, status=status, lost=lost)
+        if not lost:
+            await asyncio.sleep(GRACE)
+        await self._let_others_leave(GRACE + 1, source)
+        self._on_end(sentence, status)  # at once: JAX may be about to abort this process
+
+    async def _give_up(self, sentence: str, status: int) -> None:
+        self.ended.set()  # whatever is heard from now on comes too late
+        self._tell(end=sentence, status=status, lost=False)
+        if self._process != 0:
+            # Process 0 tells all, this one too. A connection closed before all that came
+            # through it is read can lose what was sent.
+            await _within(GRACE, self._end_heard.wait())
+        await self._let_others_leave(GRACE + 1)
+
+    async def _let_others_leave(self, seconds: float, but: _Peer | None = None) -> None:
+        """Process 0 goes last: JAX aborts the others as soon as it is gone."""
+        if self._process == 0:
+            others = [peer.gone.wait() for peer in self._peers.values() if peer is not but]
+            await _within(seconds, asyncio.gather(*others))
+
+    # Parting
+
+    async def _part(self) -> None:
+        self._self_done = True
+        if self._process != 0:
+            self._tell(done=True)
+        self._check_done()
+        await self._all_done.wait()
+        await self._let_others_leave(self._limit)
+
+    def _check_done(self) -> None:
+        """On process 0 all must be done; from it, that is what the others hear."""
+        if all(peer.done for peer in self._peers.values()) and self._self_done:
+            if self._process == 0:
+                self._tell(done=True)
+            self._all_done.set()
+
+    # Means
+
+    def _tell(self, **message: Any) -> None:
+        for peer in self._peers.values():
+            peer.send(**message)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # asyncio itself would forget it
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _close(self) -> None:
+        for peer in self._peers.values():
+            peer.writer.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for _ in range(3):
+            await asyncio.sleep(0)  # lets asyncio close the sockets
+
+
+async def _within(seconds: float, work: Awaitable[Any]) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(work, seconds)
+
+
+def _listen(port: int) -> socket.socket:
+    """Listen at a port, at all addresses of this host.
+
+    Raises:
+      UserError: it is taken, or not allowed.
+    """
+    dual = socket.has_dualstack_ipv6()
+    try:
+        try:
+            family = socket.AF_INET6 if dual else socket.AF_INET
+            return socket.create_server(("", port), family=family, dualstack_ipv6=dual)
+        except OSError as error:
+            if not dual or error.errno == errno.EADDRINUSE:
+                raise
+            return socket.create_server(("", port))  # a host whose IPv6 is switched off
+    except OSError as error:
+        raise UserError(
+            f"process 0 cannot listen at port {port} of {socket.gethostname()} "
+            f"({error.strerror}); give --coordinator_address another port."
+        ) from error
+
+
+def _did_not_come(absent: list[int], limit: float) -> str:
+    return (
+        f"{_processes(absent)} did not come within {limit:g} seconds; see what became of it "
+        "there, or allow more time with --distributed_timeout."
+    )
+
+
+def _processes(numbers: list[int]) -> str:
+    return f"process{'es' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"

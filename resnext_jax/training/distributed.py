@@ -1,0 +1,377 @@
+"""Several hosts: finding each other at the start, agreeing, and ending together.
+
+One process runs on each host (or for each accelerator); together they see all devices, and all
+run the same program. `connected` is what a program with several processes runs in.
+"""
+
+import contextlib
+import dataclasses
+import math
+import multiprocessing
+import os
+import re
+import socket
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NoReturn, TypeVar
+
+import jax
+import numpy as np
+
+# What jax.distributed asks itself; in public, it neither tells the answers nor takes part of them.
+from jax._src.clusters import (
+    ClusterEnv,
+    GceTpuCluster,
+    GkeTpuCluster,
+    K8sCluster,
+    OmpiCluster,
+    SlurmCluster,
+)
+from jax.experimental import multihost_utils
+
+from resnext_jax.errors import EXIT_INTERRUPTED, UserError
+from resnext_jax.training.contact import GRACE, Contact
+
+_T = TypeVar("_T")
+
+_NO_PROXY = "no_grpc_proxy"
+
+# Whoever holds it ends the process: the main thread, or the one that heard of another's end.
+_ending = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """The processes of a run, as one of them sees them.
+
+    Attributes:
+      address: host of process 0, and a port there.
+      num_processes: 2 or more.
+      process_id: of this process, 0 to num_processes - 1.
+      local_device_ids: which of this host's accelerators are this process's;
+        None for all.
+    """
+
+    address: tuple[str, int]
+    num_processes: int
+    process_id: int
+    local_device_ids: tuple[int, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Launched:
+    """What the program that started the processes says about them."""
+
+    by: str
+    num_processes: int
+    process_id: int
+    address: Callable[[], str | None]
+    local_device_ids: tuple[int, ...] | None = None
+
+
+@contextlib.contextmanager
+def connected(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    time_limit: float = 300.0,
+) -> Iterator[None]:
+    """Run the block together with the other processes, if there are any.
+
+    Before it, all processes wait for each other, and JAX learns of all their
+    devices; after it, they wait for each other again. Where one ends with an
+    error, is killed, or is not heard of for the time limit, all end: an error
+    that leaves the block ends the process, and the others with it, within
+    seconds. For one process alone this does nothing.
+
+    Args:
+      coordinator_address: HOST:PORT of process 0; by default as SLURM, Open
+        MPI, Cloud TPU or Kubernetes say, likewise the next two.
+      num_processes: how many there are.
+      process_id: the number of this one, from 0.
+      time_limit: seconds.
+
+    Raises:
+      UserError: what is given does not fit together.
+      HostError: some processes did not come within the time limit.
+    """
+    cluster = find_cluster(coordinator_address, num_processes, process_id, time_limit)
+    if cluster is None:
+        yield
+        return
+    contact = Contact(
+        cluster.address,
+        num_processes=cluster.num_processes,
+        process_id=cluster.process_id,
+        time_limit=time_limit,
+        on_end=_end_after_another,
+    )
+    contact.meet()
+    try:
+        _initialize_jax(cluster, time_limit)
+        yield
+        contact.part()
+    except BaseException as error:
+        _end_with(error, contact, cluster.process_id)
+
+
+def agree(value: int) -> int:
+    """Return the first host's value, on all hosts; all must call it.
+
+    Args:
+      value: of 64 bits.
+    """
+    if jax.process_count() == 1:
+        return value
+    # As bytes, since JAX would make 32 bits of the number.
+    sent = np.array([value], np.int64).view(np.uint8)
+    received = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)
+    return int(received.view(np.int64)[0])
+
+
+def is_first_host() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return jax.process_index() == 0
+
+
+def find_cluster(
+    coordinator_address: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    time_limit: float,
+) -> Cluster | None:
+    """Find out which processes there are: as given, and what is not given as the environment says.
+
+    Args:
+      coordinator_address: see `connected`, also for the rest.
+      num_processes: 1 for one process alone, whatever the environment says.
+      process_id: of this process.
+      time_limit: seconds that the environment may take to tell (Kubernetes, TPU).
+
+    Returns:
+      None for one process alone.
+
+    Raises:
+      UserError: what is given is wrong, or not enough.
+    """
+    if time_limit < 1:
+        raise UserError(f"--distributed_timeout={time_limit:g} must be at least 1 second.")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes={num_processes} must be at least 1.")
+    given = (coordinator_address, num_processes, process_id)
+    launched = _launched(time_limit) if None in given and num_processes != 1 else None
+    if launched is not None:
+        num_processes = launched.num_processes if num_processes is None else num_processes
+        process_id = launched.process_id if process_id is None else process_id
+    elif given == (None, None, None):
+        return None
+    if num_processes is not None and process_id is not None:
+        _check_number(process_id, num_processes)
+    if num_processes == 1:
+        return None
+    if coordinator_address is None:
+        coordinator_address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator_address is None and launched is not None:
+        coordinator_address = _told(launched.by, launched.address)
+    if coordinator_address is None or num_processes is None or process_id is None:
+        flags = {
+            "--coordinator_address": coordinator_address,
+            "--num_processes": num_processes,
+            "--process_id": process_id,
+        }
+        missing = [flag for flag, value in flags.items() if value is None]
+        raise UserError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, and no "
+            f"launcher tells; a run of several processes needs {', '.join(flags)}."
+        )
+    share = None if launched is None else launched.local_device_ids
+    return Cluster(_host_and_port(coordinator_address), num_processes, process_id, share)
+
+
+def _check_number(process_id: int, num_processes: int) -> None:
+    if not 0 <= process_id < num_processes:
+        raise UserError(
+            f"--process_id={process_id} must be from 0 to {num_processes - 1}, one less than the "
+            f"number of processes, {num_processes}."
+        )
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    match = re.fullmatch(r"\[?([^][]+?)\]?:(\d{1,5})", address)
+    if match is None or not 0 < int(match[2]) < 2**16:
+        raise UserError(
+            f"--coordinator_address={address!r} must be HOST:PORT, the host of process 0 and "
+            "a free port there, such as node1:8476."
+        )
+    return match[1], int(match[2])
+
+
+def _launched(time_limit: float) -> _Launched | None:
+    """Ask Open MPI, SLURM, Cloud TPU and Kubernetes, in this order; None where none is."""
+    if "OMPI_COMM_WORLD_SIZE" in os.environ:
+        return _told("Open MPI", _from_open_mpi)
+    if SlurmCluster.is_env_present():
+        return _told("SLURM", _from_slurm)
+    for tpus in (GkeTpuCluster, GceTpuCluster):
+        if _has_hosts(tpus):
+            return _told("Cloud TPU", partial(_from_jax, "Cloud TPU", tpus, time_limit))
+    # Every Kubernetes pod could be asked, but only an indexed job has several processes.
+    if "JOB_COMPLETION_INDEX" in os.environ and K8sCluster.is_env_present():
+        return _told("Kubernetes", partial(_from_jax, "Kubernetes", K8sCluster, time_limit))
+    return None
+
+
+def _has_hosts(tpus: type[ClusterEnv]) -> bool:
+    """Whether this is a TPU machine that knows of its slice's hosts."""
+    try:
+        present = tpus.is_env_present()
+    except Exception:  # no metadata server: TPUs of a notebook, say
+        return False
+    if present and tpus is GkeTpuCluster:
+        environ = os.environ
+        names = environ.get("TPU_PROCESS_ADDRESSES") or environ.get("TPU_WORKER_HOSTNAMES", "")
+        return "," in names or "MEGASCALE_NUM_SLICES" in environ
+    return present
+
+
+def _told(by: str, ask: Callable[[], _T]) -> _T:
+    try:
+        return ask()
+    except Exception as error:  # whatever variables and metadata servers can be
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{by} does not tell which processes there are ({reason}); give "
+            "--coordinator_address, --num_processes and --process_id, or --num_processes=1."
+        ) from error
+
+
+def _from_jax(by: str, cluster: type[ClusterEnv], time_limit: float) -> _Launched:
+    """Ask one of JAX's own detections."""
+    port = os.environ.get("JAX_COORDINATOR_PORT")
+    return _Launched(
+        by,
+        cluster.get_process_count(),
+        cluster.get_process_id(),
+        lambda: cluster.get_coordinator_address(math.ceil(time_limit), port),
+    )
+
+
+def _from_slurm() -> _Launched:
+    launched = _from_jax("SLURM", SlurmCluster, 0)
+    # An interactive step is one process in a job that may have been given room for more.
+    count = int(os.environ.get("SLURM_STEP_NUM_TASKS", launched.num_processes))
+    nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
+    share = _share_of_devices(int(os.environ["SLURM_LOCALID"]), math.ceil(count / nodes))
+    return dataclasses.replace(launched, num_processes=count, local_device_ids=share)
+
+
+def _from_open_mpi() -> _Launched:
+    environ = os.environ
+    rank = int(environ["OMPI_COMM_WORLD_LOCAL_RANK"])
+    here = int(environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
+
+    def address() -> str | None:
+        # Open MPI 5 no longer says where it was started.
+        if "OMPI_MCA_orte_hnp_uri" not in environ:
+            return None
+        return OmpiCluster.get_coordinator_address(None, environ.get("JAX_COORDINATOR_PORT"))
+
+    return _Launched(
+        "Open MPI",
+        int(environ["OMPI_COMM_WORLD_SIZE"]),
+        int(environ["OMPI_COMM_WORLD_RANK"]),
+        address,
+        _share_of_devices(rank, here),
+    )
+
+
+def _share_of_devices(rank: int, processes_here: int) -> tuple[int, ...] | None:
+    """Return which of a host's accelerators a process takes: one of several, or all if alone.
+
+    JAX by itself would use one, even where one process was started for a host of eight.
+    """
+    if processes_here == 1 or "JAX_LOCAL_DEVICE_IDS" in os.environ:
+        return None
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None and rank >= len(visible.split(",")):
+        return None  # the launcher has shared them out
+    return (rank,)
+
+
+def _initialize_jax(cluster: Cluster, time_limit: float) -> None:
+    # It would take SIGTERM for itself, which is the training loop's to see.
+    jax.config.update("jax_enable_preemption_service", False)
+    host, port = cluster.address
+    # Where the environment names a proxy for the web, gRPC would look for process 0 behind it.
+    direct = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy")
+    os.environ[_NO_PROXY] = f"{direct},{host}" if direct else host
+    seconds = math.ceil(time_limit)
+    jax.distributed.initialize(
+        f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        cluster.num_processes,
+        cluster.process_id,
+        cluster.local_device_ids,
+        cluster_detection_method="deactivate",
+        initialization_timeout=seconds,
+        # Only where Python itself hangs: `Contact` tells earlier, and better.
+        heartbeat_timeout_seconds=2 * seconds,
+        shutdown_timeout_seconds=seconds,
+    )
+
+
+def _end_with(error: BaseException, contact: Contact, process_id: int) -> NoReturn:
+    """End the process with its own error, and the others with it.
+
+    But when another was lost, that is what is told: a broken collective or a
+    checkpoint that fails is only what is seen of it here.
+    """
+    if isinstance(error, UserError):
+        another = contact.lost.wait(GRACE / 4)
+    else:
+        another = isinstance(error, Exception) and contact.ended.wait(GRACE)
+    if another or not _ending.acquire(blocking=False):
+        threading.Event().wait()  # the other thread ends the process
+    me = f"process {process_id} on {socket.gethostname()}"
+    status = 1
+    if isinstance(error, UserError):
+        sentence = " ".join(str(error).split())
+        own, others = f"error: {sentence}", f"{me} ended with an error: {sentence}"
+        status = error.exit_status
+    elif isinstance(error, KeyboardInterrupt):
+        own, others = "interrupted; the same command starts over.", f"{me} was interrupted"
+        status = EXIT_INTERRUPTED
+    else:
+        own = "".join(traceback.format_exception(error)).rstrip()
+        last = own.splitlines()[-1][:300]
+        others = f"{me} ended with an unexpected error, see its own output ({last})"
+    _say(own)
+    contact.give_up(others, status)
+    _leave(status)
+
+
+def _end_after_another(sentence: str, status: int) -> None:
+    """End the process because of what happened to another."""
+    if _ending.acquire(blocking=False):
+        _say(f"error: {sentence}")
+        _leave(status)
+
+
+def _say(text: str) -> None:
+    # In a thread, as the main one may hang while it holds the stream.
+    speaker = threading.Thread(target=lambda: print(text, file=sys.stderr, flush=True), daemon=True)
+    speaker.start()
+    speaker.join(1)
+
+
+def _leave(status: int) -> NoReturn:
+    """Leave at once: an orderly end would wait for the other processes."""
+    with contextlib.suppress(Exception):  # a worker left behind is better than a hang
+        for child in multiprocessing.active_children():
+            child.kill()
+    flush = threading.Thread(target=sys.stdout.flush, daemon=True)
+    flush.start()
+    flush.join(1)
+    os._exit(status)
