@@ -1,140 +1,388 @@
 """Checkpoints: the whole state of a run, saved while training goes on."""
 
+import functools
+import json
+import logging
+import sys
+import threading
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 from resnext_jax.errors import CheckpointError
 from resnext_jax.models.variables import Arrays
+from resnext_jax.training import packing
+from resnext_jax.training.distributed import agree, is_first_host
+from resnext_jax.training.manifest import StepFolders, one_line
 from resnext_jax.training.state import TrainState
 
-# What a checkpoint is made of: the weights, which is all that evaluation reads,
-# and what only training needs.
+# What a checkpoint is made of: the weights and their average, each of which is all that an
+# evaluation reads, what only training needs, and what is not arrays.
 _WEIGHTS = "weights"
+_EMA = "ema"
 _TRAINING = "training"
+RUN_FILE = "run.json"
+
+# In an item's metadata of Orbax: which arrays its vectors are made of.
+_INDEX = "arrays"
+# Vectors are written in parts, at the same time.
+_PART_BYTES = 2**24
+
+Answer = TypeVar("Answer")
+
+
+@functools.cache
+def _silence_orbax() -> None:
+    """Keep tracebacks off standard error of what is raised, and told in one sentence.
+
+    Orbax logs an error in each of its threads before it raises it. It also closes its event loop
+    at the first one, and each answer of TensorStore's that comes later, from a thread of
+    TensorStore's, fails and says so: during the save, or after it.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+    )
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
+
+
+def _print_warning(message: str) -> None:
+    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 class Checkpoints:
     """The checkpoints of one workdir, under `checkpoints/`.
 
-    A checkpoint holds parameters, running statistics, optimiser state and the
-    step, which is also the data position. Saving is asynchronous. An Orbax
-    checkpoint has its final name only once it is whole, so an interrupted save
-    is never restored.
+    A checkpoint holds the parameters and running statistics, their average if there is one, the
+    optimiser state, the guard and the step, which is also the data position, and a dictionary of
+    the caller's. A manifest with the hash of every file tells whether it is whole.
+
+    On several hosts, whose file system is shared, all call the same methods in the same order. The
+    state is replicated, so the first host has all of it: it alone writes, verifies and deletes.
+    The others hear from it which checkpoint is taken, and read it themselves.
     """
 
-    def __init__(self, workdir: Path, *, keep: int = 1, read_only: bool = False):
-        """Open, and unless `read_only` make, the folder; keep the last `keep` checkpoints."""
+    # Not Orbax's `CheckpointManager`: it deletes old checkpoints before a manifest of the new one
+    # could be there, and has no notion of a damaged one. Nor its `AsyncCheckpointer`, which plans
+    # the writing before it returns, and cuts replicated arrays into a part for each device: with
+    # the demo's 258 arrays the loop waits 0.1 s for it on one device, and on eight 0.6 s, the
+    # first time 6. So the arrays are copied to the host, in milliseconds, and the rest, planning
+    # too, is done by Orbax's `Checkpointer` in a thread of ours.
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep: int = 1,
+        keep_forever: Callable[[int], bool] = lambda step: False,
+        read_only: bool = False,
+        warn: Callable[[str], None] = _print_warning,
+    ):
+        """Open the folder, and unless `read_only` make it and delete what is half written in it.
+
+        Args:
+          workdir: of the run.
+          keep: the last so many checkpoints are kept, 1 or more.
+          keep_forever: whether the checkpoint of a step is kept besides.
+          read_only: nothing is saved, and damaged checkpoints stay where they are.
+          warn: takes a sentence, on the first host.
+
+        Raises:
+          CheckpointError: the folder cannot be used.
+        """
         self.directory = workdir / "checkpoints"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else keep,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
+        self._keep, self._keep_forever = keep, keep_forever
+        self._read_only, self._warn = read_only, warn
+        self._best: int | None = None
+        self._folders = StepFolders(workdir, self.directory, warn)
+        self._thread: threading.Thread | None = None
+        # What the thread leaves to be told.
+        self._failure: CheckpointError | None = None
+        self._failure_told = False
+        self._warnings: list[str] = []
+        _silence_orbax()
+        # Each process for itself: nothing of Orbax's may wait for other hosts.
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
+        self._handlers = {
+            item: ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+            for item in (_WEIGHTS, _EMA, _TRAINING)
+        }
+        options = ocp.CompositeOptions(
+            multiprocessing_options=alone,
+            # Otherwise a folder that cannot be made is waited for, for minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
-        # Handlers named from the start let shapes be read before arrays are.
-        handlers = {item: ocp.StandardCheckpointHandler() for item in (_WEIGHTS, _TRAINING)}
-        try:
-            self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_handlers=handlers
-            )
-        except OSError as error:
-            raise CheckpointError(
-                f"{self.directory} cannot be used for checkpoints ({error.strerror}); "
-                "move away what is there, or use another --workdir."
-            ) from error
+        self._checkpointer = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(composite_options=options, **self._handlers),
+            multiprocessing_options=alone,
+        )
+        if is_first_host() and not read_only:
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._folders.clean()
+            except OSError as error:
+                raise CheckpointError(
+                    f"{self.directory} cannot be used for checkpoints ({error.strerror}); "
+                    "move away what is there, or use another --workdir."
+                ) from error
 
     def latest_step(self) -> int | None:
-        """Return the step of the newest checkpoint, None where there is none."""
-        return self._manager.latest_step()
+        """Return the step of the newest whole checkpoint, None where there is none at all.
 
-    def require_step(self) -> int:
-        """Return the step of the newest checkpoint; raises CheckpointError where there is none."""
-        step = self.latest_step()
-        if step is None:
+        What is being saved is waited for, here and wherever a checkpoint is read. A damaged
+        checkpoint that is newer is warned of and, unless `read_only`, moved to `damaged/`.
+
+        Raises:
+          CheckpointError: there are checkpoints, and none is whole.
+        """
+        self._settle()
+        return _from_first_host(lambda: self._folders.newest_whole(repair=not self._read_only))
+
+    def require_step(self, step: int | None = None) -> int:
+        """Return the step of the newest whole checkpoint, or `step` if that one is whole.
+
+        Raises:
+          CheckpointError: otherwise.
+        """
+        if step is not None:
+            self._settle()
+            return _from_first_host(lambda: self._check_whole(step))
+        latest = self.latest_step()
+        if latest is None:
             raise CheckpointError(
                 f"no checkpoint in {self.directory}; train first with train.py --workdir, "
                 "or check the path."
             )
-        return step
+        return latest
 
-    def save(self, state: TrainState) -> None:
-        """Start saving `state` under its step; returns before it is written."""
+    def save(self, state: TrainState, run: dict[str, Any]) -> None:
+        """Start saving a state under its step; does nothing if that is saved already.
+
+        Returns when the state is copied to the host: its buffers may then be donated. Where the
+        save before this one is still under way, it is waited for.
+
+        Args:
+          state: replicated over the devices.
+          run: strict JSON, given back by `restore`.
+
+        Raises:
+          CheckpointError: the save before this one failed.
+        """
+        self.wait()
         step = int(state.step)
-        if step == self.latest_step():
+        if not is_first_host() or self._is_saved(step):
             return
-        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        text = json.dumps(run, allow_nan=False)
+        items = _copy_to_host(_items(state))
+        # Not a daemon: a program that ends waits for it.
+        self._thread = threading.Thread(
+            target=self._write, args=(step, items, text), name="checkpoint"
+        )
+        self._thread.start()
 
-    def restore(self, like: TrainState) -> TrainState:
-        """Read the newest checkpoint.
+    def note_best(self, step: int) -> None:
+        """Let the checkpoint of `step` be kept as the best, in place of the one noted before.
+
+        It may still be being saved. A new process knows of none until it is told.
+        """
+        self._best = step
+
+    def check(self) -> None:
+        """Look how the saving has gone so far, without waiting; no input or output.
+
+        Raises:
+          CheckpointError: it failed.
+        """
+        self._tell_warnings()
+        if self._failure is not None:
+            self._failure_told = True
+            raise self._failure
+
+    def wait(self) -> None:
+        """Wait until what is being saved is whole; raises CheckpointError if it failed."""
+        self._settle()
+        self.check()
+
+    def close(self) -> None:
+        """Wait until what is being saved is whole.
+
+        Raises:
+          CheckpointError: it failed, and nothing has told of that yet.
+        """
+        self._settle()
+        self._checkpointer.close()
+        self._tell_warnings()
+        if not self._failure_told:
+            self.check()
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """Read the newest whole checkpoint.
 
         Args:
           like: a state of the same model, whose shapes, dtypes and shardings
             the result takes; any number of devices.
 
+        Returns:
+          The state, and what was given to `save` with it.
+
         Raises:
           CheckpointError: there is none, it is of another model, or unreadable.
         """
-        restored = self._restore(_items(like))
-        return TrainState(**restored[_WEIGHTS], **restored[_TRAINING])
+        step = self.require_step()
+        restored = self._restore(step, _items(like), (_WEIGHTS, _EMA, _TRAINING))
+        path = self._folders.path(step) / RUN_FILE
+        try:
+            run = json.loads(path.read_bytes())
+        except (OSError, ValueError) as error:
+            raise _unreadable(path.parent, error) from error
+        ema = restored.get(_EMA)
+        return TrainState(**restored[_WEIGHTS], **restored[_TRAINING], ema=ema), run
 
-    def restore_weights(self, params: Arrays, batch_stats: Arrays) -> tuple[Arrays, Arrays]:
-        """Read only parameters and running statistics of the newest checkpoint.
+    def restore_weights(
+        self, params: Arrays, batch_stats: Arrays, *, step: int | None = None, ema: bool = False
+    ) -> tuple[Arrays, Arrays]:
+        """Read only parameters and running statistics.
 
         Args:
           params: arrays or their shapes (`jax.ShapeDtypeStruct`), with the
             shardings that the results shall have.
           batch_stats: likewise.
+          step: of the checkpoint; by default the newest whole one.
+          ema: read their average instead.
 
         Raises:
           CheckpointError: there is none, it is of another model, or unreadable.
         """
+        item = _EMA if ema else _WEIGHTS
+        step = self.require_step(step)
+        if ema and not self.has_ema(step):
+            raise CheckpointError(
+                f"checkpoint {self._folders.path(step)} has no average of the weights (ema); "
+                "use the weights themselves, or train with --config.ema.decay=..."
+            )
         like = {"params": params, "batch_stats": batch_stats}
-        weights = self._restore({_WEIGHTS: like})[_WEIGHTS]
+        weights = self._restore(step, {item: like}, (item,))[item]
         return weights["params"], weights["batch_stats"]
 
-    def close(self) -> None:
-        """Wait until what is being saved is whole."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+    def has_ema(self, step: int | None = None) -> bool:
+        """Whether a checkpoint, by default the newest whole one, has an average of the weights.
 
-    def _restore(self, like: dict[str, Any]) -> Any:
-        step = self.require_step()
-        targets = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), like
-        )
-        path = self.directory / str(step)
+        Raises:
+          CheckpointError: there is no such checkpoint.
+        """
+        path = self._folders.path(self.require_step(step)) / _EMA
+        return _from_first_host(path.is_dir)
+
+    def _check_whole(self, step: int) -> int:
+        path, steps = self._folders.path(step), self._folders.steps()
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise CheckpointError(
+                f"there is no checkpoint {path}; the steps that have one: {there}."
+            )
+        damage = self._folders.damage(step)
+        if damage is not None:
+            raise CheckpointError(
+                f"checkpoint {path} is damaged: {damage}; use one of another step."
+            )
+        return step
+
+    def _is_saved(self, step: int) -> bool:
+        if step not in self._folders.steps():
+            return False
+        damage = self._folders.damage(step)
+        if damage is not None:
+            path, target = self._folders.path(step), self._folders.move_aside(step)
+            self._warn(
+                f"checkpoint {path} is damaged: {damage}; it is saved anew, and what was there "
+                f"is moved to {target}."
+            )
+        return damage is None
+
+    def _tell_warnings(self) -> None:
+        while self._warnings:
+            self._warn(self._warnings.pop(0))
+
+    def _settle(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _write(self, step: int, items: dict[str, Any], run: str) -> None:
+        """Make a whole checkpoint, and only then delete older ones; runs in a thread.
+
+        It must not wait for other hosts in any way.
+        """
+        path = self._folders.saving_path(step)
         try:
-            metadata = self._manager.item_metadata(step)
-            stored = {name: metadata[name] for name in targets}
-        except (OSError, ValueError, KeyError) as error:
-            raise _unreadable(path, error) from error
-        self._check_same_arrays(path, _shapes(stored), _shapes(targets))
-        items = {name: ocp.args.StandardRestore(target) for name, target in targets.items()}
+            # Not kept longer than needed: it is a second copy of everything.
+            saves = {item: _save_args(items.pop(item)) for item in list(items)}
+            self._checkpointer.save(path, args=ocp.args.Composite(**saves))
+            (path / RUN_FILE).write_text(run)
+            self._folders.commit(step)
+        # What a full disk is called depends on who met it: Orbax, TensorStore or Python.
+        except Exception as error:
+            self._failure = self._folders.unwritable(step, error)
+            self._folders.discard(step)
+            return
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
-        except (OSError, ValueError) as error:
+            steps = self._folders.steps()
+            kept = {step, *steps[-self._keep :], *filter(self._keep_forever, steps)}
+            if self._best is not None:
+                kept.add(self._best)
+            self._folders.delete_all_but(kept)
+        except OSError as error:
+            self._warnings.append(
+                f"an old checkpoint in {self.directory} cannot be deleted "
+                f"({error.strerror}: {error.filename})."
+            )
+        except CheckpointError as error:
+            self._warnings.append(str(error))
+
+    def _restore(self, step: int, like: dict[str, Any], stored_items: Iterable[str]) -> Any:
+        """Read the items of `like`, and no others, if they are just those of `stored_items`."""
+        path = self._folders.path(step)
+        try:
+            stored = {
+                item: self._handlers[item].metadata(path / item).custom_metadata[_INDEX]
+                for item in stored_items
+                if (path / item).is_dir()
+            }
+            wanted = {item: packing.index_of(tree) for item, tree in like.items()}
+            self._check_same_arrays(path, stored, wanted)
+            args = ocp.args.Composite(**{item: ocp.args.PyTreeRestore() for item in like})
+            vectors = self._checkpointer.restore(path, args=args)
+            arrays = {item: packing.unpack(vectors[item], stored[item]) for item in like}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if not path.is_dir():
+                raise CheckpointError(
+                    f"checkpoint {path} was deleted while it was read, by a run that goes on; "
+                    "run the same command again."
+                ) from error
             raise _unreadable(path, error) from error
+        return {item: packing.place(arrays[item], tree) for item, tree in like.items()}
 
     def _check_same_arrays(
-        self, path: Path, stored: dict[str, Any], wanted: dict[str, Any]
+        self, path: Path, stored: dict[str, packing.Index], wanted: dict[str, packing.Index]
     ) -> None:
-        shared = wanted.keys() & stored.keys()
-        differences = [
-            f"{len(names)} {what} (such as {min(names)})"
-            for names, what in (
-                (wanted.keys() - stored.keys(), "arrays missing"),
-                (stored.keys() - wanted.keys(), "arrays unexpected"),
-                (
-                    {name for name in shared if wanted[name] != stored[name]},
-                    "arrays of another shape",
-                ),
-            )
-            if names
-        ]
+        differences = []
+        if (_EMA in stored) != (_EMA in wanted):
+            which = "unexpected" if _EMA in stored else "missing"
+            differences.append(f"the average of the weights (ema) {which}")
+        both = (stored.keys() & wanted.keys()) | {_WEIGHTS, _TRAINING}
+        differences += packing.differences(_joined(stored, both), _joined(wanted, both))
         if differences:
             raise CheckpointError(
                 f"checkpoint {path} is of another model or optimiser: {', '.join(differences)}; "
@@ -144,26 +392,70 @@ class Checkpoints:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    return {
+    items = {
         _WEIGHTS: {"params": state.params, "batch_stats": state.batch_stats},
-        _TRAINING: {"step": state.step, "opt_state": state.opt_state},
+        _TRAINING: {"step": state.step, "opt_state": state.opt_state, "guard": state.guard},
     }
+    return items if state.ema is None else items | {_EMA: state.ema}
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Shape of each array by its path, the item's name left out."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(
-        tree, is_leaf=lambda node: hasattr(node, "shape")
+def _copy_to_host(tree: Any) -> Any:
+    """Copy arrays to memory of their own, which no later step reuses."""
+    for array in jax.tree.leaves(tree):
+        array.copy_to_host_async()
+
+    def copied(array: jax.Array) -> np.ndarray:
+        # From a CPU NumPy is given the buffer itself, unless it copies.
+        shared = any(device.platform == "cpu" for device in array.devices())
+        return np.array(array, copy=True if shared else None)
+
+    return jax.tree.map(copied, tree)
+
+
+def _save_args(tree: Any) -> ocp.args.PyTreeSave:
+    vectors = packing.pack(tree)
+    parts = {dtype: ocp.SaveArgs(chunk_byte_size=_PART_BYTES) for dtype in vectors}
+    return ocp.args.PyTreeSave(
+        vectors, save_args=parts, custom_metadata={_INDEX: packing.index_of(tree)}
     )
-    return {
-        ".".join(jax.tree_util.keystr((key,), simple=True) for key in path[1:]): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+
+
+def _joined(items: dict[str, packing.Index], names: Container[str]) -> packing.Index:
+    """One index of some items; the average's arrays are those of the weights by other names."""
+    return [
+        [f"{_EMA}.{name}" if item == _EMA else name, *rest]
+        for item, index in items.items()
+        if item in names
+        for name, *rest in index
+    ]
+
+
+def _from_first_host(work: Callable[[], Answer]) -> Answer:
+    """Run `work` on the first host, and return its answer, or raise its error, on all hosts.
+
+    Args:
+      work: returns what JSON can hold, or raises CheckpointError.
+    """
+    if jax.process_count() == 1:
+        return work()
+    text = b""
+    if is_first_host():
+        try:
+            text = json.dumps({"answer": work()}).encode()
+        except CheckpointError as error:
+            text = json.dumps({"error": str(error)}).encode()
+    sent = np.zeros(agree(len(text)), np.uint8)
+    if is_first_host():
+        sent[:] = np.frombuffer(text, np.uint8)
+    received = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)
+    told = json.loads(received.tobytes())
+    if "error" in told:
+        raise CheckpointError(told["error"])
+    return told["answer"]
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:200]
     return CheckpointError(
-        f"checkpoint {path} cannot be read ({reason}); move that folder away to go on from "
-        "the checkpoint before it."
+        f"checkpoint {path} cannot be read ({one_line(error)}); move that folder away to go on "
+        "from the checkpoint before it."
     )

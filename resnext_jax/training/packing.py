@@ -1,0 +1,95 @@
+"""A tree of many arrays as one vector for each dtype, which is how a checkpoint is stored.
+
+Orbax and TensorStore need some half a millisecond of the processors for an array, however small:
+for the demo's 258 arrays 0.13 s, which is 2 % of what 50 of its steps take. As vectors, and
+uncompressed because weights hardly compress, they take 0.04 s.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+Tree = TypeVar("Tree")
+# Name, dtype and shape of each array, in the order of the vectors; JSON.
+Index = list[list[Any]]
+
+
+def index_of(tree: Any) -> Index:
+    """List the arrays of a tree, or what has their shapes and dtypes.
+
+    An array's name is its path, joined by dots.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    index = [
+        [jax.tree_util.keystr(path, simple=True, separator="."), leaf.dtype.name, [*leaf.shape]]
+        for path, leaf in leaves
+    ]
+    if len({name for name, _, _ in index}) < len(index):
+        raise ValueError("two arrays of the tree have the same name")
+    return index
+
+
+def differences(stored: Index, wanted: Index) -> list[str]:
+    """Say how two indexes differ, a phrase for each kind of difference with an example of it."""
+    old, new = ({name: rest for name, *rest in index} for index in (stored, wanted))
+    shared = old.keys() & new.keys()
+    return [
+        f"{len(names)} {what} (such as {min(names)})"
+        for names, what in (
+            (new.keys() - old.keys(), "arrays missing"),
+            (old.keys() - new.keys(), "arrays unexpected"),
+            ({name for name in shared if old[name][1] != new[name][1]}, "arrays of another shape"),
+            ({name for name in shared if old[name][0] != new[name][0]}, "arrays of another dtype"),
+        )
+        if names
+    ]
+
+
+def pack(tree: Any) -> dict[str, np.ndarray]:
+    """Join all NumPy arrays of a tree that have the same dtype to one vector, by its name."""
+    parts: dict[str, list[np.ndarray]] = {}
+    for array in jax.tree.leaves(tree):
+        parts.setdefault(array.dtype.name, []).append(array.ravel())
+    return {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}
+
+
+def unpack(vectors: Mapping[str, np.ndarray], index: Index) -> dict[str, np.ndarray]:
+    """Cut vectors into arrays by name.
+
+    Raises:
+      ValueError: the vectors have another length than all arrays of the index.
+    """
+    places = dict.fromkeys(vectors, 0)
+    arrays = {}
+    for name, dtype, shape in index:
+        begin = places[dtype]
+        places[dtype] = begin + int(np.prod(shape))
+        arrays[name] = vectors[dtype][begin : places[dtype]].reshape(shape)
+    if any(len(vectors[dtype]) != place for dtype, place in places.items()):
+        raise ValueError("the vectors are not as long as their arrays")
+    return arrays
+
+
+def place(arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
+    """Put arrays on the devices.
+
+    Args:
+      arrays: by name, with all that `like` names.
+      like: arrays or `jax.ShapeDtypeStruct` of the same shapes and dtypes, with the shardings that
+        the results shall have.
+
+    Returns:
+      A tree of the structure of `like`.
+    """
+    leaves, structure = jax.tree.flatten(like)
+
+    def make(leaf: Any, name: str) -> jax.Array:
+        # Each host takes its devices' parts; it would compare the whole with the others' otherwise.
+        return jax.make_array_from_callback(
+            leaf.shape, leaf.sharding, lambda where: arrays[name][where]
+        )
+
+    names = [name for name, _, _ in index_of(like)]
+    return jax.tree.unflatten(structure, map(make, leaves, names))
