@@ -1,5 +1,7 @@
 """Testing on crops of one size: the centre of each image, or ten of it."""
 
+import contextlib
+from collections.abc import Callable
 from typing import Any
 
 from jax.sharding import Mesh
@@ -36,8 +38,13 @@ class CropEvaluation:
         preprocess = setup.device_transform(config).test
         self._step = make_eval_step(graphdef, preprocess, mesh, first_classes=self._first_classes)
 
-    def run(self, params: Arrays, batch_stats: Arrays) -> EvalResult:
-        """Score every test image once."""
+    def run(
+        self,
+        params: Arrays,
+        batch_stats: Arrays,
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> EvalResult:
+        """Score every test image once; what `between_batches` raises ends that."""
         batches = eval_batches(
             self._source,
             setup.eval_transform(self._config, crops=self._config.data.eval_crops),
@@ -46,12 +53,15 @@ class CropEvaluation:
             num_workers=self._config.data.num_workers,
             on_error=self._config.data.on_error,
         )
-        on_devices = to_devices(batches, self._sharding, self._batch_size)
-        return evaluate(
-            self._step,
-            params,
-            batch_stats,
-            on_devices,
-            len(self._source),
-            first_classes=self._first_classes,
-        )
+        with contextlib.closing(
+            to_devices(batches, self._sharding, self._batch_size)
+        ) as on_devices:
+            return evaluate(
+                self._step,
+                params,
+                batch_stats,
+                on_devices,
+                len(self._source),
+                first_classes=self._first_classes,
+                between_batches=between_batches,
+            )

@@ -5,10 +5,11 @@ image's class scores are averaged over all positions and sizes.
 """
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -143,19 +144,26 @@ class DenseEvaluation:
         """How many image shapes the step compiles for."""
         return len({planned.shape for planned in self._plan})
 
-    def run(self, params: Arrays, batch_stats: Arrays) -> EvalResult:
-        """Score every test image once at each scale.
+    def run(
+        self,
+        params: Arrays,
+        batch_stats: Arrays,
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> EvalResult:
+        """Score every test image once at each scale; what `between_batches` raises ends that.
 
         The first time, process 0 tells on standard error how often the step will compile.
         """
         self._announce()
         scores = DenseScores.empty(len(self._source), self._source.num_classes)
         waiting: collections.deque[tuple[ShapeBatch, dict[str, jax.Array]]] = collections.deque()
-        for planned, batch in zip(self._plan, self._batches(), strict=True):
-            waiting.append((planned, self._step(params, batch_stats, batch)))
-            if len(waiting) > 2:
-                # A batch that waits keeps its images on the device: two may, no more.
-                _collect(scores, *waiting.popleft())
+        with contextlib.closing(self._batches()) as batches:
+            for planned, batch in zip(self._plan, batches, strict=True):
+                between_batches()
+                waiting.append((planned, self._step(params, batch_stats, batch)))
+                if len(waiting) > 2:
+                    # A batch that waits keeps its images on the device: two may, no more.
+                    _collect(scores, *waiting.popleft())
         for planned, outputs in waiting:
             _collect(scores, planned, outputs)
         return scores.result(len(self._short_sides), self._config.data.eval_first_classes)
@@ -188,7 +196,7 @@ class DenseEvaluation:
             )
         )
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch, None, None]:
         sharding = batch_sharding(self._mesh)
         parts = [
             planned.part(host_positions(sharding, len(planned.images))) for planned in self._plan

@@ -134,6 +134,7 @@ def evaluate(
     num_images: int,
     *,
     first_classes: int | None = None,
+    between_batches: Callable[[], None] = lambda: None,
 ) -> EvalResult:
     """Score a data set.
 
@@ -144,6 +145,7 @@ def evaluate(
       batches: global batches on the devices.
       num_images: that the batches hold, skipped ones included.
       first_classes: as given to `make_eval_step`.
+      between_batches: called before each batch; what it raises ends the scoring.
 
     Raises:
       DataError: every image was skipped.
@@ -151,6 +153,7 @@ def evaluate(
     """
     pending: list[Sums] = []
     for batch in batches:
+        between_batches()
         pending.append(eval_step(params, batch_stats, batch))
         if len(pending) > 2:
             # A batch that waits keeps its images on the device: two may, no more.

@@ -2,6 +2,9 @@
 
 import contextlib
 import os
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,12 +12,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import Source, open_split
-from resnext_jax.errors import ConfigError
+from resnext_jax.errors import CheckpointError, ConfigError
 from resnext_jax.evaluation.crops import CropEvaluation
 from resnext_jax.evaluation.dense import DenseEvaluation
 from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training import setup
+from resnext_jax.training.best import read_best
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.validation import validate
@@ -39,16 +43,29 @@ class Evaluation:
         protocol = DenseEvaluation if config.data.eval_crops == "dense" else CropEvaluation
         self._evaluation = protocol(config, source, graphdef, mesh)
 
-    def run(self, params: Arrays, batch_stats: Arrays) -> EvalResult:
-        """Score every test image once."""
-        return self._evaluation.run(params, batch_stats)
+    def run(
+        self,
+        params: Arrays,
+        batch_stats: Arrays,
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> EvalResult:
+        """Score every test image once; what `between_batches` raises ends that."""
+        return self._evaluation.run(params, batch_stats, between_batches)
 
 
-def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tuple[int, EvalResult]:
-    """Score the newest checkpoint of a workdir.
+def evaluate_workdir(
+    config: ConfigDict, workdir: str | os.PathLike[str], checkpoint: str = "latest"
+) -> tuple[int, dict[str, EvalResult]]:
+    """Score a checkpoint of a workdir.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      checkpoint: "latest", "best" (that of `best.json`), or a step.
 
     Returns:
-      The checkpoint's step, and the result.
+      The checkpoint's step, and the result by weights: "raw", and "ema" where
+      the run averaged them.
 
     Raises:
       UserError: config, data, workdir or checkpoint are unusable.
@@ -58,10 +75,24 @@ def evaluate_workdir(config: ConfigDict, workdir: str | os.PathLike[str]) -> tup
     # No training batch is split here, so that any number of devices will do.
     mesh = make_mesh(batch_size=jax.device_count(), bn_group_size=1)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        step = checkpoints.require_step()
+        step = checkpoints.require_step(_wanted_step(checkpoint, folder))
         check_same_run(config, folder, sections=("model", "data"))
         source = open_split(config, "test")
         check_same_data(source, folder, same_images=False)
-        graphdef, params, batch_stats = setup.abstract_weights(config, source.num_classes, mesh)
-        params, batch_stats = checkpoints.restore_weights(params, batch_stats)
-    return step, Evaluation(config, source, graphdef, mesh).run(params, batch_stats)
+        graphdef, *shapes = setup.abstract_weights(config, source.num_classes, mesh)
+        weights = {"raw": checkpoints.restore_weights(*shapes, step=step)}
+        if checkpoints.has_ema(step):
+            weights["ema"] = checkpoints.restore_weights(*shapes, step=step, ema=True)
+    evaluation = Evaluation(config, source, graphdef, mesh)
+    return step, {name: evaluation.run(*arrays) for name, arrays in weights.items()}
+
+
+def _wanted_step(checkpoint: str, workdir: Path) -> int | None:
+    """Return the step that is asked for, None for the latest."""
+    if checkpoint == "latest":
+        return None
+    if checkpoint == "best":
+        return read_best(workdir).step
+    if re.fullmatch(r"[0-9]+", checkpoint):
+        return int(checkpoint)
+    raise CheckpointError(f"checkpoint {checkpoint!r} must be latest, best or a step.")

@@ -1,11 +1,13 @@
 """Training curves, drawn as the paper's Figure 5 draws them."""
 
+import io
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from resnext_jax.training.logging import read_metrics
+from resnext_jax.training.workdir import explained, write_atomically
 
 
 def draw_training_curve(workdir: Path, title: str) -> Path | None:
@@ -13,6 +15,9 @@ def draw_training_curve(workdir: Path, title: str) -> Path | None:
 
     Returns:
       Path of `plots/training_curve.png`, None where there is nothing to draw.
+
+    Raises:
+      WorkdirError: the picture cannot be written.
     """
     records = read_metrics(workdir)
     if not records:
@@ -25,14 +30,19 @@ def draw_training_curve(workdir: Path, title: str) -> Path | None:
         (figure.add_subplot(1, 2, 2), "loss", "cross-entropy (nats)"),
     ):
         # The paper draws training error dashed and validation error solid.
-        for split, style in (("train", "--"), ("test", "-")):
+        for split, weights, style, name in (
+            ("train", None, "--", "train"),
+            ("test", "raw", "-", "test"),
+            ("test", "ema", "-.", "test, averaged weights"),
+        ):
             points = [
                 (record["epoch"], record[quantity])
                 for record in records
-                if record["split"] == split and record[quantity] is not None
+                if (record["split"], record.get("weights")) == (split, weights)
+                and record[quantity] is not None
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), style, label=split)
+                axes.plot(*zip(*points, strict=True), style, label=name)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
@@ -40,6 +50,10 @@ def draw_training_curve(workdir: Path, title: str) -> Path | None:
         if axes.has_data():
             axes.legend()
     path = workdir / "plots" / "training_curve.png"
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=110)
+    # In memory first: a picture is replaced as a whole, or not at all.
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format="png")
+    with explained(path):
+        path.parent.mkdir(exist_ok=True)
+    write_atomically(path, picture.getvalue())
     return path

@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 import re
 import sys
-from collections.abc import Iterable
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from resnext_jax.errors import WorkdirError
-from resnext_jax.training.workdir import write_atomically
+from resnext_jax.training.workdir import explained, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -54,6 +55,9 @@ class RunLog:
         next checkpoint, are dropped: those steps are about to be repeated.
         """
         self._active = active
+        self._num_steps = num_steps
+        self._done = start_step
+        self._paced_from: tuple[int, float] | None = None  # a step, and when it was done
         if not active:
             return
         kept = [record for record in read_metrics(workdir) if record["step"] <= start_step]
@@ -93,24 +97,54 @@ class RunLog:
 
     def advance(self) -> None:
         """Move the progress bar by one step."""
+        self._done += 1
+        if self._paced_from is None:  # the first step of all compiles
+            self._paced_from = (self._done, time.monotonic())
         if self._active:
             self._bar.update()
 
+    def sync(self) -> None:
+        """Bring what was written to the disk itself: a checkpoint shall not outlive its records."""
+        if self._active:
+            with explained(self._file.name):
+                os.fsync(self._file.fileno())
+
     def record(self, record: dict[str, Any]) -> None:
-        """Write one record: `step`, `epoch`, `split` and numbers by name."""
+        """Write one record: `step`, `epoch`, `split` and numbers by name.
+
+        Raises:
+          WorkdirError: it cannot be written.
+        """
         if not self._active:
             return
-        self._file.write(_line(record))
+        with explained(self._file.name):
+            self._file.write(_line(record))
         split = record["split"]
+        board = "ema" if record.get("weights") == "ema" else split
         for name, value in record.items():
-            if isinstance(value, float) and name != "epoch":
-                self._board.add_scalar(f"{split}/{name}", value, record["step"])
+            if isinstance(value, int | float) and name not in ("epoch", "step"):
+                self._board.add_scalar(f"{board}/{name}", value, record["step"])
         if split == "train" and not self._bar.disable:
             self._bar.set_postfix(
-                loss=f"{record['loss']:.3f}", top1_error=f"{record['top1_error']:.1f}%"
+                loss=f"{record['loss']:.3f}",
+                top1_error=f"{record['top1_error']:.1f}%",
+                top5_error=f"{record['top5_error']:.1f}%",
+                rate=f"{record['learning_rate']:.4f}",
+                **_speed(record),
             )
         else:
-            self.say(_readable(record))
+            self.say(_readable(record) + self._time_left(record))
+
+    def _time_left(self, record: dict[str, Any]) -> str:
+        """Estimate by the pace since the first step, tests and checkpoints included."""
+        if record["split"] != "train" or self._paced_from is None:
+            return ""
+        step, begin = self._paced_from
+        left = self._num_steps - self._done
+        if self._done == step or not left:
+            return ""
+        seconds = (time.monotonic() - begin) / (self._done - step) * left
+        return f"  {tqdm.format_interval(seconds)} left"
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -126,7 +160,8 @@ def _readable(record: dict[str, Any]) -> str:
     parts = [
         f"epoch {record['epoch']:6.2f}",
         f"step {record['step']:6d}",
-        f"{record['split']:5s}",
+        # Averaged weights are scored beside the raw ones.
+        "ema  " if record.get("weights") == "ema" else f"{record['split']:5s}",
         f"loss {record['loss']:.4f}",
         f"top-1 error {record['top1_error']:6.2f} %",
         f"top-5 error {record['top5_error']:6.2f} %",
@@ -138,17 +173,22 @@ def _readable(record: dict[str, Any]) -> str:
             parts.append(f"{scored[2]}-way top-{scored[1]} error {value:6.2f} %")
     if "learning_rate" in record:
         parts.append(f"rate {record['learning_rate']:.5f}")
-    if record.get("images_per_second") is not None:
-        parts += [
-            f"{record['images_per_second']:.0f} images/s",
-            f"{100 * record['data_wait_fraction']:.0f} % waiting for data",
-        ]
-    if record.get("skipped_images"):
-        parts.append(f"{record['skipped_images']} images left out")
+    speed = _speed(record)
+    if speed:
+        parts += [f"{speed['images/s']} images/s", f"{speed['data_wait']} waiting for data"]
+    if "peak_memory_bytes" in record:
+        parts.append(f"{record['peak_memory_bytes'] / 1e9:.2f} GB at most")
+    for name, what in (("skipped_images", "images"), ("skipped_steps", "steps")):
+        if record.get(name):
+            parts.append(f"{record[name]} {what} left out")
     return "  ".join(parts)
 
 
-def mean_metrics(records: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Average equal-named values over steps, in float64."""
-    rows = list(records)
-    return {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
+def _speed(record: dict[str, Any]) -> dict[str, str]:
+    """Speed and data wait in words; nothing where no step was timed."""
+    if record.get("images_per_second") is None:
+        return {}
+    return {
+        "images/s": f"{record['images_per_second']:.0f}",
+        "data_wait": f"{100 * record['data_wait_fraction']:.0f} %",
+    }

@@ -1,11 +1,10 @@
 """The training loop: data to step, and what happens between steps."""
 
 import contextlib
-import math
+import dataclasses
 import os
 import signal
-import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +12,33 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnext_jax.data.augment import SKIPPED, Batch
+from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
 from resnext_jax.data.sources import Source, check_available, open_splits
-from resnext_jax.errors import DataError
+from resnext_jax.errors import DataError, DivergedError
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
+from resnext_jax.training.agreement import Request, attach_requests
+from resnext_jax.training.best import Best, best_of, write_best
+from resnext_jax.training.calendar import SaveClock, make_calendar
 from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.training.distributed import agree
+from resnext_jax.training.guard import GuardState
 from resnext_jax.training.interrupt import StopRequest
-from resnext_jax.training.logging import RunLog, mean_metrics, read_metrics
-from resnext_jax.training.mesh import batch_sharding, make_mesh
-from resnext_jax.training.optimizer import first_step_at
+from resnext_jax.training.logging import RunLog, read_metrics
+from resnext_jax.training.mesh import batch_sharding
+from resnext_jax.training.profiling import Profiler, peak_memory
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.step import Metrics, make_train_step
+from resnext_jax.training.step import make_train_step
+from resnext_jax.training.summary import conclusion, introduction
 from resnext_jax.training.validation import validate
+from resnext_jax.training.warm_start import warm_start
+from resnext_jax.training.window import HaltedError, Window
 from resnext_jax.training.workdir import (
     check_same_data,
     check_same_run,
+    locked,
     open_workdir,
     write_config,
     write_data_set,
@@ -58,228 +66,278 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
 
     Raises:
       UserError: config, data, workdir or checkpoint are unusable.
-      InterruptedRunError: SIGINT or SIGTERM came; the state is saved.
+      InterruptedRunError: SIGINT or SIGTERM came, on any host; the state is saved.
     """
     validate(config)
-    mesh = make_mesh(config.batch_size, config.bn_group_size)
+    mesh = setup.training_mesh(config)
     check_available(config.data.name, config.data.data_dir)
     folder = open_workdir(workdir)
-    source, test_source = open_splits(config)
+    with locked(folder), contextlib.ExitStack() as closing:
+        run = _Run(config, mesh, folder, closing)
+        # Not earlier: until the first step there is nothing to lose.
+        with run.stop:
+            run.train()
+    return run.state
 
-    epoch_steps = setup.steps_per_epoch(config, len(source))
-    num_steps = setup.num_steps(config, len(source))
-    schedule = setup.build_schedule(config, len(source))
-    optimizer = setup.build_optimizer(config, schedule)
-    graphdef, state = setup.build_state(config, source.num_classes, optimizer, mesh)
-    train_step = make_train_step(
-        graphdef,
-        optimizer,
-        setup.device_transform(config).train,
-        mesh,
-        label_smoothing=config.optimizer.label_smoothing,
-    )
-    evaluation = Evaluation(config, test_source, graphdef, mesh)
 
-    checkpoints = Checkpoints(folder, keep=config.keep_checkpoints)
-    resuming = checkpoints.latest_step() is not None
-    if resuming:
-        check_same_run(config, folder)
-        check_same_data(source, folder, same_images=True)
-        state = checkpoints.restore(state)
-    first_host = jax.process_index() == 0
-    if first_host:
-        write_config(config, folder)
-        write_data_set(source, folder)
+class _Run:
+    """A run from where its workdir stands to its end."""
 
-    start_step = int(state.step)
-    batches = _train_batches(config, source, mesh, start_step, num_steps)
-    eval_steps = _steps_every(config.eval_every_epochs, epoch_steps, num_steps)
-    save_steps = _steps_every(config.checkpoint_every_epochs, epoch_steps, num_steps)
-    log_steps = set(range(0, num_steps, config.log_every_steps)) | eval_steps | save_steps
+    def __init__(self, config: ConfigDict, mesh: Mesh, folder: Path, closing: contextlib.ExitStack):
+        """Build everything, and restore what is there; `closing` closes it."""
+        self.config, self.mesh, self.folder, self.stop = config, mesh, folder, StopRequest()
+        source, test_source = open_splits(config)
+        self.epoch_steps = setup.steps_per_epoch(config, len(source))
+        self.calendar = make_calendar(
+            config, self.epoch_steps, setup.num_steps(config, len(source))
+        )
+        self.schedule = setup.build_schedule(config, len(source))
+        optimizer = setup.build_optimizer(config, self.schedule)
+        graphdef, state = setup.build_state(config, source.num_classes, optimizer, self.mesh)
+        self.train_step = make_train_step(
+            graphdef,
+            optimizer,
+            setup.device_transform(config).train,
+            self.mesh,
+            setup.step_spec(config, len(source)),
+        )
+        self.evaluation = Evaluation(config, test_source, graphdef, self.mesh)
 
-    with (
-        RunLog(folder, start_step=start_step, num_steps=num_steps, active=first_host) as log,
-        StopRequest() as stop,
-        contextlib.closing(checkpoints),
-        contextlib.closing(batches),
-    ):
-        for line in _introduction(config, state, start_step, num_steps, resuming):
-            log.say(line)
-        window = _Window(config.batch_size)
+        # First, so that it is closed last: what is being saved is waited for in any case.
+        self.checkpoints = Checkpoints(
+            folder, keep=config.keep_checkpoints, keep_forever=self.calendar.keep.__contains__
+        )
+        closing.callback(self.checkpoints.close)
+        self.resuming = self.checkpoints.latest_step() is not None
+        notes: dict[str, Any] = {}
+        if self.resuming:
+            check_same_run(config, folder)
+            check_same_data(source, folder, same_images=True)
+            state, notes = self.checkpoints.restore(state)
+        elif config.finetune.workdir is not None:
+            state = warm_start(config, state, self.mesh)
+        self.state = _unhalted(state)
+        self.step = int(state.step)  # sent off so far
+        self.first_host = jax.process_index() == 0
+        if self.first_host:
+            write_config(config, folder)
+            write_data_set(source, folder)
 
-        def place(step: int) -> dict[str, Any]:
-            return {"step": step, "epoch": step / epoch_steps}
+        self.log = RunLog(
+            folder,
+            start_step=self.step,
+            num_steps=self.calendar.num_steps,
+            active=self.first_host,
+        )
+        closing.enter_context(self.log)
+        self.window = Window(config.batch_size, notes.get("window"))
+        self.best: Best | None = None
+        self._note_best(Best(**notes["best"]) if notes.get("best") else None)
+        self.save_clock = SaveClock(config.checkpoint_every_minutes)
+        self.profiler = Profiler(folder, config.profile_steps if self.first_host else ())
+        closing.callback(self.profiler.close)
+        self.batches = closing.enter_context(contextlib.closing(self._open_batches(source)))
+        self.batch: Batch | None = None
+        self.data_error: DataError | None = None
 
-        def record_training(step: int) -> None:
-            rate = {"learning_rate": float(schedule(step - 1))}
-            log.record(place(step) | {"split": "train"} | window.close() | rate)
-
-        def evaluate(step: int) -> None:
-            tested = evaluation.run(state.params, state.batch_stats).as_record()
-            log.record(place(step) | {"split": "test", "weights": "raw"} | tested)
-
+    def train(self) -> None:
+        """Take the steps that are left, with all that is due between them."""
+        for line in introduction(
+            self.config, self.state, self.calendar.num_steps, resuming=self.resuming
+        ):
+            self.log.say(line)
+        if self.step in self.calendar.test and not self._is_tested():
+            self._test()  # the run had been stopped before or while it tested
         try:
-            if start_step in eval_steps and not _is_tested(folder, start_step):
-                evaluate(start_step)  # a bad test image had stopped the run here
-            for step in range(start_step + 1, num_steps + 1):
-                with window.waiting_for_data():
-                    batch = next(batches)
-                state, metrics = train_step(state, batch)
-                window.add(metrics)
-                log.advance()
-                stop_signal = stop.signal_number  # once: a signal may come at any moment
-                if step in log_steps or stop_signal:
-                    record_training(step)
-                if step in eval_steps:
-                    evaluate(step)
-                # Saved after it is logged: what a crash between the two leaves in
-                # the log is dropped and made again when the run resumes.
-                if step in save_steps or stop_signal:
-                    checkpoints.save(state)
-                if stop_signal:
-                    raise InterruptedRunError(step, stop_signal)
-                if step in eval_steps or step in save_steps:
-                    window.restart_clock()
-        except DataError:
-            # What was trained is not lost: once the data is mended, the run resumes.
-            if window.steps:
-                record_training(int(state.step))
-            if state.step > 0:
-                checkpoints.save(state)
-            raise
-        if first_host:
-            _conclude(config, folder, log)
-    return state
+            while self.step < self.calendar.num_steps:
+                self._go_on()
+        except HaltedError as halt:
+            raise self._explain(halt) from None
+        self.checkpoints.close()  # waits for the last one
+        if self.first_host:
+            for line in conclusion(self.config, self.folder):
+                self.log.say(line)
 
+    def _go_on(self) -> None:
+        """Take one step, and do what is due after it."""
+        requests = self._take_step()
+        step, calendar = self.step, self.calendar
+        if requests or step in calendar.log or step in calendar.save:
+            # Also for the guard: a step that halts the run is not one to record or save.
+            requests |= self.window.settle()
+        if step in calendar.log:
+            self._record_training()
+        # Saved after it is logged: what a crash between the two leaves in the log is
+        # dropped and made again when the run resumes.
+        if step in calendar.save or requests:
+            self._save()
+        if Request.STOP in requests:
+            # Another host may have been asked, and not this one.
+            raise InterruptedRunError(step, self.stop.signal_number or signal.SIGTERM)
+        if step in calendar.test:
+            self._test()
+        if step in calendar.save or step in calendar.test or requests:
+            self.window.restart_clock()
 
-def _is_tested(workdir: Path, step: int) -> bool:
-    return any(r["split"] == "test" and r["step"] == step for r in read_metrics(workdir))
+    def _take_step(self) -> frozenset[Request]:
+        """Send off a step; return what to do after it, the same on all hosts."""
+        step = self.step + 1
+        self.profiler.before(step)
+        with self.window.waiting_for_data():
+            try:
+                self.batch = next(self.batches)
+            except DataError as error:
+                if jax.process_count() == 1 or self.batch is None:
+                    self._save_after_error()
+                    raise
+                # The others must not wait for this host: an old batch stands in, unused.
+                self.data_error = error
+        batch = self.batch
+        if jax.process_count() > 1:
+            batch = attach_requests(batch, self._wishes(), self.mesh, self.config.accumulate_steps)
+        self.state, metrics = self.train_step(self.state, batch)
+        self.step = step
+        requests = self.window.add(metrics)
+        if jax.process_count() == 1:
+            requests = self._wishes()
+        if self.profiler.after(step, metrics):
+            self.log.say(f"profile of steps {self.config.profile_steps} written")
+            self.window.restart_clock()
+        self.log.advance()
+        self.checkpoints.check()
+        return requests
 
-
-def _train_batches(
-    config: ConfigDict, source: Source, mesh: Mesh, start_step: int, num_steps: int
-) -> Generator[Batch, None, None]:
-    sharding = batch_sharding(mesh)
-    host_batches = train_batches(
-        source,
-        setup.train_transform(config),
-        seed=config.seed,
-        batch_size=config.batch_size,
-        positions=host_positions(sharding, config.batch_size),
-        start_step=start_step,
-        num_steps=num_steps,
-        num_workers=config.data.num_workers,
-        on_error=config.data.on_error,
-    )
-    return to_devices(host_batches, sharding, config.batch_size)
-
-
-def _steps_every(epochs: float, epoch_steps: float, num_steps: int) -> set[int]:
-    """Steps that end each period of `epochs`, and the last step."""
-    if epochs * epoch_steps <= 1:
-        return set(range(1, num_steps + 1))
-    periods = math.floor(num_steps / (epochs * epoch_steps))
-    ends = {first_step_at(period * epochs, epoch_steps) for period in range(1, periods + 1)}
-    return {step for step in ends if step <= num_steps} | {num_steps}
-
-
-def _introduction(
-    config: ConfigDict, state: TrainState, start_step: int, num_steps: int, resuming: bool
-) -> Iterator[str]:
-    parameters = sum(array.size for array in state.params.values())
-    group = config.bn_group_size or config.batch_size
-    yield (
-        f"{config.model.name} on {config.data.name}: {parameters:,} parameters, "
-        f"{jax.device_count()} {jax.default_backend()} device(s), "
-        f"batch {config.batch_size} in batch-norm groups of {group}"
-    )
-    yield (
-        f"learning rate {setup.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
-        f"a batch of {config.optimizer.base_batch_size}, scaled linearly), {num_steps} steps"
-    )
-    if resuming and start_step >= num_steps:
-        yield (
-            f"this run is already finished at step {start_step}; nothing is trained "
-            "(another --workdir starts over)"
-        )
-    elif resuming:
-        yield f"resuming after step {start_step} (another --workdir starts over)"
-    else:
-        yield "starting; the first step compiles"
-
-
-def _conclude(config: ConfigDict, folder: Path, log: RunLog) -> None:
-    records = read_metrics(folder)
-    tests = [record for record in records if record["split"] == "test"]
-    skipped = sum(r.get("skipped_images", 0) for r in records if r["split"] == "train")
-    test_skipped = tests[-1].get("skipped_images", 0) if tests else 0
-    if skipped or test_skipped:
-        log.say(
-            f"images that could not be decoded, and were left out: {skipped} in training, "
-            f"{test_skipped} in the last test"
-        )
-    if tests:
-        log.say(
-            f"final test error: top-1 {tests[-1]['top1_error']:.2f} %, "
-            f"top-5 {tests[-1]['top5_error']:.2f} %"
-        )
-    picture = draw_training_curve(folder, f"{config.model.name} on {config.data.name}")
-    log.say(f"training curve: {picture}")
-
-
-class _Window:
-    """Metrics and timing of the steps since the last record."""
-
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._metrics: list[Metrics] = []
-        self._compiled = False
-        self.restart_clock()
-
-    @contextlib.contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Count the time inside as waiting."""
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
-
-    @property
-    def steps(self) -> int:
-        """Steps since the last record."""
-        return len(self._metrics)
-
-    def add(self, metrics: Metrics) -> None:
-        """Note a step that has been sent off."""
-        self._metrics.append(metrics)
-        self._timed_steps += 1
-        if not self._compiled:
-            # The first step's time is compilation: a speed should not hold it.
-            jax.block_until_ready(metrics)
-            self._compiled = True
-            self.restart_clock()
-        elif len(self._metrics) > 2:
-            # Python may run ahead of the devices by two steps, no more: every
-            # step that waits keeps its images on the device.
-            jax.block_until_ready(self._metrics[-3])
-
-    def close(self) -> dict[str, Any]:
-        """Return the window's averages and speed, and begin the next window."""
-        averages = mean_metrics(jax.device_get(self._metrics))
-        if SKIPPED in averages:
-            images = len(self._metrics) * self._batch_size
-            averages["skipped_images"] = round(averages.pop(SKIPPED) * images)
-        seconds = time.perf_counter() - self._begin
-        timed = self._timed_steps > 0
-        speed = {
-            "images_per_second": self._timed_steps * self._batch_size / seconds if timed else None,
-            "data_wait_fraction": self._waited / seconds if timed else None,
+    def _wishes(self) -> frozenset[Request]:
+        """Return what this host asks for."""
+        wishes = {
+            Request.STOP: self.stop.signal_number is not None,
+            Request.SAVE: self.first_host and self.save_clock.due,
+            Request.HALT: self.data_error is not None,
         }
-        self._metrics = []
-        self.restart_clock()
-        return averages | speed
+        return frozenset(request for request, wished in wishes.items() if wished)
 
-    def restart_clock(self) -> None:
-        """Leave what happened since the last step out of the speed."""
-        self._timed_steps = 0
-        self._waited = 0.0
-        self._begin = time.perf_counter()
+    def _place(self) -> dict[str, Any]:
+        return {"step": self.step, "epoch": self.step / self.epoch_steps}
+
+    def _record_training(self) -> None:
+        record = self._place() | {"split": "train"} | self.window.close()
+        record["learning_rate"] = float(self.schedule(self.step - 1))
+        peak = peak_memory()
+        if peak is not None:
+            record["peak_memory_bytes"] = peak
+        self.log.record(record)
+
+    def _save(self) -> None:
+        self.log.sync()
+        self.checkpoints.save(self.state, self._notes())
+        self.save_clock.restart()
+
+    def _save_after_error(self) -> None:
+        """Save what was trained: once what is wrong has been mended, the run resumes."""
+        with contextlib.suppress(HaltedError):
+            self.window.settle()
+        if self.state.step > 0:
+            self.log.sync()
+            self.checkpoints.save(_unhalted(self.state), self._notes())
+
+    def _notes(self) -> dict[str, Any]:
+        """Return what of a checkpoint is not arrays."""
+        step = int(self.state.step)
+        return {
+            "step": step,
+            "images": step * self.config.batch_size,
+            "seed": self.config.seed,
+            "window": self.window.rows,
+            "best": self.best.as_json() if self.best else None,
+            "config": self.config.to_dict(),
+        }
+
+    def _test(self) -> None:
+        """Score the weights, and their average if there is one."""
+        weights = {"raw": (self.state.params, self.state.batch_stats)}
+        if self.state.ema is not None:
+            weights["ema"] = (self.state.ema["params"], self.state.ema["batch_stats"])
+        for name, (params, batch_stats) in weights.items():
+            tested = self.evaluation.run(params, batch_stats, self._leave_if_asked)
+            self.log.record(self._place() | {"split": "test", "weights": name} | tested.as_record())
+        self._note_best(self.best)
+        if self.first_host:
+            draw_training_curve(self.folder, setup.title(self.config))
+
+    def _is_tested(self) -> bool:
+        wanted = {"raw"} if self.state.ema is None else {"raw", "ema"}
+        there = {
+            record["weights"]
+            for record in read_metrics(self.folder)
+            if record["split"] == "test" and record["step"] == self.step
+        }
+        return bool(agree(int(wanted <= there)))
+
+    def _leave_if_asked(self) -> None:
+        """Stop in the middle of a test: the state has been saved before it."""
+        # Not where others would wait for this host: they are told with the next step.
+        if jax.process_count() == 1 and self.stop.signal_number is not None:
+            raise InterruptedRunError(self.step, self.stop.signal_number)
+
+    def _note_best(self, before: Best | None) -> None:
+        """Find what is best now, and let its checkpoint be kept."""
+        if self.first_host:
+            average = self.config.ema.decay is not None
+            records = [
+                record
+                for record in read_metrics(self.folder)
+                if record.get("weights") == ("ema" if average else "raw")
+            ]
+            best = best_of(records, before)
+            if best is not None and best != self.best:
+                write_best(best, self.folder)
+            self.best = best
+        step = agree(self.best.step if self.best else -1)
+        if step >= 0:
+            self.checkpoints.note_best(step)
+
+    def _open_batches(self, source: Source) -> Generator[Batch, None, None]:
+        config, sharding = self.config, batch_sharding(self.mesh, self.config.accumulate_steps)
+        host_batches = train_batches(
+            source,
+            setup.train_transform(config),
+            seed=config.seed,
+            batch_size=config.batch_size,
+            positions=host_positions(sharding, config.batch_size, config.accumulate_steps),
+            start_step=self.step,
+            num_steps=self.calendar.num_steps,
+            num_workers=config.data.num_workers,
+            on_error=config.data.on_error,
+        )
+        return to_devices(host_batches, sharding, config.batch_size, config.accumulate_steps)
+
+    def _explain(self, halt: HaltedError) -> Exception:
+        """Save the state, which is that before the halted step, and say what happened."""
+        self._save_after_error()
+        saved = int(self.state.step)
+        if Request.HALT in halt.requests:
+            return self.data_error or DataError(
+                f"another host has no images for step {saved + 1} (it says why); the state after "
+                f"step {saved} is saved."
+            )
+        guard = self.config.guard
+        if guard.on_nonfinite == "skip" or guard.spike_factor is not None:
+            what = f"the last of more than config.guard.max_skipped={guard.max_skipped} steps left"
+            what += " out in a row"
+        else:
+            what = "not finite"
+        return DivergedError(
+            f"step {saved + 1} has loss {halt.loss:.6g} and gradient norm "
+            f"{halt.gradient_norm:.6g}: {what}; the state after step {saved} is saved in "
+            f"{self.checkpoints.directory}. To go on from it, --config.guard.on_nonfinite=skip "
+            "leaves such steps out and --config.optimizer.clip_norm=... limits the gradient; or "
+            "start over with a lower --config.optimizer.learning_rate."
+        )
+
+
+def _unhalted(state: TrainState) -> TrainState:
+    """Let a run that was halted go on."""
+    if not state.guard.halted:
+        return state
+    # Compiled, because on several hosts arrays are made by all of them together.
+    return dataclasses.replace(state, guard=jax.jit(GuardState.released)(state.guard))

@@ -1,5 +1,7 @@
 """From a configuration to the parts of a run: what training and evaluation both build."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -13,9 +15,20 @@ from resnext_jax.errors import ConfigError
 from resnext_jax.models import create_model
 from resnext_jax.models.registry import resolve
 from resnext_jax.models.variables import Arrays, split
-from resnext_jax.training.mesh import MEMBER_AXIS, replicated_sharding
-from resnext_jax.training.optimizer import Schedule, ScheduleSpec, make_schedule, sgd
+from resnext_jax.training import finetune
+from resnext_jax.training.ema import EmaSpec
+from resnext_jax.training.guard import GuardSpec
+from resnext_jax.training.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
+from resnext_jax.training.optimizer import (
+    Schedule,
+    ScheduleSpec,
+    is_bias,
+    is_norm,
+    make_schedule,
+    sgd,
+)
 from resnext_jax.training.state import TrainState
+from resnext_jax.training.step import StepSpec
 
 
 def device_transform(config: ConfigDict) -> DeviceTransform:
@@ -112,12 +125,70 @@ def build_schedule(config: ConfigDict, train_images: int) -> Schedule:
 
 def build_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
     """Make the optimiser."""
+    optimizer, frozen_stages = config.optimizer, config.finetune.frozen_stages
+    backbone_rate = config.finetune.backbone_rate
+
+    def decays(name: str) -> bool:
+        if finetune.is_frozen(name, frozen_stages):
+            return False
+        return (optimizer.decay_norm or not is_norm(name)) and (
+            optimizer.decay_bias or not is_bias(name)
+        )
+
     return sgd(
         schedule,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
-        weight_decay=config.optimizer.weight_decay,
+        momentum=optimizer.momentum,
+        nesterov=optimizer.nesterov,
+        weight_decay=optimizer.weight_decay,
+        decays=decays,
+        clip_norm=optimizer.clip_norm,
+        rate_factor=(lambda name: backbone_rate if finetune.is_backbone(name) else 1.0)
+        if backbone_rate != 1.0
+        else None,
     )
+
+
+def training_mesh(config: ConfigDict) -> Mesh:
+    """Arrange all devices of all hosts for training.
+
+    Raises:
+      ConfigError: batch, micro-batches, groups and devices do not fit.
+    """
+    mesh = make_mesh(
+        config.batch_size, config.bn_group_size, accumulate_steps=config.accumulate_steps
+    )
+    share = config.batch_size // config.accumulate_steps // mesh.size
+    if (config.data.mixup or config.data.cutmix) and share % 2:
+        raise ConfigError(
+            f"config.data.mixup and config.data.cutmix mix images in pairs, but each of "
+            f"{mesh.size} devices holds {share} of a micro-batch; change config.batch_size or "
+            "config.accumulate_steps so that the number is even."
+        )
+    return mesh
+
+
+def step_spec(config: ConfigDict, train_images: int) -> StepSpec:
+    """Collect what a training step does beyond taking the gradient of the loss."""
+    average = None
+    if config.ema.decay is not None:
+        warmup = config.schedule.warmup_epochs * steps_per_epoch(config, train_images)
+        average = EmaSpec(config.ema.decay, config.ema.every_steps, start_step=math.ceil(warmup))
+    return StepSpec(
+        label_smoothing=config.optimizer.label_smoothing,
+        accumulate_steps=config.accumulate_steps,
+        frozen_stages=config.finetune.frozen_stages,
+        guard=GuardSpec(
+            skip_nonfinite=config.guard.on_nonfinite == "skip",
+            spike_factor=config.guard.spike_factor,
+            max_skipped=config.guard.max_skipped,
+        ),
+        ema=average,
+    )
+
+
+def title(config: ConfigDict) -> str:
+    """Name the run, for plots."""
+    return f"{config.model.name} on {config.data.name}"
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
@@ -146,7 +217,8 @@ def build_state(
 ) -> tuple[nnx.GraphDef, TrainState]:
     """Initialise model and optimiser, a copy on every device of the mesh."""
     graphdef, params, batch_stats = split(build_model(config, num_classes))
-    state = TrainState.create(params, batch_stats, optimizer)
+    average = config.ema.decay is not None
+    state = TrainState.create(params, batch_stats, optimizer, ema=average)
     return graphdef, jax.device_put(state, replicated_sharding(mesh))
 
 

@@ -1,10 +1,15 @@
 """The folder a run lives in."""
 
+import contextlib
+import fcntl
 import json
 import os
+import platform
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import Source
@@ -13,10 +18,15 @@ from resnext_jax.training.config import field, field_names
 
 CONFIG_FILE = "config.json"
 DATA_SET_FILE = "data_set.json"
+LOCK_FILE = ".lock"
 
-# Fields that do not change what is computed: a run may resume with others.
+# Fields that may differ when a run resumes: they change what is computed by rounding at most, or
+# (guard, clip_norm) are what helps a run that diverges.
 _MAY_CHANGE = frozenset(
     {
+        "accumulate_steps",
+        "model.remat",
+        "model.scan_blocks",
         "data.data_dir",
         "data.manual_dir",
         "data.num_workers",
@@ -30,8 +40,17 @@ _MAY_CHANGE = frozenset(
         "eval_batch_size",
         "eval_every_epochs",
         "checkpoint_every_epochs",
+        "checkpoint_every_minutes",
+        "checkpoint_every_steps",
+        "finetune.workdir",
+        "guard.max_skipped",
+        "guard.on_nonfinite",
+        "guard.spike_factor",
         "keep_checkpoints",
+        "keep_every_epochs",
         "log_every_steps",
+        "optimizer.clip_norm",
+        "profile_steps",
     }
 )
 
@@ -58,6 +77,37 @@ def open_workdir(path: str | os.PathLike[str]) -> Path:
     return workdir
 
 
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keep other runs from writing to a workdir; the system frees a dead run's lock.
+
+    Only the first host of a run writes, and only it takes the lock.
+
+    Raises:
+      WorkdirError: another run has it.
+    """
+    if jax.process_index() != 0:
+        yield
+        return
+    path = workdir / LOCK_FILE
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise WorkdirError(
+                f"workdir {workdir} is being written to by another run ({holder}); wait for it, "
+                "stop it, or use another --workdir."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
 def existing_workdir(path: str | os.PathLike[str]) -> Path:
     """Check that the folder is there and readable; raises WorkdirError where it is not."""
     workdir = Path(path).absolute()
@@ -72,11 +122,28 @@ def existing_workdir(path: str | os.PathLike[str]) -> Path:
     return workdir
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves either the old one or the new one whole."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file so that a crash leaves either the old one or the new one whole.
+
+    Raises:
+      WorkdirError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with explained(path):
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def explained(path: str | Path) -> Iterator[None]:
+    """Put into a sentence why a file of the workdir cannot be written inside."""
+    try:
+        yield
+    except OSError as error:
+        raise WorkdirError(
+            f"{path} cannot be written ({error.strerror}); make room for it, then the same command "
+            "goes on from the last checkpoint."
+        ) from error
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

@@ -101,7 +101,7 @@ def test_says_once_how_often_it_compiles(
     use_scales(monkeypatch, 8, 14)
     config = small_config(eval_crops="dense")
     mesh = make_mesh(64, None, jax.devices()[:1])
-    graphdef, *weights = small_weights(config)
+    graphdef, params, batch_stats = small_weights(config)
     evaluation = DenseEvaluation(config, images_of([(8, 8), (16, 28)], 4), graphdef, mesh)
     compiled: set[tuple[int, ...]] = set()
 
@@ -117,7 +117,7 @@ def test_says_once_how_often_it_compiles(
     monkeypatch.setattr(evaluation, "_step", step)
     assert capsys.readouterr().err == ""
     for _ in range(2):
-        evaluation.run(*weights)
+        evaluation.run(params, batch_stats)
     line = "dense testing compiles once for each of 4 image shapes\n"
     assert capsys.readouterr().err == line
     assert evaluation.shapes == len(compiled) == 4
@@ -153,9 +153,9 @@ def test_a_bad_image_stops(bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
     source = images_of([(8, 8)], IMAGES, {bad: BAD[bad]})
     config = small_config(eval_crops="dense")
     mesh = make_mesh(64, None, jax.devices()[:1])
-    graphdef, *weights = small_weights(config)
+    graphdef, params, batch_stats = small_weights(config)
     with pytest.raises(DataError, match=f"image {bad} of 'noise', split 'test', cannot be decode"):
-        Evaluation(config, source, graphdef, mesh).run(*weights)
+        Evaluation(config, source, graphdef, mesh).run(params, batch_stats)
 
 
 def test_nothing_but_bad_images_is_an_error() -> None:

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from configs import digits_resnext29
 from resnext_jax.data.sources import open_split
-from resnext_jax.errors import ConfigError
-from resnext_jax.evaluation.run import Evaluation
+from resnext_jax.errors import CheckpointError, ConfigError
+from resnext_jax.evaluation.run import Evaluation, evaluate_workdir
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.mesh import make_mesh
@@ -46,7 +46,7 @@ def workdir(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Pat
     _, state = setup.build_state(config, 10, optimizer, make_mesh(8, None))
     folder = tmp_path_factory.mktemp("run")
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        checkpoints.save(state)
+        checkpoints.save(state, {})
     return folder
 
 
@@ -82,6 +82,21 @@ def test_eval_says_how_it_tests(
         f"top-1 error {number} %, top-5 error {number} %\n"
     )
     assert re.fullmatch(line, result.stdout), result.stdout
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "message"),
+    [
+        ("7", "there is no checkpoint .*7; the steps that have one: 0"),
+        ("newest", "'newest' must be latest, best or a step"),
+        ("best", "best.json is missing"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there(
+    config: ConfigDict, workdir: Path, checkpoint: str, message: str
+) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        evaluate_workdir(config, workdir, checkpoint)
 
 
 @pytest.mark.parametrize("crops", ["centre", "ten", "dense"])

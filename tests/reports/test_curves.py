@@ -6,7 +6,9 @@ from typing import Any
 
 import cv2
 import numpy as np
+import pytest
 
+from resnext_jax.errors import WorkdirError
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training.logging import METRICS_FILE
 
@@ -45,6 +47,16 @@ def test_draws_both_splits(tmp_path: Path) -> None:
     both, train, test = (draw(tmp_path, records) for records in (TRAIN + TEST, TRAIN, TEST))
     for one, other in ((both, train), (both, test), (train, test)):
         assert (one != other).any()
+
+
+def test_averaged_weights_have_a_line_of_their_own(tmp_path: Path) -> None:
+    """And not a zigzag between both."""
+    ema = [one | {"weights": "ema", "loss": 0.5} for one in TEST]
+    both = [*TRAIN, TEST[0], ema[0], TEST[1], ema[1]]
+    sorted_by_weights = [*TRAIN, *TEST, *ema]
+    picture = draw(tmp_path, both)
+    assert (picture == draw(tmp_path, sorted_by_weights)).all()
+    assert (picture != draw(tmp_path, TRAIN + TEST)).any()
 
 
 def test_draws_error_left_and_loss_right(tmp_path: Path) -> None:
@@ -87,3 +99,10 @@ def test_a_run_without_a_single_number_is_drawn_empty(tmp_path: Path) -> None:
     record = '{"step": 1, "epoch": 0.1, "split": "train", "loss": null, "top1_error": null}\n'
     (tmp_path / "metrics.jsonl").write_text(record)
     assert draw_training_curve(tmp_path, "nothing") is not None
+
+
+def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    write(tmp_path, TRAIN)
+    (tmp_path / "plots").write_text("in the way")
+    with pytest.raises(WorkdirError, match=r"training_curve\.png cannot be written"):
+        draw_training_curve(tmp_path, "nothing")

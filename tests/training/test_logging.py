@@ -1,19 +1,20 @@
 """What a run writes: strict JSON lines, TensorBoard scalars, lines or a bar on the console."""
 
+import errno
 import io
 import json
 import math
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
-import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from resnext_jax.errors import WorkdirError
-from resnext_jax.training.logging import METRICS_FILE, RunLog, mean_metrics, read_metrics
+from resnext_jax.training.logging import METRICS_FILE, RunLog, read_metrics
 
 
 def train_record(step: int, **changes: Any) -> dict[str, Any]:
@@ -206,20 +207,58 @@ def test_on_a_terminal_a_bar_shows_progress_and_training_values(
     assert len(read_metrics(tmp_path)) == 2
 
 
-def test_mean_metrics() -> None:
-    rows = [
-        {"loss": np.float32(1.0), "top1_error": np.float32(50.0)},
-        {"loss": np.float32(2.0), "top1_error": np.float32(25.0)},
-        {"loss": np.float32(6.0), "top1_error": np.float32(0.0)},
-    ]
-    assert mean_metrics(iter(rows)) == {"loss": 3.0, "top1_error": 25.0}
-    assert all(type(value) is float for value in mean_metrics(rows).values())
+def test_the_time_left_is_told_by_the_pace_since_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    with RunLog(tmp_path, start_step=3, num_steps=13, active=True) as log:
+        for step in range(4, 8):
+            log.advance()
+            if step > 4:
+                now += 20.0
+        log.record(train_record(7))
+        log.record(eval_record(7))
+    train, test = capsys.readouterr().out.splitlines()
+    assert train.endswith("  02:00 left")  # three steps in a minute, six to go
+    assert "left" not in test
 
 
-def test_mean_metrics_adds_up_in_double_precision() -> None:
-    """In float32 the sum would stop growing: 2**24 + 1 is 2**24."""
-    rows = [{"loss": np.float32(2**24)}, *[{"loss": np.float32(1)}] * 7]
-    assert mean_metrics(rows) == {"loss": (2**24 + 7) / 8}
+def test_what_a_record_says_of_memory_and_of_what_was_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [train_record(1, peak_memory_bytes=2_500_000_000, skipped_steps=3)])
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("2.50 GB at most  3 steps left out")
+    assert scalars(tmp_path)["train/peak_memory_bytes", 1] == 2.5e9
+
+
+def test_averaged_weights_are_told_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [eval_record(2), eval_record(2, weights="ema", loss=0.125)])
+    raw, ema = capsys.readouterr().out.splitlines()
+    assert " test " in raw
+    assert " ema " in ema
+    assert scalars(tmp_path)["test/loss", 2] == 1.5
+    assert scalars(tmp_path)["ema/loss", 2] == 0.125
+
+
+def test_a_disk_that_is_full_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLog(tmp_path, start_step=0, num_steps=8, active=True) as log:
+
+        def full(text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "_file", SimpleNamespace(write=full, name="metrics.jsonl"))
+            with pytest.raises(WorkdirError, match=r"metrics\.jsonl cannot be written \(No space"):
+                log.record(train_record(1))
+        log.record(train_record(2))
+        log.sync()
+    assert read_metrics(tmp_path) == [train_record(2)]
 
 
 @pytest.mark.parametrize("text", ["garbage\n", "3\n", '{"epoch": 1.0, "split": "train"}\n'])

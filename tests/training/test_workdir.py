@@ -1,6 +1,12 @@
 """The folder of a run: made, checked, and kept to one config."""
 
+import errno
 import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +19,7 @@ from resnext_jax.training.workdir import (
     CONFIG_FILE,
     check_same_run,
     existing_workdir,
+    locked,
     open_workdir,
     write_atomically,
     write_config,
@@ -127,6 +134,12 @@ def test_a_folder_without_config_holds_no_other_run(tmp_path: Path) -> None:
         ("checkpoint_every_epochs", 0.5),
         ("keep_checkpoints", 1),
         ("log_every_steps", 1),
+        ("accumulate_steps", 2),
+        ("checkpoint_every_steps", 7),
+        ("checkpoint_every_minutes", 5.0),
+        ("guard.on_nonfinite", "skip"),
+        ("optimizer.clip_norm", 1.0),
+        ("profile_steps", (3, 4)),
     ],
 )
 def test_what_does_not_change_the_result_may_change(tmp_path: Path, name: str, value: Any) -> None:
@@ -146,6 +159,10 @@ def test_what_does_not_change_the_result_may_change(tmp_path: Path, name: str, v
         ("model.dtype", "bfloat16", "'float32'"),
         ("optimizer.learning_rate", 0.2, "0.1"),
         ("optimizer.nesterov", False, "True"),
+        ("optimizer.decay_norm", False, "True"),
+        ("ema.decay", 0.9, "None"),
+        ("finetune.backbone_rate", 0.1, "1.0"),
+        ("data.mixup", 0.2, "0.0"),
         ("schedule.boundaries", (30.0, 60.0), "[30.0, 60.0, 90.0]"),
         ("data.name", "digits", "''"),
         ("data.image_size", 192, "224"),
@@ -210,3 +227,46 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(WorkdirError, match="cannot be read: Not a directory"):
         existing_workdir(path)
+
+
+def test_a_workdir_is_locked_while_a_run_writes_to_it(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path),
+        pytest.raises(WorkdirError, match=rf"another run \(process {os.getpid()} on .*\); wait"),
+        locked(tmp_path),
+    ):
+        pass
+    # Afterwards it is free, and was not touched by the one that was refused.
+    with locked(tmp_path):
+        assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
+
+
+def test_the_lock_of_a_dead_run_is_free(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal; from resnext_jax.training.workdir import locked; "
+        f"locked(pathlib.Path({str(tmp_path)!r})).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert result.returncode == -signal.SIGKILL
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux")
+def test_a_folder_that_cannot_be_written_is_told_at_the_start() -> None:
+    """Nobody can write there, root neither."""
+    with pytest.raises(
+        WorkdirError, match="workdir /sys/kernel cannot be used: "
+    ):
+        open_workdir("/sys/kernel")
+
+
+def test_a_read_only_file_system_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments["dir"]))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    with pytest.raises(WorkdirError, match="cannot be used: Read-only file system"):
+        open_workdir(tmp_path)

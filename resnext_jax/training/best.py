@@ -1,0 +1,64 @@
+"""The best result of a run so far."""
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from resnext_jax.errors import CheckpointError
+from resnext_jax.training.workdir import write_atomically
+
+BEST_FILE = "best.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """The test with the lowest top-1 error, the first of equals.
+
+    Attributes:
+      step: of the checkpoint.
+      top1_error: in percent.
+      weights: "raw" or "ema".
+    """
+
+    step: int
+    top1_error: float
+    weights: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return a dictionary for a JSON file."""
+        return dataclasses.asdict(self)
+
+
+def best_of(records: Iterable[dict[str, Any]], before: Best | None = None) -> Best | None:
+    """Find the best of some test records (lines of `metrics.jsonl`) and what was best before."""
+    tests = [
+        Best(record["step"], record["top1_error"], record["weights"])
+        for record in records
+        if record["split"] == "test"
+    ]
+    found = [before] if before else []
+    return min(found + tests, key=lambda best: (best.top1_error, best.step), default=None)
+
+
+def write_best(best: Best, workdir: Path) -> None:
+    """Write `best.json`."""
+    write_atomically(workdir / BEST_FILE, json.dumps(best.as_json()) + "\n")
+
+
+def read_best(workdir: Path) -> Best:
+    """Read `best.json`.
+
+    Raises:
+      CheckpointError: it is missing or damaged.
+    """
+    path = workdir / BEST_FILE
+    try:
+        return Best(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing: no checkpoint has been tested yet.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}); name a step instead of the best checkpoint."
+        ) from error

@@ -1,0 +1,68 @@
+"""What a run says of itself, at its start and at its end."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from resnext_jax.reports.curves import draw_training_curve
+from resnext_jax.training import setup
+from resnext_jax.training.logging import read_metrics
+from resnext_jax.training.state import TrainState
+
+
+def introduction(
+    config: ConfigDict, state: TrainState, num_steps: int, *, resuming: bool
+) -> Iterator[str]:
+    """Say what is trained, on what, and from where."""
+    start_step = int(state.step)
+    parameters = sum(array.size for array in state.params.values())
+    group = config.bn_group_size or config.batch_size
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
+    parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
+    yield (
+        f"{config.model.name} on {config.data.name}: {parameters:,} parameters, "
+        f"{jax.device_count()} {jax.default_backend()} device(s){hosts}, "
+        f"batch {config.batch_size}{parts} in batch-norm groups of {group}"
+    )
+    yield (
+        f"learning rate {setup.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
+        f"a batch of {config.optimizer.base_batch_size}, scaled linearly), {num_steps} steps"
+    )
+    if resuming and start_step >= num_steps:
+        yield (
+            f"this run is already finished at step {start_step}; nothing is trained "
+            "(another --workdir starts over)"
+        )
+    elif resuming:
+        yield f"resuming after step {start_step} (another --workdir starts over)"
+    elif config.finetune.workdir is not None:
+        yield f"starting from the weights in {config.finetune.workdir}, with a new classifier"
+    else:
+        yield "starting; the first step compiles"
+
+
+def conclusion(config: ConfigDict, workdir: Path) -> Iterator[str]:
+    """Say what came of it, from `metrics.jsonl`."""
+    records = read_metrics(workdir)
+    train = [record for record in records if record["split"] == "train"]
+    tests = [record for record in records if record["split"] == "test"]
+    skipped = sum(record.get("skipped_images", 0) for record in train)
+    test_skipped = tests[-1].get("skipped_images", 0) if tests else 0
+    if skipped or test_skipped:
+        yield (
+            f"images that could not be decoded, and were left out: {skipped} in training, "
+            f"{test_skipped} in the last test"
+        )
+    skipped_steps = sum(record.get("skipped_steps", 0) for record in train)
+    if skipped_steps:
+        yield f"steps whose result was left out (config.guard): {skipped_steps}"
+    for test in tests:
+        if test["step"] == tests[-1]["step"]:
+            average = " of the averaged weights" if test["weights"] == "ema" else ""
+            yield (
+                f"final test error{average}: top-1 {test['top1_error']:.2f} %, "
+                f"top-5 {test['top5_error']:.2f} %"
+            )
+    yield f"training curve: {draw_training_curve(workdir, setup.title(config))}"
