@@ -62,7 +62,7 @@ def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
         except UserError as error:
             fail(str(error), error.exit_status)
         except KeyboardInterrupt:
-            print("interrupted; the same command starts over.", file=sys.stderr, flush=True)
+            print("interrupted; run the same command again.", file=sys.stderr, flush=True)
             # tfds downloads in a thread, and Python would wait for it to finish.
             os._exit(EXIT_INTERRUPTED)
 

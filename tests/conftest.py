@@ -1,6 +1,7 @@
 """Eight virtual CPU devices for every test, set up before JAX starts."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 _FLAG = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Commands that tests run leave the user's cache of compiled programs alone.
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+# Most of a test's time is compiling, often of what another has compiled: programs are kept, of one
+# session alone, by the commands that tests run too.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process that starts them
+    _cache = tempfile.TemporaryDirectory(prefix="resnext_jax-tests-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
 from absl import flags

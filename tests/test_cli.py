@@ -251,7 +251,8 @@ def test_training_fills_the_cache_and_a_second_run_uses_it(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.delenv(name)
 
     def train(workdir: str) -> dict[str, str]:
         result = run(

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,13 +10,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import Source, open_split
-from resnext_jax.errors import CheckpointError, ConfigError
+from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.crops import CropEvaluation
 from resnext_jax.evaluation.dense import DenseEvaluation
 from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training import setup
-from resnext_jax.training.best import read_best
+from resnext_jax.training.best import wanted_step
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.validation import validate
@@ -75,7 +73,7 @@ def evaluate_workdir(
     # No training batch is split here, so that any number of devices will do.
     mesh = make_mesh(batch_size=jax.device_count(), bn_group_size=1)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        step = checkpoints.require_step(_wanted_step(checkpoint, folder))
+        step = checkpoints.require_step(wanted_step(checkpoint, folder))
         check_same_run(config, folder, sections=("model", "data"))
         source = open_split(config, "test")
         check_same_data(source, folder, same_images=False)
@@ -85,14 +83,3 @@ def evaluate_workdir(
             weights["ema"] = checkpoints.restore_weights(*shapes, step=step, ema=True)
     evaluation = Evaluation(config, source, graphdef, mesh)
     return step, {name: evaluation.run(*arrays) for name, arrays in weights.items()}
-
-
-def _wanted_step(checkpoint: str, workdir: Path) -> int | None:
-    """Return the step that is asked for, None for the latest."""
-    if checkpoint == "latest":
-        return None
-    if checkpoint == "best":
-        return read_best(workdir).step
-    if re.fullmatch(r"[0-9]+", checkpoint):
-        return int(checkpoint)
-    raise CheckpointError(f"checkpoint {checkpoint!r} must be latest, best or a step.")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ def best_of(records: Iterable[dict[str, Any]], before: Best | None = None) -> Be
     return min(found + tests, key=lambda best: (best.top1_error, best.step), default=None)
 
 
-def write_best(best: Best, workdir: Path) -> None:
-    """Write `best.json`."""
+def write_best(best: Best | None, workdir: Path) -> None:
+    """Write `best.json`; remove it where nothing has been tested."""
+    if best is None:
+        (workdir / BEST_FILE).unlink(missing_ok=True)
+        return
     write_atomically(workdir / BEST_FILE, json.dumps(best.as_json()) + "\n")
 
 
@@ -62,3 +66,22 @@ def read_best(workdir: Path) -> Best:
         raise CheckpointError(
             f"{path} is damaged ({error}); name a step instead of the best checkpoint."
         ) from error
+
+
+def wanted_step(checkpoint: str, workdir: Path) -> int | None:
+    """Return the step of the checkpoint asked for, None for the latest.
+
+    Args:
+      checkpoint: "latest", "best", or a step.
+      workdir: of the run.
+
+    Raises:
+      CheckpointError: it is none of these, or there is no best one.
+    """
+    if checkpoint == "latest":
+        return None
+    if checkpoint == "best":
+        return read_best(workdir).step
+    if re.fullmatch(r"[0-9]+", checkpoint):
+        return int(checkpoint)
+    raise CheckpointError(f"checkpoint {checkpoint!r} must be latest, best or a step.")

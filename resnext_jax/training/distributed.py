@@ -341,7 +341,7 @@ def _end_with(error: BaseException, contact: Contact, process_id: int) -> NoRetu
         own, others = f"error: {sentence}", f"{me} ended with an error: {sentence}"
         status = error.exit_status
     elif isinstance(error, KeyboardInterrupt):
-        own, others = "interrupted; the same command starts over.", f"{me} was interrupted"
+        own, others = "interrupted; run the same command again.", f"{me} was interrupted"
         status = EXIT_INTERRUPTED
     else:
         own = "".join(traceback.format_exception(error)).rstrip()

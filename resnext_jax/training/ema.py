@@ -17,8 +17,9 @@ class EmaSpec:
     Attributes:
       decay: weight of the old average, at each update.
       every_steps: an update is made at every so many steps.
-      start_step: until then the average is the weights themselves (a rate that
-        is still warming up leaves them far from where they will be).
+      start_step: an update until then, and the first one in any case, makes the
+        average the weights themselves: those that a run starts from, and those
+        of a rate that still warms up, are far from where they will be.
     """
 
     decay: float
@@ -35,7 +36,7 @@ def update(spec: EmaSpec, average: Weights, weights: Weights, step: jax.Array) -
       weights: after `step`.
       step: steps taken, 1 after the first.
     """
-    started = step > spec.start_step
+    started = step > max(spec.start_step, spec.every_steps)
     due = step % spec.every_steps == 0
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:

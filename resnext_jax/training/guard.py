@@ -80,6 +80,18 @@ class Verdict:
         """Return `new` if the step is accepted, otherwise `old`."""
         return jax.tree.map(lambda n, o: jnp.where(self.accepted, n, o), new, old)
 
+    def count(self, new: Tree, chosen: Tree) -> Tree:
+        """Return `chosen` with `new`'s whole numbers, unless halted.
+
+        An optimiser's whole numbers count steps, by which the rate is scheduled: a step that is
+        left out has passed all the same.
+        """
+        return jax.tree.map(
+            lambda n, c: jnp.where(self.halted, c, n) if jnp.issubdtype(n, jnp.integer) else c,
+            new,
+            chosen,
+        )
+
 
 def judge(
     spec: GuardSpec, guard: GuardState, loss: jax.Array, gradient_norm: jax.Array, halt: jax.Array

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import sys
 import time
@@ -10,11 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from resnext_jax.errors import WorkdirError
-from resnext_jax.training.workdir import explained, write_atomically
+from resnext_jax.training.tensorboard import Board
+from resnext_jax.training.workdir import WholeWriter, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -63,8 +62,8 @@ class RunLog:
         kept = [record for record in read_metrics(workdir) if record["step"] <= start_step]
         path = workdir / METRICS_FILE
         write_atomically(path, "".join(_line(record) for record in kept))
-        self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._file = WholeWriter(path)
+        self._board = Board(workdir / "tensorboard", purge_step=start_step + 1)
         self._bar = tqdm(
             total=num_steps,
             initial=start_step,
@@ -106,24 +105,29 @@ class RunLog:
     def sync(self) -> None:
         """Bring what was written to the disk itself: a checkpoint shall not outlive its records."""
         if self._active:
-            with explained(self._file.name):
-                os.fsync(self._file.fileno())
+            self._file.sync()
 
-    def record(self, record: dict[str, Any]) -> None:
-        """Write one record: `step`, `epoch`, `split` and numbers by name.
+    def record(self, *records: dict[str, Any]) -> None:
+        """Write records, all or (in a crash) none: `step`, `epoch`, `split`, numbers by name.
 
         Raises:
-          WorkdirError: it cannot be written.
+          WorkdirError: they cannot be written.
         """
         if not self._active:
             return
-        with explained(self._file.name):
-            self._file.write(_line(record))
+        self._file.write("".join(map(_line, records)).encode())
+        for record in records:
+            self._show(record)
+
+    def _show(self, record: dict[str, Any]) -> None:
         split = record["split"]
         board = "ema" if record.get("weights") == "ema" else split
-        for name, value in record.items():
-            if isinstance(value, int | float) and name not in ("epoch", "step"):
-                self._board.add_scalar(f"{board}/{name}", value, record["step"])
+        numbers = {
+            f"{board}/{name}": value
+            for name, value in record.items()
+            if isinstance(value, int | float) and name not in ("epoch", "step")
+        }
+        self._board.add(numbers, record["step"])
         if split == "train" and not self._bar.disable:
             self._bar.set_postfix(
                 loss=f"{record['loss']:.3f}",

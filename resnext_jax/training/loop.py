@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import signal
 from collections.abc import Generator
@@ -23,7 +24,7 @@ from resnext_jax.training.agreement import Request, attach_requests
 from resnext_jax.training.best import Best, best_of, write_best
 from resnext_jax.training.calendar import SaveClock, make_calendar
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.distributed import agree
+from resnext_jax.training.distributed import agree, is_first_host
 from resnext_jax.training.guard import GuardState
 from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.logging import RunLog, read_metrics
@@ -36,6 +37,7 @@ from resnext_jax.training.validation import validate
 from resnext_jax.training.warm_start import warm_start
 from resnext_jax.training.window import HaltedError, Window
 from resnext_jax.training.workdir import (
+    check_same_config,
     check_same_data,
     check_same_run,
     locked,
@@ -114,11 +116,12 @@ class _Run:
             check_same_run(config, folder)
             check_same_data(source, folder, same_images=True)
             state, notes = self.checkpoints.restore(state)
+            check_same_config(config, notes["config"], folder)  # config.json may be gone
         elif config.finetune.workdir is not None:
             state = warm_start(config, state, self.mesh)
         self.state = _unhalted(state)
         self.step = int(state.step)  # sent off so far
-        self.first_host = jax.process_index() == 0
+        self.first_host = is_first_host()
         if self.first_host:
             write_config(config, folder)
             write_data_set(source, folder)
@@ -137,7 +140,7 @@ class _Run:
         self.profiler = Profiler(folder, config.profile_steps if self.first_host else ())
         closing.callback(self.profiler.close)
         self.batches = closing.enter_context(contextlib.closing(self._open_batches(source)))
-        self.batch: Batch | None = None
+        self.batch: Batch = {}  # the last one
         self.data_error: DataError | None = None
 
     def train(self) -> None:
@@ -185,12 +188,14 @@ class _Run:
         self.profiler.before(step)
         with self.window.waiting_for_data():
             try:
-                self.batch = next(self.batches)
+                if self.data_error is None:
+                    self.batch = next(self.batches)
             except DataError as error:
-                if jax.process_count() == 1 or self.batch is None:
+                if jax.process_count() == 1 or not self.batch:
                     self._save_after_error()
                     raise
-                # The others must not wait for this host: an old batch stands in, unused.
+                # The others must not wait for this host: the old batch stands in, unused,
+                # until all have heard.
                 self.data_error = error
         batch = self.batch
         if jax.process_count() > 1:
@@ -242,11 +247,7 @@ class _Run:
 
     def _notes(self) -> dict[str, Any]:
         """Return what of a checkpoint is not arrays."""
-        step = int(self.state.step)
         return {
-            "step": step,
-            "images": step * self.config.batch_size,
-            "seed": self.config.seed,
             "window": self.window.rows,
             "best": self.best.as_json() if self.best else None,
             "config": self.config.to_dict(),
@@ -257,21 +258,21 @@ class _Run:
         weights = {"raw": (self.state.params, self.state.batch_stats)}
         if self.state.ema is not None:
             weights["ema"] = (self.state.ema["params"], self.state.ema["batch_stats"])
-        for name, (params, batch_stats) in weights.items():
-            tested = self.evaluation.run(params, batch_stats, self._leave_if_asked)
-            self.log.record(self._place() | {"split": "test", "weights": name} | tested.as_record())
+        records = [
+            self._place()
+            | {"split": "test", "weights": name}
+            | self.evaluation.run(*arrays, self._leave_if_asked).as_record()
+            for name, arrays in weights.items()
+        ]
+        self.log.record(*records)  # together: a run stopped in between tests both again
         self._note_best(self.best)
         if self.first_host:
             draw_training_curve(self.folder, setup.title(self.config))
 
     def _is_tested(self) -> bool:
-        wanted = {"raw"} if self.state.ema is None else {"raw", "ema"}
-        there = {
-            record["weights"]
-            for record in read_metrics(self.folder)
-            if record["split"] == "test" and record["step"] == self.step
-        }
-        return bool(agree(int(wanted <= there)))
+        records = read_metrics(self.folder) if self.first_host else []
+        tested = any(r["split"] == "test" and r["step"] == self.step for r in records)
+        return bool(agree(int(tested)))
 
     def _leave_if_asked(self) -> None:
         """Stop in the middle of a test: the state has been saved before it."""
@@ -289,8 +290,7 @@ class _Run:
                 if record.get("weights") == ("ema" if average else "raw")
             ]
             best = best_of(records, before)
-            if best is not None and best != self.best:
-                write_best(best, self.folder)
+            write_best(best, self.folder)
             self.best = best
         step = agree(self.best.step if self.best else -1)
         if step >= 0:
@@ -314,24 +314,31 @@ class _Run:
     def _explain(self, halt: HaltedError) -> Exception:
         """Save the state, which is that before the halted step, and say what happened."""
         self._save_after_error()
-        saved = int(self.state.step)
+        self.checkpoints.wait()
+        saved = agree(int(self.state.step))  # none leaves, and ends the others, before it is whole
         if Request.HALT in halt.requests:
             return self.data_error or DataError(
                 f"another host has no images for step {saved + 1} (it says why); the state after "
                 f"step {saved} is saved."
             )
         guard = self.config.guard
-        if guard.on_nonfinite == "skip" or guard.spike_factor is not None:
-            what = f"the last of more than config.guard.max_skipped={guard.max_skipped} steps left"
-            what += " out in a row"
-        else:
-            what = "not finite"
+        finite = math.isfinite(halt.loss) and math.isfinite(halt.gradient_norm)
+        what = "which is not finite"
+        hint = "--config.guard.on_nonfinite=skip leaves such steps out and "
+        if finite:
+            what = f"more than config.guard.spike_factor={guard.spike_factor} times the average"
+            hint = "--config.guard.spike_factor=None takes such steps and "
+        if finite or guard.on_nonfinite == "skip":
+            what += f", and more than config.guard.max_skipped={guard.max_skipped} were left out in"
+            what += " a row"
+        if not finite and guard.on_nonfinite == "skip":
+            hint = ""
         return DivergedError(
             f"step {saved + 1} has loss {halt.loss:.6g} and gradient norm "
-            f"{halt.gradient_norm:.6g}: {what}; the state after step {saved} is saved in "
-            f"{self.checkpoints.directory}. To go on from it, --config.guard.on_nonfinite=skip "
-            "leaves such steps out and --config.optimizer.clip_norm=... limits the gradient; or "
-            "start over with a lower --config.optimizer.learning_rate."
+            f"{halt.gradient_norm:.6g}, {what}; the state after step {saved} is saved in "
+            f"{self.checkpoints.directory}. To go on from it, {hint}"
+            "--config.optimizer.clip_norm=... limits the gradient; or start over with a lower "
+            "--config.optimizer.learning_rate."
         )
 
 

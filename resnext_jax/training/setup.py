@@ -1,7 +1,5 @@
 """From a configuration to the parts of a run: what training and evaluation both build."""
 
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -22,6 +20,7 @@ from resnext_jax.training.mesh import MEMBER_AXIS, make_mesh, replicated_shardin
 from resnext_jax.training.optimizer import (
     Schedule,
     ScheduleSpec,
+    first_step_at,
     is_bias,
     is_norm,
     make_schedule,
@@ -171,8 +170,8 @@ def step_spec(config: ConfigDict, train_images: int) -> StepSpec:
     """Collect what a training step does beyond taking the gradient of the loss."""
     average = None
     if config.ema.decay is not None:
-        warmup = config.schedule.warmup_epochs * steps_per_epoch(config, train_images)
-        average = EmaSpec(config.ema.decay, config.ema.every_steps, start_step=math.ceil(warmup))
+        warmup = first_step_at(config.schedule.warmup_epochs, steps_per_epoch(config, train_images))
+        average = EmaSpec(config.ema.decay, config.ema.every_steps, start_step=warmup)
     return StepSpec(
         label_smoothing=config.optimizer.label_smoothing,
         accumulate_steps=config.accumulate_steps,

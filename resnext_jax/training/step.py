@@ -159,7 +159,9 @@ def make_train_step(
             weights = {name: new[name] for name in ("params", "batch_stats")}
             new["ema"] = ema.update(spec.ema, state.ema, weights, step)
             old["ema"] = state.ema
-        new_state = TrainState(**({"ema": None} | verdict.choose(new, old)), step=step, guard=guard)
+        chosen = {"ema": None} | verdict.choose(new, old)
+        chosen["opt_state"] = verdict.count(opt_state, chosen["opt_state"])
+        new_state = TrainState(**chosen, step=step, guard=guard)
         events |= {ACCEPTED: verdict.accepted, HALTED: verdict.halted}
         return new_state, metrics | events
 

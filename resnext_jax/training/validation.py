@@ -99,7 +99,7 @@ _RULES: dict[str, Rule] = {
     "schedule.name": _one_of(*SCHEDULES),
     "schedule.boundaries": _numbers(None, positive=True),
     "schedule.factor": _POSITIVE,
-    "schedule.warmup_epochs": _NOT_NEGATIVE,
+    "schedule.warmup_epochs": _NOT_NEGATIVE_FINITE,
     "ema.decay": (
         lambda value: value is None or 0 <= value < 1,
         "must be None, or at least 0 and less than 1",
@@ -141,7 +141,7 @@ _RULES: dict[str, Rule] = {
     "keep_checkpoints": _AT_LEAST_ONE,
     "keep_every_epochs": _NONE_OR_POSITIVE,
     "log_every_steps": _AT_LEAST_ONE,
-    "profile_steps": (_are_profile_steps, "must be () or two whole numbers, as in (10,12)"),
+    "profile_steps": (_are_profile_steps, "must be two whole numbers, as in =10,12, or ()"),
 }
 
 

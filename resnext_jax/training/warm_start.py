@@ -1,19 +1,18 @@
 """Starting a run from the weights of another."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from resnext_jax.errors import ConfigError, WorkdirError
+from resnext_jax.errors import ConfigError
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.finetune import is_backbone
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.workdir import DATA_SET_FILE, check_same_run, existing_workdir
+from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_classes
 
 
 def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
@@ -31,20 +30,13 @@ def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
     """
     workdir = existing_workdir(config.finetune.workdir)
     try:
-        check_same_run(config, workdir, sections=("model",))
+        # Weights are converted: fine-tuning in another precision is nothing unusual.
+        check_same_run(config, workdir, ("model",), ignored=frozenset({"model.dtype"}))
     except ConfigError as error:
         raise ConfigError(f"config.finetune.workdir cannot be started from: {error}") from error
-    path = workdir / DATA_SET_FILE
-    try:
-        num_classes = len(json.loads(path.read_text())["classes"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WorkdirError(
-            f"{path} does not tell how many classes that run had ({error}); give the folder of a "
-            "whole run with --config.finetune.workdir=..."
-        ) from error
     checkpoints = Checkpoints(workdir, read_only=True)
     try:
-        _, *shapes = setup.abstract_weights(config, num_classes, mesh)
+        _, *shapes = setup.abstract_weights(config, stored_classes(workdir), mesh)
         weights = checkpoints.restore_weights(*shapes, ema=checkpoints.has_ema())
     finally:
         checkpoints.close()

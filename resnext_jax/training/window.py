@@ -103,8 +103,8 @@ class Window:
         were, `skipped_images`.
         """
         taken = [row for row in self.rows if row]
-        names = taken[-1] if taken else _ALWAYS
-        # Rows of before a resume may lack the count of images left out: there were none.
+        # A run may be told to count images left out, or no longer, when it resumes.
+        names = dict.fromkeys(name for row in taken for name in row) or _ALWAYS
         record: dict[str, Any] = {
             name: sum(row.get(name, 0.0) for row in taken) / len(taken) if taken else math.nan
             for name in names

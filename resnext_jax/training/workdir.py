@@ -8,6 +8,7 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ DATA_SET_FILE = "data_set.json"
 LOCK_FILE = ".lock"
 
 # Fields that may differ when a run resumes: they change what is computed by rounding at most, or
-# (guard, clip_norm) are what helps a run that diverges.
+# (data.on_error, guard, optimizer.clip_norm) are what a run that stopped may need to go on.
 _MAY_CHANGE = frozenset(
     {
         "accumulate_steps",
@@ -90,21 +91,23 @@ def locked(workdir: Path) -> Iterator[None]:
         yield
         return
     path = workdir / LOCK_FILE
-    with path.open("a+") as file:
+    with explained(path):
+        file = path.open("ab+", buffering=0)
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "another process"
+            holder = file.read().decode(errors="replace").strip() or "another process"
             raise WorkdirError(
                 f"workdir {workdir} is being written to by another run ({holder}); wait for it, "
                 "stop it, or use another --workdir."
             ) from None
         except OSError:
             pass  # a file system without locks
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}\n")
-        file.flush()
+        with explained(path):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}\n".encode())
         yield
 
 
@@ -129,9 +132,41 @@ def write_atomically(path: Path, content: str | bytes) -> None:
       WorkdirError: it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    data = content.encode() if isinstance(content, str) else content
     with explained(path):
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut may leave the name of the new, and nothing
         os.replace(temporary, path)
+
+
+class WholeWriter:
+    """A file to add to; what is written is there at once, or an error tells that it is not.
+
+    There is no buffer: what could not be written is not tried again on closing.
+    """
+
+    def __init__(self, path: Path):
+        """Open; raises WorkdirError, as `write` and `sync` do."""
+        self.path = path
+        with explained(path):
+            self._file = path.open("ab", buffering=0)
+
+    def write(self, data: bytes) -> None:
+        """Add to the end."""
+        with explained(self.path):
+            while data:
+                data = data[self._file.write(data) :]
+
+    def sync(self) -> None:
+        """Wait until all is on the disk itself."""
+        with explained(self.path):
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close."""
+        self._file.close()
 
 
 @contextlib.contextmanager
@@ -157,6 +192,24 @@ def write_data_set(source: Source, workdir: Path) -> None:
     stored = {"name": source.name, "version": source.version, "classes": source.class_names}
     text = json.dumps(stored, indent=2)
     write_atomically(workdir / DATA_SET_FILE, text + "\n")
+
+
+def stored_classes(workdir: Path) -> int:
+    """Return how many classes the data of a workdir's run has.
+
+    Raises:
+      WorkdirError: `data_set.json` does not tell.
+    """
+    path = workdir / DATA_SET_FILE
+    try:
+        classes = json.loads(path.read_text())["classes"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkdirError(
+            f"{path} does not tell the classes ({error}); give the folder of a whole run."
+        ) from error
+    if not isinstance(classes, list) or not classes:
+        raise WorkdirError(f"{path} does not tell the classes; give the folder of a whole run.")
+    return len(classes)
 
 
 def check_same_data(source: Source, workdir: Path, *, same_images: bool) -> None:
@@ -197,14 +250,19 @@ def check_same_data(source: Source, workdir: Path, *, same_images: bool) -> None
 
 
 def check_same_run(
-    config: ConfigDict, workdir: Path, sections: tuple[str, ...] | None = None
+    config: ConfigDict,
+    workdir: Path,
+    sections: tuple[str, ...] | None = None,
+    *,
+    ignored: frozenset[str] = frozenset(),
 ) -> None:
-    """Check that a workdir's run was started with this config.
+    """Check that a workdir's run was started with this config, if `config.json` is there.
 
     Args:
       config: of now.
       workdir: of the run.
       sections: names of the sections to compare, such as "model"; None means all.
+      ignored: fields that may differ besides those that always may.
 
     Raises:
       ConfigError: lists the fields that differ and may not.
@@ -212,21 +270,42 @@ def check_same_run(
     """
     path = workdir / CONFIG_FILE
     try:
-        stored = ConfigDict(json.loads(path.read_text()))
-        stored_names = set(field_names(stored))
+        stored = json.loads(path.read_text())
+        check_same_config(config, stored, workdir, sections, ignored=ignored)
     except FileNotFoundError:
         return
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise WorkdirError(
             f"{path} is damaged ({error}); put the run's config back, or use another --workdir."
         ) from error
+
+
+def check_same_config(
+    config: ConfigDict,
+    stored: dict[str, Any],
+    workdir: Path,
+    sections: tuple[str, ...] | None = None,
+    *,
+    ignored: frozenset[str] = frozenset(),
+) -> None:
+    """Check that a run was started with this config; see `check_same_run`.
+
+    Args:
+      config: of now.
+      stored: of the run, as JSON gives it back.
+      workdir: of the run, to be named.
+      sections: to compare.
+      ignored: fields that may differ.
+    """
+    before = ConfigDict(stored)
+    stored_names = set(field_names(before))
     differing = []
     for name in field_names(config):
-        if name in _MAY_CHANGE or (sections and name.partition(".")[0] not in sections):
+        if name in _MAY_CHANGE | ignored or (sections and name.partition(".")[0] not in sections):
             continue
         # Through JSON, which has lists and no tuples.
         new = json.loads(json.dumps(field(config, name)))
-        old = field(stored, name) if name in stored_names else None
+        old = field(before, name) if name in stored_names else None
         if new != (list(old) if isinstance(old, tuple) else old):
             differing.append(f"{name} is {new!r}, was {old!r}")
     if differing:

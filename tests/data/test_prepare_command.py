@@ -143,5 +143,5 @@ def test_no_download_is_waited_for_when_interrupted(
         server.shutdown()
         thread.join()
     assert process.returncode == 130
-    assert told.endswith("interrupted; the same command starts over.\n")
+    assert told.endswith("interrupted; run the same command again.\n")
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [".cifar10.lock"]

@@ -146,7 +146,6 @@ def start_hosts(
     started = Hosts(folder, f"127.0.0.1:{free_port()}")
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "JAX_ENABLE_COMPILATION_CACHE": "false",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
     }

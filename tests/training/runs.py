@@ -95,7 +95,9 @@ def stored_arrays(workdir: Path, step: int | None = None) -> dict[str, np.ndarra
     folder = checkpoints / str(newest if step is None else step)
     arrays = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        for item in ("weights", "training"):
+        for item in ("weights", "ema", "training"):
+            if not (folder / item).is_dir():
+                continue
             for path, leaf in jax.tree_util.tree_leaves_with_path(
                 checkpointer.restore(folder / item)
             ):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from resnext_jax.errors import CheckpointError
-from resnext_jax.training.best import Best, best_of, read_best, write_best
+from resnext_jax.training.best import Best, best_of, read_best, wanted_step, write_best
 
 
 def record(step: int, error: float, weights: str = "raw") -> dict[str, Any]:
@@ -34,6 +34,17 @@ def test_is_written_as_json(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "best.json").read_text())
     assert stored == {"step": 20, "top1_error": 3.5, "weights": "raw"}
     assert read_best(tmp_path) == Best(20, 3.5, "raw")
+
+
+def test_a_checkpoint_is_asked_for_by_name_or_step(tmp_path: Path) -> None:
+    write_best(Best(20, 3.5, "raw"), tmp_path)
+    asked = [wanted_step(name, tmp_path) for name in ("latest", "best", "7")]
+    assert asked == [None, 20, 7]
+    write_best(None, tmp_path)
+    assert not (tmp_path / "best.json").exists()
+    for name, message in (("best", "is missing"), ("-1", "must be latest, best or a step")):
+        with pytest.raises(CheckpointError, match=message):
+            wanted_step(name, tmp_path)
 
 
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:

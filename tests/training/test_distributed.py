@@ -463,7 +463,7 @@ def test_ctrl_c_on_one_host_ends_all() -> None:
         hosts.send(1, signal.SIGINT)
         first, second = hosts.finish(20)
     assert (first.returncode, second.returncode) == (130, 130)
-    assert second.stderr == "interrupted; the same command starts over.\n"
+    assert second.stderr == "interrupted; run the same command again.\n"
     assert re.fullmatch("error: process 1 on .* was interrupted\n", first.stderr)
 
 

@@ -16,18 +16,23 @@ def average(spec: EmaSpec, values: list[float], start: float = 0.0) -> float:
 
 def test_is_the_exponential_average() -> None:
     values = [1.0, 2.0, 5.0, -3.0]
-    expected = 7 * 0.9**4 + sum(0.1 * 0.9 ** (3 - i) * value for i, value in enumerate(values))
+    # From the first step's weights on: what a run starts from, 7, is random.
+    expected = 1.0 * 0.9**3 + sum(0.1 * 0.9 ** (2 - i) * v for i, v in enumerate(values[1:]))
     assert average(EmaSpec(0.9), values, start=7.0) == pytest.approx(expected, rel=1e-6)
 
 
 def test_moves_at_every_so_many_steps() -> None:
     values = [1.0, 2.0, 5.0, -3.0, 100.0]
-    expected = 0.9 * (0.9 * 7 + 0.1 * 2.0) + 0.1 * -3.0
+    expected = 0.9 * 2.0 + 0.1 * -3.0
     assert average(EmaSpec(0.9, every_steps=2), values, start=7.0) == pytest.approx(expected)
 
 
 def test_is_the_weights_themselves_until_it_starts() -> None:
     assert average(EmaSpec(0.9, start_step=3), [1.0, 2.0, 5.0], start=7.0) == 5.0
+    # Also where the first update comes after the start.
+    rare = EmaSpec(0.9, every_steps=4, start_step=3)
+    assert average(rare, [1.0, 2.0, 5.0], start=7.0) == 7.0
+    assert average(rare, [1.0, 2.0, 5.0, 6.0], start=7.0) == 6.0
     expected = 0.9 * 5.0 + 0.1 * -3.0
     assert average(EmaSpec(0.9, start_step=3), [1.0, 2.0, 5.0, -3.0]) == pytest.approx(expected)
 
@@ -35,6 +40,6 @@ def test_is_the_weights_themselves_until_it_starts() -> None:
 def test_keeps_shape_and_dtype() -> None:
     old = {"batch_stats": {"mean": jnp.zeros((3,), jnp.float32)}}
     new = {"batch_stats": {"mean": jnp.ones((3,), jnp.float32)}}
-    mean = update(EmaSpec(0.5), old, new, jnp.int32(1))["batch_stats"]["mean"]
+    mean = update(EmaSpec(0.5), old, new, jnp.int32(2))["batch_stats"]["mean"]
     assert mean.dtype == jnp.float32
     np.testing.assert_allclose(mean, 0.5)

@@ -1,6 +1,8 @@
 """The first signal is noted, the second acts."""
 
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -107,3 +109,26 @@ def test_outside_the_main_thread_it_leaves_the_signals_alone(acted: list[int]) -
     thread.join()
     assert outcome == [None, True]
     assert handlers() == before
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_acts_where_python_cannot(number: int, status: int) -> None:
+    """As while a program compiles: one long call, in which no handler of Python's runs."""
+    code = f"""
+import hashlib, os, threading, time
+from resnext_jax.training.interrupt import StopRequest
+
+def signal_twice():
+    for _ in range(2):
+        time.sleep(0.3)
+        os.kill(os.getpid(), {int(number)})
+
+with StopRequest():
+    threading.Thread(target=signal_twice, daemon=True).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == status
+    assert "stopped at once by the second signal" in result.stderr

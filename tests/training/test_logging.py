@@ -1,13 +1,13 @@
 """What a run writes: strict JSON lines, TensorBoard scalars, lines or a bar on the console."""
 
-import errno
 import io
 import json
 import math
+import resource
+import signal
 import struct
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import pytest
@@ -244,21 +244,41 @@ def test_averaged_weights_are_told_apart(
     assert scalars(tmp_path)["ema/loss", 2] == 0.125
 
 
-def test_a_disk_that_is_full_is_one_sentence(
+def fill_the_disk(workdir: Path, room: int) -> None:
+    """Write records until a file may not grow any more."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with RunLog(workdir, start_step=0, num_steps=8, active=True) as log:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+            for step in range(1, 100):
+                log.record(train_record(step))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@pytest.mark.parametrize("room", [700, 1700])
+def test_a_disk_that_is_full_is_one_sentence(tmp_path: Path, room: int) -> None:
+    """Closing the files says nothing more, and does not wait."""
+    with pytest.raises(WorkdirError, match=r"cannot be written \(File too large\)"):
+        fill_the_disk(tmp_path, room)
+    # What was written is whole, and the log can go on.
+    records = read_metrics(tmp_path)
+    assert records == [train_record(step) for step in range(1, len(records) + 1)]
+    write(tmp_path, [train_record(len(records) + 1)], start_step=len(records))
+    assert len(read_metrics(tmp_path)) == len(records) + 1
+
+
+def test_records_of_one_moment_are_written_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RunLog(tmp_path, start_step=0, num_steps=8, active=True) as log:
-
-        def full(text: str) -> int:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(log, "_file", SimpleNamespace(write=full, name="metrics.jsonl"))
-            with pytest.raises(WorkdirError, match=r"metrics\.jsonl cannot be written \(No space"):
-                log.record(train_record(1))
-        log.record(train_record(2))
-        log.sync()
-    assert read_metrics(tmp_path) == [train_record(2)]
+        writes: list[bytes] = []
+        monkeypatch.setattr(log._file, "write", writes.append)
+        log.record(eval_record(1), eval_record(1, weights="ema"))
+    (written,) = writes
+    assert len(written.splitlines()) == 2
 
 
 @pytest.mark.parametrize("text", ["garbage\n", "3\n", '{"epoch": 1.0, "split": "train"}\n'])

@@ -1,7 +1,9 @@
 """What a run can do beside plain training, together in one short run, and fine-tuning from it."""
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ from resnext_jax.evaluation.run import evaluate_workdir
 from resnext_jax.training import loop
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
-from tests.training.runs import short_run_config
+from tests.training.runs import assert_same_state, short_run_config, without_timings
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,35 @@ def test_the_average_is_tested_beside_the_weights(
         "raw": raw["loss"],
         "ema": ema["loss"],
     }
+
+
+def test_a_test_cut_short_is_made_again_as_a_whole(
+    config: ConfigDict,
+    run: tuple[Path, TrainState],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Stopped when the weights are tested, and their average is not."""
+    tested = loop.Evaluation.run
+    times = 0
+
+    def stopping(self: Any, *args: Any) -> Any:
+        nonlocal times
+        times += 1
+        if times == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return tested(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Evaluation, "run", stopping)
+        with pytest.raises(loop.InterruptedRunError, match="SIGTERM after step 12"):
+            loop.train(config, tmp_path)
+    # Saved by the clock as well, which changes nothing.
+    monkeypatch.setattr(loop.SaveClock, "due", property(lambda clock: True))
+    changed = config.copy_and_resolve_references()
+    changed.checkpoint_every_minutes = 0.01
+    assert_same_state(loop.train(changed, tmp_path), run[1])
+    assert without_timings(read_metrics(tmp_path)) == without_timings(read_metrics(run[0]))
 
 
 def test_checkpoints_are_kept_as_told(run: tuple[Path, TrainState]) -> None:
@@ -132,7 +163,7 @@ def test_what_cannot_be_started_from(
 
 def test_an_empty_folder_cannot_be_started_from(config: ConfigDict, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises((WorkdirError, CheckpointError), match=r"does not tell how many classes"):
+    with pytest.raises((WorkdirError, CheckpointError), match=r"does not tell the classes"):
         loop.train(finetuning(config, tmp_path / "empty"), tmp_path / "run")
 
 

@@ -66,7 +66,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
         "must be a tuple of positive numbers",
     ),
     "schedule.factor": ([0.0, -10.0], "must be greater than 0"),
-    "schedule.warmup_epochs": ([-1.0], "must not be negative"),
+    "schedule.warmup_epochs": ([-1.0, math.inf], "must be at least 0 and finite"),
     "ema.decay": ([1.0, -0.1, math.nan], "must be None, or at least 0 and less than 1"),
     "ema.every_steps": ([0], "must be at least 1"),
     "guard.on_nonfinite": (["", "ignore"], "must be one of stop, skip"),
@@ -113,7 +113,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "log_every_steps": ([0], "must be at least 1"),
     "profile_steps": (
         [(1,), (0, 2), (3, 2), (1.5, 2), (1, 2, 3), ("a", "b")],
-        "must be () or two whole numbers, as in (10,12)",
+        "must be two whole numbers, as in =10,12, or ()",
     ),
 }
 

@@ -75,6 +75,11 @@ def test_skipped_images_are_counted() -> None:
     window.settle()
     record = window.close()
     assert (record["loss"], record["skipped_images"]) == (2.0, 4)
+    # And no longer to.
+    window = Window(8, [{"loss": 1.0, "skipped": 0.5}])
+    window.add(step(3.0))
+    window.settle()
+    assert window.close()["skipped_images"] == 4
 
 
 def test_speed_leaves_compilation_and_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:

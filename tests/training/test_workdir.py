@@ -17,6 +17,7 @@ from resnext_jax.errors import ConfigError, UserError, WorkdirError
 from resnext_jax.training.config import base_config
 from resnext_jax.training.workdir import (
     CONFIG_FILE,
+    WholeWriter,
     check_same_run,
     existing_workdir,
     locked,
@@ -241,6 +242,12 @@ def test_a_workdir_is_locked_while_a_run_writes_to_it(tmp_path: Path) -> None:
         assert f"process {os.getpid()}" in (tmp_path / ".lock").read_text()
 
 
+def test_a_lock_that_cannot_be_taken_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(WorkdirError, match=r"\.lock cannot be written"), locked(tmp_path):
+        pass
+
+
 def test_the_lock_of_a_dead_run_is_free(tmp_path: Path) -> None:
     code = (
         "import os, pathlib, signal; from resnext_jax.training.workdir import locked; "
@@ -255,9 +262,7 @@ def test_the_lock_of_a_dead_run_is_free(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="needs Linux")
 def test_a_folder_that_cannot_be_written_is_told_at_the_start() -> None:
     """Nobody can write there, root neither."""
-    with pytest.raises(
-        WorkdirError, match="workdir /sys/kernel cannot be used: "
-    ):
+    with pytest.raises(WorkdirError, match="workdir /sys/kernel cannot be used: "):
         open_workdir("/sys/kernel")
 
 
@@ -270,3 +275,15 @@ def test_a_read_only_file_system_is_told_at_the_start(
     monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     with pytest.raises(WorkdirError, match="cannot be used: Read-only file system"):
         open_workdir(tmp_path)
+
+
+def test_what_is_written_is_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"a")
+    writer = WholeWriter(path)
+    writer.write(b"bc")
+    assert path.read_bytes() == b"abc"
+    writer.sync()
+    writer.close()
+    with pytest.raises(WorkdirError, match=r"missing/file cannot be written \(No such file"):
+        WholeWriter(tmp_path / "missing" / "file")
