@@ -1,0 +1,105 @@
+"""Which network a state dict is of."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from resnext_jax.interop.errors import WeightsError
+from resnext_jax.interop.names import Scheme, counters, model_name, scheme_of, table
+from resnext_jax.interop.state_dicts import compare, kind_of_stranger
+from resnext_jax.models.resnext import Architecture, NetworkSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """A network, as arguments of `create_model`.
+
+    Attributes:
+      name: of the model.
+      num_classes: width of the classifier.
+      stem_width, template_width: None where they are the paper's.
+      residual: False: without shortcuts.
+      scheme: whose names the state dict has, "torchvision" or "Torch7".
+    """
+
+    name: str
+    num_classes: int
+    stem_width: int | None
+    template_width: int | None
+    residual: bool
+    scheme: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What to give to `create_model`, beside `rngs`; what is usual is left out."""
+        widths = {"stem_width": self.stem_width, "template_width": self.template_width}
+        return {
+            "name": self.name,
+            "num_classes": self.num_classes,
+            **{what: width for what, width in widths.items() if width is not None},
+            **({} if self.residual else {"residual": False}),
+        }
+
+
+def identify(state_dict: Mapping[str, Any], source: str = "the state dict") -> Identity:
+    """Find the network whose weights these are, from names and shapes.
+
+    What leaves no trace in the weights cannot be seen: see `interop.torch`.
+
+    Args:
+      state_dict: arrays by PyTorch's name, unwrapped.
+      source: what an error shall call it.
+
+    Raises:
+      WeightsError: no network of `create_model` fits.
+    """
+    scheme = scheme_of(state_dict)
+    shapes = {name: tuple(array.shape) for name, array in state_dict.items()}
+    try:
+        spec = _spec(shapes, scheme)
+    except (KeyError, ValueError, ZeroDivisionError):
+        spec = None
+    name = None if spec is None else model_name(spec.architecture)
+    if spec is not None and name is not None:
+        rows = table(spec, scheme)
+        if not any(compare(state_dict, rows, counters(rows))):
+            stem, template = spec.architecture.stem_width, spec.architecture.template_width
+            return Identity(
+                name,
+                spec.num_classes,
+                stem_width=None if stem == Architecture.stem_width else stem,
+                template_width=None if template == Architecture.template_width else template,
+                residual=spec.residual,
+                scheme=scheme.name,
+            )
+    kind = kind_of_stranger(state_dict)
+    reason = "" if kind is None else f": it is of a network with {kind}"
+    raise WeightsError(f"no model of this package fits {source}{reason}.")
+
+
+def _spec(shapes: Mapping[str, tuple[int, ...]], scheme: Scheme) -> NetworkSpec:
+    """Read the architecture off the shapes of a few layers; they may be of anything."""
+
+    def layer(stage: int, block: int, name: str) -> str:
+        return f"{scheme.layer(stage, block, name)}.weight"
+
+    stem_width, _, size, _ = shapes[f"{scheme.stem[0]}.weight"]
+    blocks: list[int] = []
+    while layer(len(blocks), 0, "conv2") in shapes:
+        stage, count = len(blocks), 1
+        while layer(stage, count, "conv2") in shapes:
+            count += 1
+        blocks.append(count)
+    width, group_width, _, _ = shapes[layer(0, 0, "conv2")]
+    architecture = Architecture(
+        "imagenet" if size == 7 else "cifar",
+        tuple(blocks),
+        width // group_width,
+        group_width,
+        stem_width=stem_width,
+        template_width=shapes[layer(0, 0, "conv3")][0],
+    )
+    (num_classes,) = shapes[f"{scheme.classifier}.bias"]
+    # The second stage's first block halves the map, which takes a projection.
+    residual = layer(1, 0, "shortcut.conv") in shapes
+    return NetworkSpec(architecture, num_classes, residual=residual)

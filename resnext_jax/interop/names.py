@@ -1,0 +1,241 @@
+"""PyTorch's names for a network's arrays, found by walking the architecture.
+
+Two schemes are known. torchvision's (`conv1.weight`, `layer1.0.downsample.0.weight`,
+`fc.weight`) is also timm's. The other one (`features.4.0.0.0.0.0.weight`,
+`last_linear.weight`) is that of the weights that the authors released for Torch7, as
+pretrained-models.pytorch (Cadene) converted them: its numbers are places in Torch7's nested
+containers.
+
+Architecture and names together give a table of rows: our name, theirs, and our shape, which
+tells the layout too. PyTorch has convolutions as OIHW where ours are HWIO (grouped ones as well:
+I counts the inputs of one group in both), and classifiers as `[out, in]` where ours are
+`[in, out]`.
+"""
+
+import dataclasses
+from collections.abc import Container, Iterator, Mapping
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from resnext_jax.interop.errors import Shape, WeightsError
+from resnext_jax.models.blocks import BlockSpec
+from resnext_jax.models.layers import LayerOptions
+from resnext_jax.models.registry import parse_name
+from resnext_jax.models.resnext import Architecture, NetworkSpec
+
+Collection = Literal["params", "batch_stats"]
+
+# PyTorch counts the batches that a batch norm has seen, here nothing does.
+COUNTER = "num_batches_tracked"
+
+# Axes of PyTorch's array, in the order in which ours has them, by the number of axes.
+_AXES = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+
+# What PyTorch calls the arrays of a batch norm.
+_NORM: Mapping[str, tuple[Collection, str]] = {
+    "scale": ("params", "weight"),
+    "bias": ("params", "bias"),
+    "mean": ("batch_stats", "running_mean"),
+    "var": ("batch_stats", "running_var"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """A way to name layers.
+
+    Attributes:
+      name: of the scheme.
+      stem: the first convolution and its batch norm.
+      first_stage: number of the first stage.
+      block: what the names of a block's layers begin with, a format of `stage` and `block`; blocks
+        are counted from 0.
+      layers: the layers of a block, by our name (form c).
+      classifier: the last layer.
+    """
+
+    name: str
+    stem: tuple[str, str]
+    first_stage: int
+    block: str
+    layers: Mapping[str, str]
+    classifier: str
+
+    def layer(self, stage: int, block: int, layer: str) -> str:
+        """Name a layer of a block; stages are counted from 0."""
+        prefix = self.block.format(stage=self.first_stage + stage, block=block)
+        return prefix + self.layers[layer]
+
+
+TORCHVISION = Scheme(
+    name="torchvision",
+    stem=("conv1", "bn1"),
+    first_stage=1,
+    block="layer{stage}.{block}.",
+    layers={
+        "conv1": "conv1",
+        "norm1": "bn1",
+        "conv2": "conv2",
+        "norm2": "bn2",
+        "conv3": "conv3",
+        "norm3": "bn3",
+        "shortcut.conv": "downsample.0",
+        "shortcut.norm": "downsample.1",
+    },
+    classifier="fc",
+)
+
+TORCH7 = Scheme(
+    name="Torch7",
+    stem=("features.0", "features.1"),
+    # Behind convolution, batch norm, ReLU and max-pool.
+    first_stage=4,
+    # The first thing in a block is the pair of residual function and shortcut.
+    block="features.{stage}.{block}.0.",
+    layers={
+        "conv1": "0.0.0",
+        "norm1": "0.0.1",
+        "conv2": "0.0.3",
+        "norm2": "0.0.4",
+        "conv3": "0.1",
+        "norm3": "0.2",
+        "shortcut.conv": "1.0",
+        "shortcut.norm": "1.1",
+    },
+    classifier="last_linear",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One array.
+
+    Attributes:
+      ours: its dotted name in form c, see `models.variables`.
+      theirs: its name in PyTorch.
+      shape: in our layout, form c.
+      collection: which of our two dictionaries it is in.
+    """
+
+    ours: str
+    theirs: str
+    shape: Shape
+    collection: Collection = "params"
+
+    @property
+    def torch_shape(self) -> Shape:
+        """Its shape in PyTorch."""
+        axes = _AXES[len(self.shape)]
+        return tuple(self.shape[axes.index(axis)] for axis in range(len(axes)))
+
+    def from_torch(self, array: np.ndarray) -> np.ndarray:
+        """Bring PyTorch's array into our layout; a view."""
+        return array.transpose(_AXES[array.ndim])
+
+    def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """Bring our array into PyTorch's layout; a contiguous copy."""
+        return np.array(array.transpose(np.argsort(_AXES[array.ndim])), order="C")
+
+
+def scheme_of(names: Container[str]) -> Scheme:
+    """Tell which scheme the names of a state dict follow."""
+    return TORCH7 if f"{TORCH7.stem[0]}.weight" in names else TORCHVISION
+
+
+def model_name(architecture: Architecture) -> str | None:
+    """Return the name that `create_model` knows a network by, widths left out; None: it has none.
+
+    `stem_width` and `template_width` are arguments of their own there.
+    """
+    cardinality, width = architecture.cardinality, architecture.group_width
+    depth = 2 + 3 * sum(architecture.blocks)
+    if (cardinality, width) == (1, 64):
+        name = f"resnet{depth}"
+    else:
+        kind = "resnet" if cardinality == 1 else "resnext"
+        name = f"{kind}{depth}_{cardinality}x{width}d"
+    try:
+        named = parse_name(name)
+    except ValueError:
+        return None
+    usual = dataclasses.replace(
+        architecture, stem_width=named.stem_width, template_width=named.template_width
+    )
+    return name if usual == named else None
+
+
+def table(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> list[Row]:
+    """List the arrays of a network, in the order of a torchvision state dict.
+
+    Args:
+      spec: of a `ResNeXt`, in any form; the rows are of form c.
+      scheme: Torch7's is only that of ImageNet networks.
+
+    Raises:
+      WeightsError: a pre-activation network.
+    """
+    if spec.architecture.preactivation:
+        raise WeightsError(
+            "pre-activation networks have no usual names in PyTorch (torchvision has none of them, "
+            "and timm's resnetv2 have another stem): use a workdir or a checkpoint."
+        )
+    return list(_rows(spec, scheme))
+
+
+def _rows(spec: NetworkSpec, scheme: Scheme) -> Iterator[Row]:
+    architecture = spec.architecture
+    size = 7 if architecture.stem == "imagenet" else 3
+    features = architecture.stem_width
+    yield from _conv("stem.conv", scheme.stem[0], (size, size, 3, features))
+    yield from _norm("stem.norm", scheme.stem[1], features)
+    stages = architecture.block_specs(LayerOptions(), residual=spec.residual)
+    for stage, (name, blocks) in enumerate(stages.items()):
+        for index, block in enumerate(blocks):
+            for layer, shape in _layers(block).items():
+                names = f"stages.{name}.{index}.{layer}", scheme.layer(stage, index, layer)
+                yield from _conv(*names, shape) if len(shape) == 4 else _norm(*names, *shape)
+            features = block.out_features
+    yield Row("fc.kernel", f"{scheme.classifier}.weight", (features, spec.num_classes))
+    yield Row("fc.bias", f"{scheme.classifier}.bias", (spec.num_classes,))
+
+
+def _layers(block: BlockSpec) -> dict[str, Shape]:
+    """Return the shape of each layer of a block: of a kernel, or `(features,)` of a batch norm."""
+    inner, outer = block.width, block.out_features
+    layers: dict[str, Shape] = {
+        "conv1": (1, 1, block.in_features, inner),
+        "norm1": (inner,),
+        "conv2": (3, 3, block.group_width, inner),
+        "norm2": (inner,),
+        "conv3": (1, 1, inner, outer),
+        "norm3": (outer,),
+    }
+    if block.projects:
+        layers |= {"shortcut.conv": (1, 1, block.in_features, outer), "shortcut.norm": (outer,)}
+    return layers
+
+
+def _conv(ours: str, theirs: str, shape: Shape) -> Iterator[Row]:
+    yield Row(f"{ours}.kernel", f"{theirs}.weight", shape)
+
+
+def _norm(ours: str, theirs: str, features: int) -> Iterator[Row]:
+    for name, (collection, torch_name) in _NORM.items():
+        yield Row(f"{ours}.{name}", f"{theirs}.{torch_name}", (features,), collection)
+
+
+def counters(rows: list[Row]) -> set[str]:
+    """Name the counters of batches that PyTorch has beside the running statistics."""
+    return {
+        f"{row.theirs.removesuffix('running_mean')}{COUNTER}"
+        for row in rows
+        if row.theirs.endswith("running_mean")
+    }
+
+
+def dtypes(spec: NetworkSpec) -> dict[Collection, np.dtype]:
+    """Return the dtypes that the network keeps its arrays in."""
+    param_dtype = jnp.dtype(spec.options.param_dtype)
+    return {"params": param_dtype, "batch_stats": jnp.promote_types(jnp.float32, param_dtype)}

@@ -1,0 +1,1 @@
+"""Tests of the package `resnext_jax.interop`."""

@@ -1,0 +1,96 @@
+"""Writes what PyTorch computes and saves to tests/interop/golden.
+
+Run as `python -m tests.interop.make_golden`. Needs PyTorch and safetensors, which the tests that
+read the files do not. Weights and images are drawn again by the tests (tests/interop/weights.py),
+so that only results are stored.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from tests.interop import recipe, reference
+from tests.interop.weights import (
+    CIFAR_SPEC,
+    IMAGENET_SPEC,
+    random_images,
+    random_state_dict,
+    small_spec,
+)
+
+FOLDER = Path(__file__).parent / "golden"
+
+# Of the training, these arrays are stored whole, and of all how far they moved.
+FINAL_ARRAYS = (
+    "conv1.weight",
+    "bn1.running_mean",
+    "bn1.running_var",
+    "layer1.1.conv2.weight",
+    "layer2.0.downsample.1.weight",
+    "layer3.0.bn2.bias",
+    "layer3.0.bn3.running_var",
+    "fc.bias",
+)
+
+
+def write_networks() -> None:
+    """Write logits and feature maps of the golden networks."""
+    arrays = {}
+    for name, spec in (("imagenet", IMAGENET_SPEC), ("cifar", CIFAR_SPEC)):
+        network = reference.ResNet(spec)
+        reference.load(network, random_state_dict(spec))
+        logits, features = reference.apply(network, random_images(2, 32))
+        arrays[f"{name}/logits"] = logits
+        if name == "imagenet":  # CIFAR's are large
+            arrays |= {f"{name}/{stage}": maps for stage, maps in features.items()}
+    np.savez_compressed(FOLDER / "networks.npz", **arrays)  # type: ignore[arg-type]
+
+
+def write_weights() -> None:
+    """Write the CIFAR network's weights, in every format."""
+    tensors = {
+        name: torch.from_numpy(array) for name, array in random_state_dict(CIFAR_SPEC).items()
+    }
+    safetensors.torch.save_file(tensors, FOLDER / "plain.safetensors")
+    torch.save(tensors, FOLDER / "plain.pth")
+    # As a training on several GPUs writes it, in the format before 1.6.
+    wrapped = {
+        "epoch": 3,
+        "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()},
+    }
+    path = FOLDER / "wrapped_before_1.6.pth"
+    torch.save(wrapped, path, _use_new_zipfile_serialization=False)
+
+
+def write_training() -> None:
+    """Write losses and results of the training in `recipe`."""
+    before = random_state_dict(small_spec("float64"), dtype="float64")
+    network = reference.ResNet(small_spec())
+    reference.load(network, before)
+    losses = reference.train(network, recipe.batches(recipe.STEPS, "float64"), recipe.RATES)
+    after = reference.arrays_of(network)
+    network = reference.ResNet(small_spec())
+    reference.load(network, random_state_dict(small_spec()))
+    rates = recipe.FLOAT32_RATES
+    float32_losses = reference.train(network, recipe.batches(len(rates), "float32"), rates)
+    changes = recipe.changes(before, after)
+    np.savez_compressed(
+        FOLDER / "training.npz",
+        losses=losses,
+        float32_losses=float32_losses,
+        changed=np.array(list(changes)),
+        changes=np.array(list(changes.values())),
+        **{name: after[name] for name in FINAL_ARRAYS},  # type: ignore[arg-type]
+    )
+
+
+if __name__ == "__main__":
+    torch.use_deterministic_algorithms(True)
+    FOLDER.mkdir(exist_ok=True)
+    write_networks()
+    write_weights()
+    write_training()
+    for path in sorted(FOLDER.iterdir()):
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
