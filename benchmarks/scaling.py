@@ -56,8 +56,10 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _METRICS = 3
 
 # Share by which the floating-point operations of a device may differ from those
-# on one device: the average over devices is a few operations a parameter.
-_TOLERANCE = 0.01
+# on one device: the average over devices is a few operations a parameter, which
+# with two small images a device is 2.5 %. A device that computed what another
+# does would have twice as many.
+_TOLERANCE = 0.05
 
 
 def collectives(hlo: str) -> dict[str, tuple[int, int]]:

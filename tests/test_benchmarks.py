@@ -410,3 +410,14 @@ def test_gpu_suite_goes_on_after_a_failure(tmp_path: Path) -> None:
     assert one.returncode == 0
     assert os.listdir(tmp_path / "one").count("forms_ac.txt") == 1
     assert "large" not in (tmp_path / "one" / "summary.txt").read_text()
+
+
+@pytest.mark.slow
+def test_checkpointing(tmp_path: Path) -> None:
+    path = tmp_path / "checkpointing.json"
+    options = ["--every", "2", "--rounds", "2", "--folder", tmp_path, "--json", path]
+    result = run(sys.executable, BENCHMARKS / "checkpointing.py", *options)
+    assert result.returncode == 0, result.stderr
+    stored = json.loads(path.read_text())
+    assert [row["checkpoint"] for row in stored["rows"]] == ["none", "one in 2 steps"]
+    assert "until it is whole where nothing else is done" in result.stdout

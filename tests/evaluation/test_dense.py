@@ -126,7 +126,7 @@ def test_says_once_how_often_it_compiles(
 def test_only_process_0_says_how_often_it_compiles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dense.DenseEvaluation, "_batches", lambda self: iter(()))
+    monkeypatch.setattr(dense.DenseEvaluation, "_batches", lambda self: (batch for batch in ()))
     monkeypatch.setattr(dense.DenseEvaluation, "_make_plan", lambda self, size: [])
     monkeypatch.setattr(DenseScores, "result", lambda self, scales, first_classes: None)
     config = small_config(eval_crops="dense")

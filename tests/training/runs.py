@@ -88,11 +88,16 @@ def stopping_at(step: int, signal_number: signal.Signals) -> Callable[..., Any]:
     return acting_at(step, act)
 
 
+def stored_steps(workdir: Path) -> set[int]:
+    """Return the steps that a workdir has checkpoints of."""
+    names = [path.name for path in (workdir / "checkpoints").iterdir()]
+    return {int(name) for name in names if name.isdigit()}
+
+
 def stored_arrays(workdir: Path, step: int | None = None) -> dict[str, np.ndarray]:
     """Read every array of a workdir's newest checkpoint (or another), by item and name."""
-    checkpoints = workdir / "checkpoints"
-    newest = max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
-    folder = checkpoints / str(newest if step is None else step)
+    step = max(stored_steps(workdir)) if step is None else step
+    folder = workdir / "checkpoints" / str(step)
     arrays = {}
     with ocp.StandardCheckpointer() as checkpointer:
         for item in ("weights", "ema", "training"):

@@ -14,7 +14,7 @@ import pytest
 from resnext_jax.data.sources import open_source
 from resnext_jax.training.logging import read_metrics
 from tests.training.hosts import ROOT
-from tests.training.runs import SHORT_RUN_FLAGS, stored_arrays, without_timings
+from tests.training.runs import SHORT_RUN_FLAGS, stored_arrays, stored_steps, without_timings
 
 KILLS = 20
 
@@ -158,7 +158,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_checkpoint_before_is_whole(
     assert wait_until(process, "epoch   1", first, 200), first.read_text()
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 143
-    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    saved = max(stored_steps(workdir))
     before = stored_arrays(workdir, saved)
     result = subprocess.run(
         ["bash", "-c", 'ulimit -f 8; exec "$@"', "bash", sys.executable, "train.py", *flags],
@@ -174,7 +174,7 @@ def test_a_full_disk_ends_in_a_sentence_and_the_checkpoint_before_is_whole(
     assert line.startswith("error: ")
     assert "could not be written" in line
     assert f"goes on from checkpoint {saved}, which is intact" in line
-    assert {int(path.name) for path in (workdir / "checkpoints").iterdir()} >= {saved}
+    assert saved in stored_steps(workdir)
     after = stored_arrays(workdir, saved)
     assert all(np.array_equal(after[name], array) for name, array in before.items())
     process = start(flags, cache, tmp_path / "more.txt")
