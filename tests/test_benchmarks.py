@@ -415,7 +415,7 @@ def test_gpu_suite_goes_on_after_a_failure(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_checkpointing(tmp_path: Path) -> None:
     path = tmp_path / "checkpointing.json"
-    options = ["--every", "2", "--rounds", "2", "--folder", tmp_path, "--json", path]
+    options = f"--every 2 --rounds 2 --folder {tmp_path} --json {path}".split()
     result = run(sys.executable, BENCHMARKS / "checkpointing.py", *options)
     assert result.returncode == 0, result.stderr
     stored = json.loads(path.read_text())

@@ -1,1 +1,1 @@
-"""Figures made from the logs of runs."""
+"""Tables and figures made from the logs of runs, and the runs they need."""

@@ -1,13 +1,31 @@
-"""Training curves, drawn as the paper's Figure 5 draws them."""
+"""The paper's figures of runs: errors by epoch (Figures 5 and 6) and by parameters (Figure 7)."""
 
+import dataclasses
 import io
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from resnext_jax.reports.capacity_tables import cost_of
+from resnext_jax.reports.errors import ReportError
+from resnext_jax.reports.runs import Group, Score, labels, settings
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.workdir import explained, write_atomically
+
+# What is drawn of a run, and how; the paper draws training error dashed and validation error
+# solid.
+_Line = tuple[str, str | None, str, str]
+_TRAIN: _Line = ("train", None, "--", "train")
+_TEST: tuple[_Line, ...] = (
+    ("test", "raw", "-", "test"),
+    ("test", "ema", "-.", "test, averaged weights"),
+)
+
+FORMATS = ("png", "pdf", "svg")
 
 
 def draw_training_curve(workdir: Path, title: str) -> Path | None:
@@ -22,38 +40,225 @@ def draw_training_curve(workdir: Path, title: str) -> Path | None:
     records = read_metrics(workdir)
     if not records:
         return None
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9, 3.6)
     figure.suptitle(title)
     for axes, quantity, label in (
         (figure.add_subplot(1, 2, 1), "top1_error", "top-1 error (%)"),
         (figure.add_subplot(1, 2, 2), "loss", "cross-entropy (nats)"),
     ):
-        # The paper draws training error dashed and validation error solid.
-        for split, weights, style, name in (
-            ("train", None, "--", "train"),
-            ("test", "raw", "-", "test"),
-            ("test", "ema", "-.", "test, averaged weights"),
-        ):
-            points = [
-                (record["epoch"], record[quantity])
-                for record in records
-                if (record["split"], record.get("weights")) == (split, weights)
-                and record[quantity] is not None
-            ]
-            if points:
-                axes.plot(*zip(*points, strict=True), style, label=name)
-        axes.set_xlabel("epoch")
-        axes.set_ylabel(label)
+        for line in (_TRAIN, *_TEST):
+            _plot(axes, records, quantity, line, label=line[3])
         axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        if axes.has_data():
-            axes.legend()
+        _finish(axes, "epoch", label)
     path = workdir / "plots" / "training_curve.png"
-    # In memory first: a picture is replaced as a whole, or not at all.
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format="png")
     with explained(path):
         path.parent.mkdir(exist_ok=True)
-    write_atomically(path, picture.getvalue())
+    write_atomically(path, _picture(figure, "png"))
     return path
+
+
+def errors_by_epoch(groups: Sequence[Group], *, figure: int = 5, kind: str = "png") -> bytes:
+    """Draw top-1 error by epoch of several runs in one picture.
+
+    Each experiment has its colour and, in the legend, its model's name; every seed is a line.
+    Unfinished runs are drawn as far as they went.
+
+    Args:
+      groups: of `runs.group_runs`.
+      figure: 5, the paper's Figure 5: training error, dashed, and test error. 6, its Figure 6:
+        test error among ImageNet-1K's classes of networks trained on ImageNet-5K; their training
+        error is one among all classes, and is left out.
+      kind: of the picture, one of `FORMATS`.
+
+    Returns:
+      The picture.
+
+    Raises:
+      ReportError: no run has such an error.
+    """
+    quantity = "top1_error" if figure == 5 else "top1_error_1000way"
+    lines = (_TRAIN, *_TEST) if figure == 5 else _TEST
+    picture = _figure(7, 4.6)
+    axes = picture.add_subplot()
+    for index, (group, label) in enumerate(zip(groups, labels(groups), strict=True)):
+        runs = [*group.runs, *(run for run, _ in group.others)]
+        seeds = f" ({len(runs)} runs)" if len(runs) > 1 else ""
+        named = set()
+        for run in runs:
+            for line in lines:
+                name = f"{label}{seeds}, {line[3]}"
+                drawn = _plot(
+                    axes,
+                    run.records,
+                    quantity,
+                    line,
+                    label=None if name in named else name,
+                    color=f"C{index}",
+                    linewidth=1.0 if len(runs) > 1 else 1.5,
+                )
+                named |= {name} if drawn else set()
+    if not axes.has_data():
+        raise ReportError(
+            f"no run has {'an' if figure == 5 else 'a 1K-way'} error to draw"
+            + ("." if figure == 5 else "; those of config.data.eval_first_classes=1000 have.")
+        )
+    _finish(axes, "epoch", "top-1 error (%)" if figure == 5 else "1K-way top-1 error (%)")
+    return _picture(picture, kind)
+
+
+def _plot(
+    axes: Axes, records: Iterable[dict[str, Any]], quantity: str, line: _Line, **style: Any
+) -> bool:
+    """Draw a quantity by epoch; say whether there was one."""
+    split, weights, dashes, _ = line
+    points = [
+        (record["epoch"], record[quantity])
+        for record in records
+        if (record["split"], record.get("weights")) == (split, weights)
+        and record.get(quantity) is not None
+    ]
+    if points:
+        axes.plot(*zip(*points, strict=True), dashes, **style)
+    return bool(points)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """An experiment in Figure 7.
+
+    Attributes:
+      cardinality: C.
+      width: d.
+      params: numbers learned.
+      score: test error in percent.
+    """
+
+    cardinality: int
+    width: int
+    params: int
+    score: Score
+
+
+def error_by_parameters(groups: Sequence[Group], *, kind: str = "png") -> bytes:
+    """Draw the paper's Figure 7: test error by the number of parameters.
+
+    A line joins experiments that differ in cardinality alone, and another those that differ in
+    width alone. Points are means over seeds of the last test's top-1 error (of the weights as
+    trained), bars standard errors of the mean, as in the paper; a single seed has no bar.
+
+    Args:
+      groups: of `runs.group_runs`; unfinished runs do not count.
+      kind: of the picture, one of `FORMATS`.
+
+    Returns:
+      The picture.
+
+    Raises:
+      ReportError: no run is finished.
+    """
+    families = lines_of_figure_7(groups)
+    if not families:
+        raise ReportError("no run is finished, so there is no error to draw by parameters.")
+    picture = _figure(7, 4.6)
+    axes = picture.add_subplot()
+    for label, points in families.items():
+        axes.errorbar(
+            [point.params / 1e6 for point in points],
+            [point.score.mean for point in points],
+            yerr=[point.score.standard_error for point in points],
+            marker="o",
+            markersize=4,
+            capsize=3,
+            linestyle="-" if len(points) > 1 else "",
+            label=label,
+        )
+    told = {(point.params, point.score): point for points in families.values() for point in points}
+    for point in told.values():
+        axes.annotate(
+            f"{point.cardinality}x{point.width}d",
+            (point.params / 1e6, point.score.mean),
+            xytext=(4, 5),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.margins(x=0.12, y=0.1)  # room for the names
+    _finish(axes, "parameters (millions)", "test error (%), mean and standard error")
+    return _picture(picture, kind)
+
+
+def lines_of_figure_7(groups: Sequence[Group]) -> dict[str, list[Point]]:
+    """Sort finished experiments into lines of equal width, or of equal cardinality.
+
+    Returns:
+      The points of each line by its name, by parameters; an experiment that no line goes through
+      is a line of its own.
+    """
+    finished = [group for group in groups if group.score("top1_error", "raw")]
+    families: dict[str, list[Group]] = {}
+    for group in finished:
+        families.setdefault(_family(group), []).append(group)
+    lines: dict[str, list[Point]] = {}
+    # What tells families apart is said only where there are several.
+    names = labels([members[0] for members in families.values()])
+    for name, members in zip(names, families.values(), strict=True):
+        suffix = f" ({name})" if len(families) > 1 else ""
+        lines |= {
+            label + suffix: points for label, points in _lines([_point(one) for one in members])
+        }
+    return lines
+
+
+def _family(group: Group) -> str:
+    """Return what experiments on one line have in common: all but cardinality and width."""
+    config = settings(group.example.config)
+    del config["model.name"]
+    shape = dataclasses.replace(group.example.architecture, cardinality=1, group_width=1)
+    return f"{config} {shape} {group.example.data_version}"
+
+
+def _point(group: Group) -> Point:
+    shape, score = group.example.architecture, group.score("top1_error", "raw")
+    if score is None:
+        raise ReportError("a run that is not finished has no point.")
+    params = cost_of(group.example).params
+    return Point(shape.cardinality, shape.group_width, params, score)
+
+
+def _lines(points: list[Point]) -> list[tuple[str, list[Point]]]:
+    points = sorted(points, key=lambda point: point.params)
+    lines = [
+        (f"cardinality, C x {width}d", [point for point in points if point.width == width])
+        for width in sorted({point.width for point in points})
+    ]
+    lines += [
+        (f"width, {number} x d", [point for point in points if point.cardinality == number])
+        for number in sorted({point.cardinality for point in points})
+    ]
+    lines = [(label, members) for label, members in lines if len(members) > 1]
+    joined = {point for _, members in lines for point in members}
+    return lines + [
+        (f"{point.cardinality} x {point.width}d", [point])
+        for point in points
+        if point not in joined
+    ]
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _finish(axes: Axes, across: str, up: str) -> None:
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    if axes.has_data():
+        axes.legend()
+
+
+def _picture(figure: Figure, kind: str) -> bytes:
+    # In memory first: a picture is replaced as a whole, or not at all.
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110, format=kind)
+    return picture.getvalue()

@@ -122,7 +122,8 @@ class _Run:
         self.state = _unhalted(state)
         self.step = int(state.step)  # sent off so far
         self.first_host = is_first_host()
-        if self.first_host:
+        # A finished run keeps the config of its tests: with another nothing was tested.
+        if self.first_host and self.step < self.calendar.num_steps:
             write_config(config, folder)
             write_data_set(source, folder)
 

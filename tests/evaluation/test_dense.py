@@ -1,5 +1,7 @@
 """Multi-scale dense testing: every image once a scale, all positions averaged."""
 
+from collections.abc import Generator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,10 +125,14 @@ def test_says_once_how_often_it_compiles(
     assert evaluation.shapes == len(compiled) == 4
 
 
+def no_batches(evaluation: DenseEvaluation) -> Generator[Batch, None, None]:
+    yield from ()
+
+
 def test_only_process_0_says_how_often_it_compiles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(dense.DenseEvaluation, "_batches", lambda self: (batch for batch in ()))
+    monkeypatch.setattr(dense.DenseEvaluation, "_batches", no_batches)
     monkeypatch.setattr(dense.DenseEvaluation, "_make_plan", lambda self, size: [])
     monkeypatch.setattr(DenseScores, "result", lambda self, scales, first_classes: None)
     config = small_config(eval_crops="dense")

@@ -1,0 +1,8 @@
+"""The command `python -m resnext_jax.reports`."""
+
+import sys
+
+from resnext_jax.reports.command import main
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,193 @@
+"""The command `python -m resnext_jax.reports`: tables, curves and sweeps."""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from resnext_jax.errors import fail, reports_user_errors
+from resnext_jax.reports.curves import FORMATS, error_by_parameters, errors_by_epoch
+from resnext_jax.reports.errors import ReportError, write_report
+from resnext_jax.reports.runs import Group, find_workdirs, group_runs, read_run
+from resnext_jax.reports.sweeping import make_jobs, run_sweep
+from resnext_jax.reports.sweeps import SWEEPS
+from resnext_jax.reports.tables import RUNS, TABLES, render
+
+
+@reports_user_errors
+def main(argv: Sequence[str]) -> None:
+    """Make a report or run a sweep, as the command line says."""
+    options = _parse(argv)
+    if options.command == "tables":
+        _tables(options)
+    elif options.command == "curves":
+        _curves(options)
+    else:
+        _sweep(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message}; --help lists the options.")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    argv, extra = list(argv), []
+    if "--" in argv:
+        place = argv.index("--")
+        argv, extra = argv[:place], argv[place + 1 :]
+    parser = _Parser(
+        prog="python -m resnext_jax.reports",
+        description="The paper's tables and figures from runs, and the runs they need.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_tables(
+        commands.add_parser(
+            "tables", help="the paper's tables, ours beside its figures", allow_abbrev=False
+        )
+    )
+    _add_curves(
+        commands.add_parser(
+            "curves",
+            help="errors by epoch or by parameters, as the paper draws them",
+            allow_abbrev=False,
+        )
+    )
+    _add_sweep(
+        commands.add_parser(
+            "sweep",
+            help="run the training a table or figure needs",
+            description="Flags for every train.py follow after --, as in -- --config.num_epochs=2",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog="\n".join(f"{name:10s}{of.summary}" for name, of in SWEEPS.items()),
+            allow_abbrev=False,
+        )
+    )
+    options = parser.parse_args(argv)
+    if extra and options.command != "sweep":
+        fail(f"{options.command} takes no flags after --; --help lists the options.")
+    options.extra = extra
+    return options
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    _add_workdirs(parser, required=False)
+    parser.add_argument(
+        "--table",
+        nargs="+",
+        action="extend",
+        choices=(*TABLES, RUNS),
+        metavar="N",
+        help=f"which (default: all): {', '.join(TABLES)}; or {RUNS}, only what stands in none",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+
+
+def _add_curves(parser: argparse.ArgumentParser) -> None:
+    _add_workdirs(parser, required=True)
+    parser.add_argument(
+        "--figure",
+        type=int,
+        choices=(5, 6, 7),
+        default=5,
+        help="of the paper: 5, training and test error by epoch (the default); 6, 1K-way test "
+        "error of ImageNet-5K's networks; 7, test error by parameters",
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="FILE", help=f"picture: {', '.join(FORMATS)}"
+    )
+
+
+def _add_sweep(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", choices=SWEEPS, metavar="NAME", help=f"{', '.join(SWEEPS)}")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="runs go to DIR/SETTING/seedN"
+    )
+    defaults = ", ".join(f"{name} {of.seeds}" for name, of in SWEEPS.items())
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"of each setting ({defaults})")
+    for spelling, what in (
+        ("dry-run", "only print the commands"),
+        ("keep-going", "do not stop at a run that ends with status 2 or 75"),
+    ):
+        spellings = (f"--{spelling}", f"--{spelling.replace('-', '_')}")
+        parser.add_argument(*spellings, action="store_true", help=what)
+
+
+def _add_workdirs(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--workdir",
+        nargs="+",
+        action="extend",
+        default=[],
+        required=required,
+        metavar="DIR",
+        help="folders of runs, or patterns such as 'runs/*/seed*'; may be repeated",
+    )
+
+
+def _groups(options: argparse.Namespace) -> list[Group]:
+    workdirs = find_workdirs(options.workdir, lambda line: print(line, file=sys.stderr))
+    return group_runs(map(read_run, workdirs))
+
+
+def _tables(options: argparse.Namespace) -> None:
+    text = render(_groups(options), options.table or TABLES)
+    if options.out is None:
+        _print(text)
+    else:
+        write_report(options.out, text)
+        print(f"written: {options.out}")
+
+
+def _curves(options: argparse.Namespace) -> None:
+    kind = options.out.suffix.removeprefix(".").lower()
+    if kind not in FORMATS:
+        raise ReportError(
+            f"--out={options.out} is no kind of picture that can be written; "
+            f"end it in {', '.join(f'.{name}' for name in FORMATS)}."
+        )
+    groups = _groups(options)
+    if options.figure == 7:
+        for group in groups:
+            for run, why in group.others:
+                print(f"left out: {run.workdir}: {why}", file=sys.stderr)
+        picture = error_by_parameters(groups, kind=kind)
+    else:
+        picture = errors_by_epoch(groups, figure=options.figure, kind=kind)
+    write_report(options.out, picture)
+    runs = sum(len(group.runs) + len(group.others) for group in groups)
+    print(f"written: {options.out}, of {runs} run(s) of {len(groups)} experiment(s)")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    if options.seeds is not None and options.seeds < 1:
+        raise ReportError(f"--seeds={options.seeds} must be at least 1.")
+    jobs = make_jobs(
+        SWEEPS[options.name], options.workdir, seeds=options.seeds, extra=options.extra
+    )
+    if options.dry_run:
+        states = [job.state for job in jobs]
+        pairs = zip(jobs, states, strict=True)
+        # A shell takes what follows the # for a comment.
+        lines = [f"{job.shown}  # {state}" if state else job.shown for job, state in pairs]
+        _print("\n".join(lines) + "\n")
+        return
+    status = run_sweep(
+        jobs, keep_going=options.keep_going, say=lambda line: print(line, flush=True)
+    )
+    print(f"its tables: python -m resnext_jax.reports tables --workdir='{options.workdir}/*/seed*'")
+    sys.exit(status)
+
+
+def _print(text: str) -> None:
+    """Print to what may stop reading in the middle, such as `head`."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+        return
+    # Python flushes once more at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,318 @@
+"""Runs as reports see them: read from workdirs, grouped over seeds, and averaged."""
+
+import dataclasses
+import glob
+import json
+import math
+import os
+import re
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnext_jax.errors import WorkdirError
+from resnext_jax.models.registry import resolve
+from resnext_jax.models.resnext import Architecture
+from resnext_jax.reports.errors import ReportError
+from resnext_jax.training.config import base_config, field, field_names
+from resnext_jax.training.logging import METRICS_FILE, read_metrics
+from resnext_jax.training.workdir import CONFIG_FILE, DATA_SET_FILE, existing_workdir
+
+# Fields that change how a run is computed, stored or logged, but not what is measured. Runs that
+# differ in these alone are one experiment; so are runs that differ in the seed.
+IMMATERIAL = frozenset(
+    {
+        "seed",
+        "accumulate_steps",
+        "model.remat",
+        "model.scan_blocks",
+        "data.data_dir",
+        "data.eval_first_classes",
+        "data.manual_dir",
+        "data.num_workers",
+        "data.on_error",
+        "eval_batch_size",
+        "eval_every_epochs",
+        "checkpoint_every_epochs",
+        "checkpoint_every_minutes",
+        "checkpoint_every_steps",
+        "guard.max_skipped",
+        "keep_checkpoints",
+        "keep_every_epochs",
+        "log_every_steps",
+        "profile_steps",
+    }
+)
+
+
+def settings(config: ConfigDict) -> dict[str, Any]:
+    """Return what of a config an experiment is: fields by dotted name, as JSON has them."""
+    names = sorted(set(field_names(config)) - IMMATERIAL)
+    named: dict[str, Any] = json.loads(json.dumps({name: field(config, name) for name in names}))
+    return named
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """One workdir.
+
+    Attributes:
+      workdir: its path, as it was given.
+      config: of the run; fields that it lacks have their defaults.
+      classes: number of classes it was trained on.
+      data_version: version of its data set.
+      records: the lines of `metrics.jsonl`.
+    """
+
+    workdir: str
+    config: ConfigDict
+    classes: int
+    data_version: str
+    records: Sequence[dict[str, Any]]
+
+    @property
+    def seed(self) -> int:
+        """Seed of weights, order and augmentation."""
+        return int(self.config.seed)
+
+    @property
+    def architecture(self) -> Architecture:
+        """What was trained, whatever it was called."""
+        model = self.config.model
+        return resolve(
+            model.name,
+            preactivation=model.preactivation,
+            stem_width=model.stem_width,
+            template_width=model.template_width,
+        )
+
+    @property
+    def last_test(self) -> dict[str, dict[str, Any]]:
+        """The records of the last test by weights, "raw" and perhaps "ema"; {} before the first."""
+        tests = [record for record in self.records if record["split"] == "test"]
+        return {test["weights"]: test for test in tests if test["step"] == tests[-1]["step"]}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last test was made at the run's last step, of all its weights."""
+        tests = self.last_test
+        wanted = {"raw"} if self.config.ema.decay is None else {"raw", "ema"}
+        if not wanted <= tests.keys():
+            return False
+        step, epoch = tests["raw"]["step"], tests["raw"]["epoch"]
+        # A hair less: what is rounded here was divided before, and may lie on a half.
+        return bool(epoch) and step >= round(self.config.num_epochs * step / epoch - 1e-6)
+
+
+def read_run(workdir: str) -> Run:
+    """Read what a workdir says of its run.
+
+    Raises:
+      WorkdirError: it is missing, or a file of it is missing or damaged.
+    """
+    folder = existing_workdir(workdir)
+    config = base_config()
+    stored = _stored(folder / CONFIG_FILE)
+    try:
+        config.update(stored)
+        run = Run(workdir, config, *_data_set(folder / DATA_SET_FILE), read_metrics(folder))
+        _ = run.architecture, run.seed, settings(config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise WorkdirError(
+            f"{folder / CONFIG_FILE} is damaged ({error}); put the run's config back, or leave "
+            "that workdir out."
+        ) from error
+    for record in run.records:
+        if record["split"] == "test" and not _is_test(record):
+            raise WorkdirError(
+                f"{folder / METRICS_FILE} is damaged (a test at step {record['step']} lacks its "
+                "weights or its error); mend that file, or leave that workdir out."
+            )
+    return run
+
+
+def _is_test(record: dict[str, Any]) -> bool:
+    error = record.get("top1_error")
+    return record.get("weights") in ("raw", "ema") and isinstance(error, int | float)
+
+
+def _data_set(path: Path) -> tuple[int, str]:
+    stored = _stored(path)
+    classes = stored.get("classes")
+    if not isinstance(classes, list) or not classes:
+        raise WorkdirError(f"{path} does not tell the classes; leave that workdir out.")
+    return len(classes), str(stored.get("version", ""))
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError("no object")
+    except FileNotFoundError:
+        raise WorkdirError(
+            f"{path.parent} has no {path.name}, as the folder of a run has; give such folders."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); put the run's file back, or leave that workdir out."
+        ) from error
+    return content
+
+
+def find_workdirs(
+    patterns: Iterable[str], say: Callable[[str], None] = lambda line: None
+) -> list[str]:
+    """List workdirs, each once.
+
+    Args:
+      patterns: folders, or patterns such as `runs/*/seed*` (`**` is any folders); a pattern
+        stands for the folders that have a `config.json`.
+      say: is told which other folders a pattern fits.
+
+    Raises:
+      ReportError: a pattern fits no folder of a run.
+    """
+    found: dict[str, str] = {}
+    for pattern in patterns:
+        workdirs = [pattern]
+        if glob.has_magic(pattern) and not os.path.exists(pattern):
+            fitting = sorted(glob.glob(pattern, recursive=True), key=_by_numbers)
+            folders = [path for path in fitting if os.path.isdir(path)]
+            workdirs = [path for path in folders if (Path(path) / CONFIG_FILE).is_file()]
+            if not workdirs:
+                raise ReportError(
+                    f"--workdir={pattern} fits no folder of a run (one with {CONFIG_FILE}); "
+                    "give such folders."
+                )
+            others = [path for path in folders if path not in workdirs]
+            if others and "**" not in pattern:
+                say(f"passed over, because they have no {CONFIG_FILE}: {', '.join(others)}")
+        for workdir in workdirs:
+            found.setdefault(os.path.realpath(workdir), workdir.rstrip("/") or workdir)
+    return list(found.values())
+
+
+def _by_numbers(path: str) -> list[tuple[int, str]]:
+    """Return what to sort by, so that 8x4d comes before 16x4d."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """An error over seeds.
+
+    Attributes:
+      mean: in percent.
+      deviation: sample standard deviation (n - 1), None for a single seed.
+      count: number of seeds.
+    """
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean, the paper's error bars; 0 for a single seed."""
+        return 0.0 if self.deviation is None else self.deviation / math.sqrt(self.count)
+
+    def __str__(self) -> str:
+        """Return the mean, and the standard deviation where there is one."""
+        spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
+        return f"{self.mean:.2f}{spread}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Group:
+    """Runs that are one experiment: the same but for the seed.
+
+    Attributes:
+      runs: finished ones, the first of each seed, by seed.
+      others: with the reason, runs that count for nothing.
+    """
+
+    runs: tuple[Run, ...]
+    others: tuple[tuple[Run, str], ...]
+
+    @property
+    def example(self) -> Run:
+        """One of the runs."""
+        return self.runs[0] if self.runs else self.others[0][0]
+
+    def score(self, metric: str, weights: str) -> Score | None:
+        """Average a number of the last test over the seeds; None where no run has it."""
+        tests = [run.last_test.get(weights, {}) for run in self.runs]
+        values = [test[metric] for test in tests if isinstance(test.get(metric), int | float)]
+        if not values:
+            return None
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return Score(statistics.fmean(values), deviation, len(values))
+
+
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """Put together the runs that differ in nothing but seeds, in the order they come."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        key = json.dumps([settings(run.config), run.data_version, run.classes])
+        found.setdefault(key, []).append(run)
+    return [_group(members) for members in found.values()]
+
+
+def _group(members: list[Run]) -> Group:
+    by_seed: dict[int, Run] = {}
+    others = []
+    for run in members:
+        if not run.finished:
+            others.append((run, _progress(run)))
+        elif run.seed in by_seed:
+            others.append((run, f"the same run as {by_seed[run.seed].workdir}, by config and seed"))
+        else:
+            by_seed[run.seed] = run
+    return Group(tuple(by_seed[seed] for seed in sorted(by_seed)), tuple(others))
+
+
+def _progress(run: Run) -> str:
+    epoch = run.records[-1]["epoch"] if run.records else 0
+    tests = [
+        f"top-1 error {test['top1_error']:.2f} % ({weights}) at epoch {test['epoch']:g}"
+        for weights, test in run.last_test.items()
+    ]
+    last = f", last test: {' and '.join(tests)}" if tests else ", never tested"
+    return f"unfinished: {epoch:g} of {run.config.num_epochs:g} epochs{last}"
+
+
+def labels(groups: Sequence[Group]) -> list[str]:
+    """Name each group by its model, and by what else tells it from the others.
+
+    That is the data set, where there are several, and the fields in which groups of the same
+    model and data set differ.
+    """
+    configs = [settings(group.example.config) for group in groups]
+    several = len({config["data.name"] for config in configs}) > 1
+    named = []
+    for config in configs:
+        alike = [other for other in configs if _twins(config, other)]
+        differing = sorted(
+            {
+                name
+                for other in alike
+                for name in config | other
+                if name in _differing(config, other)
+            }
+        )
+        where = f" on {config['data.name']}" if several else ""
+        told = "".join(f", {name}={config.get(name)}" for name in differing)
+        named.append(f"{config['model.name']}{where}{told}")
+    return named
+
+
+def _twins(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in ("model.name", "data.name"))
+
+
+def _differing(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    return {name for name in one | other if one.get(name) != other.get(name)}

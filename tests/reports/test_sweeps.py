@@ -1,0 +1,90 @@
+"""The sweeps are the runs that tables and figures need."""
+
+from pathlib import Path
+
+import pytest
+
+from resnext_jax.models import create_model
+from resnext_jax.models.variables import skeleton, split
+from resnext_jax.reports import paper
+from resnext_jax.reports.matching import departures
+from resnext_jax.reports.paper import ErrorTable
+from resnext_jax.reports.runs import Run
+from resnext_jax.reports.sweeping import load_config, make_jobs
+from resnext_jax.reports.sweeps import SWEEPS
+
+# By ml_collections, where it loads a config file.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
+)
+
+
+def runs(name: str) -> list[Run]:
+    """Return what a sweep's runs would be, of one seed."""
+    jobs = make_jobs(SWEEPS[name], Path("somewhere"), seeds=1)
+    return [Run(str(job.workdir), load_config(job), 10, "", ()) for job in jobs]
+
+
+def parameters(run: Run) -> int:
+    """Count what a network learns, by its shapes alone."""
+    model = run.config.model
+    widths = {"stem_width": model.stem_width, "template_width": model.template_width}
+    shapes = skeleton(
+        lambda rngs: create_model(model.name, num_classes=run.classes, rngs=rngs, **widths)
+    )
+    return sum(array.size for array in split(shapes)[1].values())
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "size"),
+    [
+        ("table3", paper.TABLE_3, 10),
+        ("table4", paper.TABLE_4, 6),
+        ("residual", paper.TABLE_RESIDUAL, 4),
+        ("table6", paper.TABLE_6, 4),
+        ("table7", paper.TABLE_7, 6),
+    ],
+)
+def test_a_sweep_fills_its_table_by_the_papers_recipe(
+    name: str, table: ErrorTable, size: int
+) -> None:
+    swept = runs(name)
+    places = {cell.place for row in table.rows for cell in row.cells if cell.place}
+    assert len(swept) == len(places) == size
+    for place in places:
+        (run,) = [run for run in swept if place.takes(run)]
+        assert departures(run.config) == []
+
+
+@pytest.mark.parametrize(("name", "within"), [("figure7", 0.022), ("digits", 0.025)])
+def test_two_lines_of_equal_parameters(name: str, within: float) -> None:
+    """One of cardinality at one width, one of width at cardinality 1, from the same template."""
+    swept = runs(name)
+    shapes = {
+        (run.architecture.cardinality, run.architecture.group_width): parameters(run)
+        for run in swept
+    }
+    assert len(shapes) == len(swept) >= 7
+    (base,) = {width for cardinality, width in shapes if cardinality > 1}
+    assert (1, base) in shapes
+    more = [params for (cardinality, width), params in shapes.items() if cardinality > 1]
+    wider = [params for (cardinality, width), params in shapes.items() if width > base]
+    assert len(more) == len(wider) == len(shapes) // 2
+    for one, other in zip(sorted(more), sorted(wider), strict=True):
+        assert abs(other / one - 1) < within
+
+
+def test_the_digits_are_swept_by_their_recipe_shortened() -> None:
+    assert SWEEPS["digits"].seeds == 3
+    for run in runs("digits"):
+        assert (run.config.data.name, run.config.num_epochs) == ("digits", 6.0)
+        assert (run.config.model.stem_width, run.config.model.template_width) == (16, 64)
+
+
+def test_the_same_run_has_the_same_folder_in_every_sweep() -> None:
+    """So that one folder for all sweeps trains it once; and no two runs share one."""
+    settings = {setting for sweep in SWEEPS.values() for setting in sweep.settings}
+    assert len({setting.name for setting in settings}) == len(settings)
+    for sweep in SWEEPS.values():
+        assert len(set(sweep.settings)) == len(sweep.settings)
+    assert set(SWEEPS["table3"].settings) & set(SWEEPS["table4"].settings)
