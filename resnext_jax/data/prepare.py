@@ -60,13 +60,14 @@ def prepare(
     data_dir = str(Path(data_dir).expanduser()) if data_dir else None
     builder = _create(builder_class, inputs, data_dir)
     if _is_prepared(builder):
-        return builder
+        # tfds reads what is there when a builder is made: another process may have ended since.
+        return builder if builder.info.splits else _create(builder_class, inputs, data_dir)
     root = Path(builder.data_dir_root)
     with _explained(builder.TITLE, root), _locked(root, name):
         if not _is_prepared(builder):
             _prepare(builder, name)
             return builder
-    # Another process did it. tfds reads what is there when a builder is made.
+    # Another process did it.
     return _create(builder_class, inputs, data_dir)
 
 

@@ -21,6 +21,7 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.file_adapters import ArrayRecordFileAdapter
 
 from resnext_jax.data import catalog
+from resnext_jax.data import prepare as prepare_module
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.prepare import prepare
 from resnext_jax.errors import DataError
@@ -346,6 +347,28 @@ def test_two_at_once_prepare_once(tmp_path: Path) -> None:
     assert len(builders) == 2
     for builder in builders:
         assert_whole(builder)
+    assert Toy.runs == 1
+
+
+def test_what_another_prepares_while_the_builder_is_made_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The builder is made, the other ends, and only then is looked whether it is prepared."""
+    make = prepare_module._create
+    made: list[tfds.core.DatasetBuilder] = []
+
+    def make_too_early(*arguments: Any) -> tfds.core.DatasetBuilder:
+        builder = make(*arguments)
+        made.append(builder)
+        if len(made) == 1:
+            prepare("toy", data_dir=str(tmp_path))  # the other
+        return builder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "_create", make_too_early)
+        builder = prepare("toy", data_dir=str(tmp_path))
+    assert not made[0].info.splits
+    assert_whole(builder)
     assert Toy.runs == 1
 
 
