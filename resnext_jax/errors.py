@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 EXIT_USER_ERROR = 2
 EXIT_LOST_HOST = 75  # sysexits.h's EX_TEMPFAIL: trying again may do
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 
 
 class UserError(Exception):
@@ -52,7 +53,8 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
 def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
     """Turn a UserError that leaves `main` into a sentence and its exit status, mostly 2.
 
-    And Ctrl-C, where nothing handles it better, into a sentence and exit status 130.
+    And Ctrl-C, where nothing handles it better, into a sentence and exit status 130, and output
+    that nobody reads any more into status 141, as SIGPIPE would.
     """
 
     @functools.wraps(main)
@@ -61,6 +63,11 @@ def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
             main(argv)
         except UserError as error:
             fail(str(error), error.exit_status)
+        except BrokenPipeError:
+            # Who read the output (head, say) has left. Python would complain of it once more
+            # when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_BROKEN_PIPE)
         except KeyboardInterrupt:
             print("interrupted; run the same command again.", file=sys.stderr, flush=True)
             # tfds downloads in a thread, and Python would wait for it to finish.

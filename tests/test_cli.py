@@ -278,3 +278,18 @@ def test_training_fills_the_cache_and_a_second_run_uses_it(
     assert first
     assert train("second") == losses
     assert kept() == first
+
+
+def test_output_that_is_read_no_further_is_no_bug() -> None:
+    """As by `... | head -1`."""
+    command = f"{sys.executable} -m resnext_jax.reports sweep table3 --workdir=x --dry-run"
+    result = subprocess.run(
+        ["bash", "-c", f"{command} | head -c 1; exit ${{PIPESTATUS[0]}}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert "Traceback" not in result.stderr
+    assert result.returncode in (0, 141), result.stderr  # all may be written before head leaves
