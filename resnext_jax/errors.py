@@ -1,5 +1,6 @@
 """Errors that are the user's to mend: one sentence, no traceback, exit status 2."""
 
+import argparse
 import functools
 import os
 import sys
@@ -50,6 +51,19 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
     sys.exit(status)
 
 
+def one_line(error: BaseException, longest: int | None = 200) -> str:
+    """Say in one line, of at most so many characters, what an error says."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose user's mistakes are told as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with one sentence and status 2."""
+        fail(f"{message}; --help lists the options.")
+
+
 def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
     """Turn a UserError that leaves `main` into a sentence and its exit status, mostly 2.
 
@@ -61,6 +75,7 @@ def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
     def wrapped(argv: Any) -> None:
         try:
             main(argv)
+            sys.stdout.flush()  # here, and not when Python ends: nobody may read any more
         except UserError as error:
             fail(str(error), error.exit_status)
         except BrokenPipeError:

@@ -1,7 +1,6 @@
 """A user's mistake ends train.py and eval.py with one sentence and exit status 2."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +10,9 @@ import pytest
 
 from resnext_jax import cli
 from resnext_jax.data.sources import open_source
+from tests.commands import ROOT, run
 
-ROOT = Path(__file__).parent.parent
 DIGITS = "--config=configs/digits_resnext29.py"
-
-
-def run(script: str, *arguments: str | Path, devices: int = 1) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
 
 
 def sentence(result: subprocess.CompletedProcess[str]) -> str:

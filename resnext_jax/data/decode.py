@@ -19,6 +19,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from resnext_jax.errors import one_line
+
 # A worker decodes one image; OpenCV's own threads would fight with the other workers.
 cv2.setNumThreads(1)
 
@@ -193,4 +195,4 @@ def _reason(error: Exception, data: bytes) -> str:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
         return "it is no image of a known kind"
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error, longest=None)

@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import tensorflow_datasets as tfds
 from absl import logging
@@ -19,7 +19,7 @@ from tensorflow_datasets.core.shuffle import DuplicatedKeysError
 
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.catalog import CATALOG, find
-from resnext_jax.errors import DataError, fail, reports_user_errors
+from resnext_jax.errors import CommandParser, DataError, reports_user_errors
 
 # Which data sets can use an input that most have no use for.
 _TAKEN_BY = {"archive": ("cifar10", "cifar100"), "synsets": ("imagenet5k",)}
@@ -211,13 +211,8 @@ def _told(error: BaseException) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; --help lists the options.")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m resnext_jax.data.prepare",
         description="Prepare a data set: from raw files to array records.",
         allow_abbrev=False,

@@ -13,7 +13,7 @@ import numpy as np
 
 from resnext_jax.data.decode import ImageFile, UndecodableImageError
 from resnext_jax.data.sources import Source
-from resnext_jax.errors import DataError
+from resnext_jax.errors import DataError, one_line
 
 # Marks in an example and in a host's batch.
 BAD, REPLACED = "bad_index", "replaced"
@@ -94,7 +94,7 @@ class DecodedExamples:
         try:
             example = self.source.examples[index]
         except (OSError, RuntimeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error, longest=None)
             raise DataError(
                 f"{self._name(index, {})} cannot be read ({reason}); {self._advice}"
             ) from error

@@ -27,6 +27,7 @@ from resnext_jax.errors import DataError
 from resnext_jax.evaluation.evaluator import EvalResult, Sums, average, sum_scores
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.training import setup
+from resnext_jax.training.distributed import is_first_host
 from resnext_jax.training.mesh import BATCH, REPLICATED, batch_sharding, replicated_sharding
 
 DenseStep = Callable[[Arrays, Arrays, Batch], dict[str, jax.Array]]
@@ -172,7 +173,7 @@ class DenseEvaluation:
         if self._announced:
             return
         self._announced = True
-        if jax.process_index() == 0:
+        if is_first_host():
             # Compiling may take minutes without a sign of life.
             print(
                 f"dense testing compiles once for each of {self.shapes} image shapes",

@@ -6,11 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from resnext_jax.errors import WorkdirError, fail, reports_user_errors
+from resnext_jax.errors import CommandParser, WorkdirError, reports_user_errors
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, source, write_state_dict
 from resnext_jax.interop.identify import identify
@@ -30,13 +30,8 @@ def main(argv: Sequence[str]) -> None:
         _export(options.workdir, options.out, checkpoint=options.checkpoint, ema=options.ema)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; --help lists the options.")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m resnext_jax.interop.torch",
         description="Weights between this package and PyTorch.",
         allow_abbrev=False,

@@ -8,6 +8,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from resnext_jax.files import replacing
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.pickles import read_pth
 from resnext_jax.interop.with_torch import write_pth
@@ -91,18 +92,16 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | os.PathLi
         raise WeightsError(
             f"{source(path)} must end in .safetensors, or in .pth where PyTorch is installed."
         )
-    temporary = path.with_name(f".{path.name}.tmp")
     arrays = {name: np.asarray(array, order="C") for name, array in state_dict.items()}
     try:
-        if path.suffix in _TORCH_SUFFIXES:
-            write_pth(arrays, temporary)
-        else:
-            # The mark by which PyTorch's programs know their own.
-            safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            if path.suffix in _TORCH_SUFFIXES:
+                write_pth(arrays, temporary)
+            else:
+                # The mark by which PyTorch's programs know their own.
+                safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
     # PyTorch has errors of its own for what the system refuses.
     except (OSError, SafetensorError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise WeightsError(
             f"{source(path)} cannot be written: {reason}; give another path."

@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from resnext_jax.errors import one_line
 from resnext_jax.interop.errors import WeightsError
 
 # What picks the state dict from all that was saved.
@@ -168,7 +169,7 @@ def read_pth(path: Path, select: Select, source: str) -> dict[str, np.ndarray]:
             raise
         # Damaged or hostile bytes make the readers of zip archives and pickles raise anything.
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error, longest=None)
             raise WeightsError(
                 f"{source} is damaged, or none of torch.save ({reason}); fetch or save it again."
             ) from error

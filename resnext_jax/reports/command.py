@@ -1,14 +1,11 @@
 """The command `python -m resnext_jax.reports`: tables, curves and sweeps."""
 
 import argparse
-import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from resnext_jax.errors import fail, reports_user_errors
+from resnext_jax.errors import CommandParser, fail, reports_user_errors
 from resnext_jax.reports.curves import FORMATS, error_by_parameters, errors_by_epoch
 from resnext_jax.reports.errors import ReportError, write_report
 from resnext_jax.reports.runs import Group, find_workdirs, group_runs, read_run
@@ -29,17 +26,12 @@ def main(argv: Sequence[str]) -> None:
         _sweep(options)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        fail(f"{message}; --help lists the options.")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     argv, extra = list(argv), []
     if "--" in argv:
         place = argv.index("--")
         argv, extra = argv[:place], argv[place + 1 :]
-    parser = _Parser(
+    parser = CommandParser(
         prog="python -m resnext_jax.reports",
         description="The paper's tables and figures from runs, and the runs they need.",
         allow_abbrev=False,
@@ -137,7 +129,7 @@ def _groups(options: argparse.Namespace) -> list[Group]:
 def _tables(options: argparse.Namespace) -> None:
     text = render(_groups(options), options.table or TABLES)
     if options.out is None:
-        _print(text)
+        print(text, end="")
     else:
         write_report(options.out, text)
         print(f"written: {options.out}")
@@ -174,20 +166,10 @@ def _sweep(options: argparse.Namespace) -> None:
         pairs = zip(jobs, states, strict=True)
         # A shell takes what follows the # for a comment.
         lines = [f"{job.shown}  # {state}" if state else job.shown for job, state in pairs]
-        _print("\n".join(lines) + "\n")
+        print("\n".join(lines))
         return
     status = run_sweep(
         jobs, keep_going=options.keep_going, say=lambda line: print(line, flush=True)
     )
     print(f"its tables: python -m resnext_jax.reports tables --workdir='{options.workdir}/*/seed*'")
     sys.exit(status)
-
-
-def _print(text: str) -> None:
-    """Print to what may stop reading in the middle, such as `head`."""
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-        return
-    # Python flushes once more at its end.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

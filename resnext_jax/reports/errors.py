@@ -1,10 +1,9 @@
 """What goes wrong with reports, and how it is written."""
 
-import contextlib
-import os
 from pathlib import Path
 
 from resnext_jax.errors import UserError
+from resnext_jax.files import replacing
 
 
 class ReportError(UserError):
@@ -17,14 +16,11 @@ def write_report(path: Path, content: str | bytes) -> None:
     Raises:
       ReportError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise ReportError(
             f"{path} cannot be written ({error.strerror}); name another file with --out=FILE."
         ) from error

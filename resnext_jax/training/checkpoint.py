@@ -14,11 +14,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from resnext_jax.errors import CheckpointError
+from resnext_jax.errors import CheckpointError, one_line
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training import packing
 from resnext_jax.training.distributed import agree, is_first_host
-from resnext_jax.training.manifest import StepFolders, one_line
+from resnext_jax.training.manifest import StepFolders
 from resnext_jax.training.state import TrainState
 
 # What a checkpoint is made of: the weights and their average, each of which is all that an

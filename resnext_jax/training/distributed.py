@@ -32,7 +32,7 @@ from jax._src.clusters import (
 )
 from jax.experimental import multihost_utils
 
-from resnext_jax.errors import EXIT_INTERRUPTED, UserError
+from resnext_jax.errors import EXIT_INTERRUPTED, UserError, one_line
 from resnext_jax.training.contact import GRACE, Contact
 
 _T = TypeVar("_T")
@@ -241,9 +241,8 @@ def _told(by: str, ask: Callable[[], _T]) -> _T:
     try:
         return ask()
     except Exception as error:  # whatever variables and metadata servers can be
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{by} does not tell which processes there are ({reason}); give "
+            f"{by} does not tell which processes there are ({one_line(error)}); give "
             "--coordinator_address, --num_processes and --process_id, or --num_processes=1."
         ) from error
 

@@ -135,8 +135,8 @@ class _Run:
         )
         closing.enter_context(self.log)
         self.window = Window(config.batch_size, notes.get("window"))
-        self.best: Best | None = None
-        self._note_best(Best(**notes["best"]) if notes.get("best") else None)
+        self.best = Best(**notes["best"]) if notes.get("best") else None
+        self._note_best(read_metrics(folder) if self.first_host else [])
         self.save_clock = SaveClock(config.checkpoint_every_minutes)
         self.profiler = Profiler(folder, config.profile_steps if self.first_host else ())
         closing.callback(self.profiler.close)
@@ -180,7 +180,7 @@ class _Run:
             raise InterruptedRunError(step, self.stop.signal_number or signal.SIGTERM)
         if step in calendar.test:
             self._test()
-        if step in calendar.save or step in calendar.test or requests:
+        if step in calendar.save or requests:
             self.window.restart_clock()
 
     def _take_step(self) -> frozenset[Request]:
@@ -242,9 +242,9 @@ class _Run:
         """Save what was trained: once what is wrong has been mended, the run resumes."""
         with contextlib.suppress(HaltedError):
             self.window.settle()
+        self.state = _unhalted(self.state)
         if self.state.step > 0:
-            self.log.sync()
-            self.checkpoints.save(_unhalted(self.state), self._notes())
+            self._save()
 
     def _notes(self) -> dict[str, Any]:
         """Return what of a checkpoint is not arrays."""
@@ -266,8 +266,9 @@ class _Run:
             for name, arrays in weights.items()
         ]
         self.log.record(*records)  # together: a run stopped in between tests both again
-        self._note_best(self.best)
-        if self.first_host:
+        self._note_best(records)
+        # After the last test the conclusion draws it.
+        if self.first_host and self.step < self.calendar.num_steps:
             draw_training_curve(self.folder, setup.title(self.config))
 
     def _is_tested(self) -> bool:
@@ -281,18 +282,13 @@ class _Run:
         if jax.process_count() == 1 and self.stop.signal_number is not None:
             raise InterruptedRunError(self.step, self.stop.signal_number)
 
-    def _note_best(self, before: Best | None) -> None:
-        """Find what is best now, and let its checkpoint be kept."""
+    def _note_best(self, records: list[dict[str, Any]]) -> None:
+        """Find what is best with these records too, and let its checkpoint be kept."""
+        judged = "raw" if self.state.ema is None else "ema"
+        tests = [record for record in records if record.get("weights") == judged]
+        self.best = best_of(tests, self.best)
         if self.first_host:
-            average = self.config.ema.decay is not None
-            records = [
-                record
-                for record in read_metrics(self.folder)
-                if record.get("weights") == ("ema" if average else "raw")
-            ]
-            best = best_of(records, before)
-            write_best(best, self.folder)
-            self.best = best
+            write_best(self.best, self.folder)
         step = agree(self.best.step if self.best else -1)
         if step >= 0:
             self.checkpoints.note_best(step)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from resnext_jax.errors import CheckpointError
+from resnext_jax.errors import CheckpointError, one_line
 
 MANIFEST_FILE = "manifest.json"
 _ALGORITHM = "sha256"
@@ -301,11 +301,6 @@ class StepFolders:
         )
         failure.__cause__ = error
         return failure
-
-
-def one_line(error: BaseException) -> str:
-    """Shorten what an error says."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _why_unwritable(error: BaseException) -> tuple[int, str]:

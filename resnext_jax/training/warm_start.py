@@ -1,5 +1,6 @@
 """Starting a run from the weights of another."""
 
+import contextlib
 import dataclasses
 
 import jax
@@ -34,12 +35,9 @@ def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
         check_same_run(config, workdir, ("model",), ignored=frozenset({"model.dtype"}))
     except ConfigError as error:
         raise ConfigError(f"config.finetune.workdir cannot be started from: {error}") from error
-    checkpoints = Checkpoints(workdir, read_only=True)
-    try:
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         _, *shapes = setup.abstract_weights(config, stored_classes(workdir), mesh)
         weights = checkpoints.restore_weights(*shapes, ema=checkpoints.has_ema())
-    finally:
-        checkpoints.close()
     params, batch_stats = (
         fresh | {name: value for name, value in stored.items() if is_backbone(name)}
         for fresh, stored in zip((state.params, state.batch_stats), weights, strict=True)

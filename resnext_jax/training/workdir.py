@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import ConfigError, DataError, WorkdirError
+from resnext_jax.files import replacing
 from resnext_jax.training.config import field, field_names
+from resnext_jax.training.distributed import is_first_host
 
 CONFIG_FILE = "config.json"
 DATA_SET_FILE = "data_set.json"
@@ -87,7 +88,7 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
       WorkdirError: another run has it.
     """
-    if jax.process_index() != 0:
+    if not is_first_host():
         yield
         return
     path = workdir / LOCK_FILE
@@ -131,14 +132,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
       WorkdirError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     data = content.encode() if isinstance(content, str) else content
-    with explained(path):
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut may leave the name of the new, and nothing
-        os.replace(temporary, path)
+    with explained(path), replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut may leave the name of the new, and nothing
 
 
 class WholeWriter:

@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.commands import ROOT
 
 
 @dataclasses.dataclass(frozen=True)

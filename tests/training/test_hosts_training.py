@@ -1,11 +1,7 @@
 """Two processes with four virtual devices each train as one with eight does."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -14,8 +10,9 @@ import pytest
 
 from resnext_jax.data.sources import open_source
 from resnext_jax.training.logging import read_metrics
+from tests.commands import run
 from tests.data.raw import write_cifar_archive
-from tests.training.hosts import ROOT, Finished, run_hosts, start_hosts
+from tests.training.hosts import Finished, run_hosts, start_hosts
 from tests.training.runs import SHORT_RUN_FLAGS, stored_arrays, stored_steps, without_timings
 
 # Double precision, where only the order of sums differs between the two.
@@ -28,26 +25,6 @@ def prepared(data_dir: Path) -> str:
     """The flag that names the folder of the prepared digits."""
     open_source("digits", "train", str(data_dir))
     return f"--config.data.data_dir={data_dir}"
-
-
-def run_alone(
-    command: list[str], devices: int = 8, env: Mapping[str, str] | None = None
-) -> Finished:
-    """Run one process with so many virtual devices."""
-    settings = {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
-    result = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | settings | dict(env or {}),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return Finished(result.returncode, result.stdout, result.stderr)
 
 
 def assert_equal_runs(actual: Path, expected: Path, tolerance: float = 1e-8) -> None:
@@ -78,7 +55,7 @@ def test_two_hosts_train_and_evaluate_as_one(prepared: str, tmp_path: Path) -> N
     )
     assert "8 cpu device(s) on 2 hosts" in first.stdout
     assert "epoch" not in second.stdout  # the first host speaks and writes for both
-    alone = run_alone([*command, f"--workdir={tmp_path / 'one'}"], env=FLOAT64)
+    alone = run(*command, f"--workdir={tmp_path / 'one'}", devices=8, env=FLOAT64)
     assert alone.returncode == 0, alone.stderr
     assert_equal_runs(tmp_path / "two", tmp_path / "one")
 
@@ -86,9 +63,9 @@ def test_two_hosts_train_and_evaluate_as_one(prepared: str, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_two_hosts_evaluate_as_one(prepared: str, tmp_path: Path) -> None:
     command = [*SHORT_RUN_FLAGS, prepared, f"--workdir={tmp_path}", "--config.num_epochs=0.5"]
-    alone = run_alone(["train.py", *command])
+    alone = run("train.py", *command, devices=8)
     assert alone.returncode == 0, alone.stderr
-    (line,) = run_alone(["eval.py", *command]).stdout.splitlines()
+    (line,) = run("eval.py", *command, devices=8).stdout.splitlines()
     first, second = succeeded(run_hosts(["eval.py", *command], timeout=300))
     assert line in first.stdout
     assert "test images" not in second.stdout
@@ -101,11 +78,10 @@ def test_a_small_cifar_archive(tmp_path: Path) -> None:
     archives.mkdir()
     write_cifar_archive(archives / "cifar-10-binary.tar.gz", "cifar10", train=64, test=24)
     data_dir = tmp_path / "data"
-    prepare = run_alone(
-        [
-            *("-m", "resnext_jax.data.prepare", "--dataset=cifar10", f"--data_dir={data_dir}"),
-            *("--trust_archives", f"--manual_dir={archives}"),
-        ]
+    prepare = run(
+        *("-m", "resnext_jax.data.prepare", "--dataset=cifar10", f"--data_dir={data_dir}"),
+        *("--trust_archives", f"--manual_dir={archives}"),
+        devices=8,
     )
     assert prepare.returncode == 0, prepare.stderr
     command = [
@@ -123,7 +99,7 @@ def test_a_small_cifar_archive(tmp_path: Path) -> None:
         *FLOAT64_FLAGS,
     ]
     succeeded(run_hosts([*command, f"--workdir={tmp_path / 'two'}"], env=FLOAT64, timeout=300))
-    alone = run_alone([*command, f"--workdir={tmp_path / 'one'}"], env=FLOAT64)
+    alone = run(*command, f"--workdir={tmp_path / 'one'}", devices=8, env=FLOAT64)
     assert alone.returncode == 0, alone.stderr
     assert_equal_runs(tmp_path / "two", tmp_path / "one")
 
@@ -147,14 +123,14 @@ def test_a_signal_on_one_host_stops_all_at_one_step_and_one_host_goes_on(
     assert 1 <= step < 80
     assert max(stored_steps(workdir)) == step
 
-    whole = run_alone([*command, f"--workdir={tmp_path / 'one'}"], env=FLOAT64)
+    whole = run(*command, f"--workdir={tmp_path / 'one'}", devices=8, env=FLOAT64)
     assert whole.returncode == 0, whole.stderr
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)
     for folder, devices, parts in ((workdir, 8, 1), (copy, 2, 2)):
-        more = run_alone(
-            [*command, f"--workdir={folder}", f"--config.accumulate_steps={parts}"],
-            devices,
+        more = run(
+            *(*command, f"--workdir={folder}", f"--config.accumulate_steps={parts}"),
+            devices=devices,
             env=FLOAT64,
         )
         assert more.returncode == 0, more.stderr

@@ -1,0 +1,34 @@
+"""Programs of the project, run as users run them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(
+    *arguments: str | Path, devices: int = 1, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in the project's folder, with so many virtual CPU devices, to its end.
+
+    Args:
+      arguments: of Python: a script and its arguments, say.
+      devices: of the process.
+      env: variables besides this process's own.
+    """
+    settings = {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | settings | dict(env or {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
