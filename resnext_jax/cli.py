@@ -158,7 +158,7 @@ def _without_nones(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], 
         match = re.fullmatch(r"--?config\.([^=]+)=None", argument)
         if match and field(config, match[1]) is None:
             continue  # it is None already
-        if match and match[1] in optional_fields():
+        if match and match[1] in optional_fields(config):
             nones.append(match[1])
         else:
             kept.append(argument)

@@ -19,7 +19,14 @@ from resnext_jax.ops.grouped_conv import Implementation
 
 # Blocks a stage; depth counts the stem, three layers a block and the classifier.
 _RESNET_200 = (3, 24, 36, 3)
-_IMAGENET_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+# Those of 14 and 26 layers are not the paper's: small ones, for small data.
+_IMAGENET_BLOCKS = {
+    14: (1, 1, 1, 1),
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 # The networks of the paper's tables (Tables 3, 4, 5 and 7), and two that others
 # released. Any other cardinality and width works too.
@@ -56,7 +63,7 @@ def list_models() -> list[str]:
 
     The grammar is wider than the list: `resnext{depth}_{C}x{d}d` takes any
     cardinality C and width d, and `resnet{depth}_1x{d}d` any width, for depths
-    50, 101 and 152 (ImageNet) and 9n + 2 (CIFAR: 20, 29, 38, ...).
+    14, 26, 50, 101 and 152 (ImageNet) and 9n + 2 (CIFAR: 20, 29, 38, ...).
     """
     return list(_LISTED)
 
@@ -109,8 +116,8 @@ def parse_name(name: str) -> Architecture:
     if depth > 2 and (depth - 2) % 9 == 0:
         return Architecture("cifar", ((depth - 2) // 9,) * 3, cardinality, width)
     raise ValueError(
-        f"impossible model {name!r}: depth {depth} is neither 50, 101 or 152 (ImageNet) "
-        "nor 9n + 2 (CIFAR: 20, 29, 38, ...)."
+        f"impossible model {name!r}: depth {depth} is neither 14, 26, 50, 101 or 152 "
+        "(ImageNet) nor 9n + 2 (CIFAR: 20, 29, 38, ...)."
     )
 
 
@@ -201,6 +208,51 @@ def create_model(
     Raises:
       ValueError: unknown name or form, or an impossible size.
     """
+    spec = network_spec(
+        name,
+        num_classes=num_classes,
+        form=form,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        residual=residual,
+        preactivation=preactivation,
+        bn_group_size=bn_group_size,
+        bn_axis_name=bn_axis_name,
+        stem_width=stem_width,
+        template_width=template_width,
+        conv_implementation=conv_implementation,
+        scan_blocks=scan_blocks,
+        remat=remat,
+    )
+    if spec.architecture.preactivation:
+        return PreActResNeXt(spec, rngs=rngs)
+    if form == "c":
+        return ResNeXt(spec, rngs=rngs)
+    return convert_form(ResNeXt(dataclasses.replace(spec, form="c"), rngs=rngs), form)
+
+
+def network_spec(
+    name: str,
+    *,
+    num_classes: int = 1000,
+    form: Form = "c",
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    param_dtype: jax.typing.DTypeLike = jnp.float32,
+    residual: bool = True,
+    preactivation: bool | None = None,
+    bn_group_size: int | None = None,
+    bn_axis_name: str | None = None,
+    stem_width: int | None = None,
+    template_width: int | None = None,
+    conv_implementation: Implementation = "auto",
+    scan_blocks: bool = False,
+    remat: bool = False,
+) -> NetworkSpec:
+    """Describe the network that `create_model` builds from these arguments, and build nothing.
+
+    Raises:
+      ValueError: as `create_model` does.
+    """
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
     architecture = resolve(
@@ -217,14 +269,11 @@ def create_model(
         dtype=dtype,
         param_dtype=param_dtype,
     )
-    spec = NetworkSpec(
+    return NetworkSpec(
         architecture,
         num_classes,
+        form=form,
         residual=residual,
         options=options,
         execution=Execution(scan_blocks=scan_blocks, remat=remat),
     )
-    if architecture.preactivation:
-        return PreActResNeXt(spec, rngs=rngs)
-    model = ResNeXt(spec, rngs=rngs)
-    return model if form == "c" else convert_form(model, form)

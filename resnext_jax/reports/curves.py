@@ -14,6 +14,7 @@ from resnext_jax.reports.capacity_tables import cost_of
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import Group, Score, labels, settings
 from resnext_jax.training.logging import read_metrics
+from resnext_jax.training.task import Measure
 from resnext_jax.training.workdir import explained, write_atomically
 
 # What is drawn of a run, and how; the paper draws training error dashed and validation error
@@ -28,8 +29,8 @@ _TEST: tuple[_Line, ...] = (
 FORMATS = ("png", "pdf", "svg")
 
 
-def draw_training_curve(workdir: Path, title: str) -> Path | None:
-    """Draw top-1 error and loss by epoch from a workdir's `metrics.jsonl`.
+def draw_training_curve(workdir: Path, title: str, measure: Measure) -> Path | None:
+    """Draw a measure and the loss by epoch from a workdir's `metrics.jsonl`.
 
     Returns:
       Path of `plots/training_curve.png`, None where there is nothing to draw.
@@ -43,8 +44,8 @@ def draw_training_curve(workdir: Path, title: str) -> Path | None:
     figure = _figure(9, 3.6)
     figure.suptitle(title)
     for axes, quantity, label in (
-        (figure.add_subplot(1, 2, 1), "top1_error", "top-1 error (%)"),
-        (figure.add_subplot(1, 2, 2), "loss", "cross-entropy (nats)"),
+        (figure.add_subplot(1, 2, 1), measure.name, measure.label),
+        (figure.add_subplot(1, 2, 2), "loss", "loss"),
     ):
         for line in (_TRAIN, *_TEST):
             _plot(axes, records, quantity, line, label=line[3])

@@ -181,7 +181,7 @@ def load_config(job: Job) -> ConfigDict:
     arguments, nones = ["train.py"], []
     for argument in job.arguments:
         none = re.fullmatch(r"--?config\.([^=]+)=None", argument)
-        if none and none[1] in optional_fields():
+        if none:
             nones.append(none[1])
         elif re.match(r"--?(no)?config[.=]", argument):
             arguments.append(argument)
@@ -194,6 +194,8 @@ def load_config(job: Job) -> ConfigDict:
             values(arguments)
             config: ConfigDict = holder.value
         for name in nones:
+            if name not in optional_fields(config):
+                raise ValueError(f"config.{name} cannot be None")
             set_field(config, name, None)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"train.py cannot take the flags of {job.name}: {error}.") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from resnext_jax.errors import CheckpointError
+from resnext_jax.training.task import Measure
 from resnext_jax.training.workdir import write_atomically
 
 BEST_FILE = "best.json"
@@ -15,16 +16,18 @@ BEST_FILE = "best.json"
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The test with the lowest top-1 error, the first of equals.
+    """The best test, the first of equals.
 
     Attributes:
       step: of the checkpoint.
-      top1_error: in percent.
+      measure: what it is best in, such as top1_error.
+      value: of that.
       weights: "raw" or "ema".
     """
 
     step: int
-    top1_error: float
+    measure: str
+    value: float
     weights: str
 
     def as_json(self) -> dict[str, Any]:
@@ -32,15 +35,18 @@ class Best:
         return dataclasses.asdict(self)
 
 
-def best_of(records: Iterable[dict[str, Any]], before: Best | None = None) -> Best | None:
+def best_of(
+    records: Iterable[dict[str, Any]], measure: Measure, before: Best | None = None
+) -> Best | None:
     """Find the best of some test records (lines of `metrics.jsonl`) and what was best before."""
     tests = [
-        Best(record["step"], record["top1_error"], record["weights"])
+        Best(record["step"], measure.name, record[measure.name], record["weights"])
         for record in records
         if record["split"] == "test"
     ]
     found = [before] if before else []
-    return min(found + tests, key=lambda best: (best.top1_error, best.step), default=None)
+    sign = -1 if measure.highest else 1
+    return min(found + tests, key=lambda best: (sign * best.value, best.step), default=None)
 
 
 def write_best(best: Best | None, workdir: Path) -> None:

@@ -1,8 +1,40 @@
 """Every field of a run's configuration, and its default."""
 
-from typing import Any
+import pkgutil
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
+
+from resnext_jax.errors import ConfigError
+
+
+class TaskEntry(NamedTuple):
+    """Where a task is, "module:name": imported when asked for, detection by its runs alone.
+
+    Attributes:
+      base_config: makes the config of defaults.
+      training: a `training.task.Task`.
+    """
+
+    base_config: str
+    training: str
+
+
+# By `config.task`.
+TASKS = {
+    "classification": TaskEntry(
+        "resnext_jax.training.config:base_config",
+        "resnext_jax.training.classification:Classification",
+    ),
+    "rpn": TaskEntry(
+        "resnext_jax.detection.config:rpn_config",
+        "resnext_jax.detection.train_rpn:RPNTraining",
+    ),
+    "fast_rcnn": TaskEntry(
+        "resnext_jax.detection.config:fast_rcnn_config",
+        "resnext_jax.detection.train_fast_rcnn:FastRCNNTraining",
+    ),
+}
 
 
 def base_config() -> ConfigDict:
@@ -12,6 +44,8 @@ def base_config() -> ConfigDict:
     it does not have are refused by `training.validation.validate`.
     """
     config = ConfigDict()
+    # What is trained: "classification", or a stage of a detector (see detection.config).
+    config.task = "classification"
     config.seed = 0
 
     # Images a step over all devices, and how many consecutive ones of them
@@ -73,11 +107,15 @@ def base_config() -> ConfigDict:
     config.guard.spike_factor = config_dict.placeholder(float)
     config.guard.max_skipped = 10
 
-    # Start from the weights of the run in a workdir, with a new classifier.
+    # Start from these weights, but for the classifier: of the run in a workdir, or a file of
+    # PyTorch's (.safetensors, .pth).
+    config.init_from = config_dict.placeholder(str)
+
     config.finetune = ConfigDict()
-    config.finetune.workdir = config_dict.placeholder(str)
     # So many stages stay as they are: 1 the stem (the paper's conv1), 2 conv2 too, ...
     config.finetune.frozen_stages = 0
+    # Batch norms keep scale, shift and statistics, and normalise as in testing.
+    config.finetune.frozen_norms = False
     config.finetune.backbone_rate = 1.0  # what multiplies the rate in front of the classifier
 
     config.data = ConfigDict()
@@ -153,10 +191,28 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
     config[last] = value
 
 
-def optional_fields() -> list[str]:
-    """List the fields that may be None."""
-    config = base_config()
-    return [name for name in field_names(config) if field(config, name) is None]
+def base_of(config: ConfigDict) -> ConfigDict:
+    """Return the defaults that a config of its task starts from.
+
+    Raises:
+      ConfigError: there is no such task.
+    """
+    base: ConfigDict = pkgutil.resolve_name(task_entry(config).base_config)()
+    return base
+
+
+def task_entry(config: ConfigDict) -> TaskEntry:
+    """Return where the task of a config is; raises ConfigError where there is none."""
+    name = config.get("task")
+    if name not in TASKS:
+        raise ConfigError(f"config.task={name!r} must be one of {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def optional_fields(config: ConfigDict) -> list[str]:
+    """List the fields of a config that may be None."""
+    base = base_of(config)
+    return [name for name in field_names(base) if field(base, name) is None]
 
 
 def field_names(config: ConfigDict) -> list[str]:

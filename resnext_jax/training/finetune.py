@@ -1,48 +1,59 @@
-"""Fine-tuning: which stages stay as they are, and how fast the others move.
+"""Fine-tuning: what of a network stays as it is.
 
 Stages are counted as the paper counts them (Table 1): conv1 is the stem, conv2, conv3, ... follow.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
 
 from resnext_jax.models.variables import Arrays
+from resnext_jax.training.optimizer import is_norm
 
-# The classifier's arrays.
-_HEAD = "fc."
+# What all arrays in front of the classifier, or of a detector's heads, begin with.
+_BACKBONE = ("stem.", "stages.", "norm.")
 
 
-def is_frozen(name: str, frozen_stages: int) -> bool:
-    """Tell whether an array, by its dotted name, is in conv1 to conv`frozen_stages`."""
-    prefixes = ["stem.", *(f"stages.conv{stage}." for stage in range(2, frozen_stages + 1))]
-    return frozen_stages > 0 and name.startswith(tuple(prefixes))
+@dataclasses.dataclass(frozen=True)
+class Freezing:
+    """Which arrays, by dotted name, training leaves bit for bit.
+
+    Attributes:
+      stages: conv1 to conv`stages`, with their statistics.
+      norms: every batch norm: scale, shift and statistics (a detector's images
+        are too few for statistics; He et al. 2016, appendix A).
+    """
+
+    stages: int = 0
+    norms: bool = False
+
+    def __call__(self, name: str) -> bool:
+        """Tell whether an array, by its dotted name, is frozen."""
+        if self.norms and is_norm(name):
+            return True
+        prefixes = ["stem.", *(f"stages.conv{stage}." for stage in range(2, self.stages + 1))]
+        return self.stages > 0 and name.startswith(tuple(prefixes))
+
+    def stop_gradients(self, params: Arrays) -> Arrays:
+        """Take frozen parameters as constants: nothing is computed for their gradients, zeros."""
+        return {
+            name: jax.lax.stop_gradient(value) if self(name) else value
+            for name, value in params.items()
+        }
+
+    def set_modes(self, model: Any) -> None:
+        """Put a network into training mode, but what is frozen normalises as in testing."""
+        model.train()
+        if self.norms:
+            model.eval()
+        if self.stages:
+            model.stem.eval()
+        for stage in range(2, self.stages + 1):
+            for block in model.stages[f"conv{stage}"]:
+                block.eval()
 
 
 def is_backbone(name: str) -> bool:
-    """Tell whether an array, by its dotted name, is in front of the classifier."""
-    return not name.startswith(_HEAD)
-
-
-def stop_gradients(params: Arrays, frozen_stages: int) -> Arrays:
-    """Take frozen parameters as constants: then nothing is computed for their gradients, zeros."""
-    return {
-        name: jax.lax.stop_gradient(value) if is_frozen(name, frozen_stages) else value
-        for name, value in params.items()
-    }
-
-
-def keep_frozen(new: Arrays, old: Arrays, frozen_stages: int) -> Arrays:
-    """Return `new`, but frozen arrays as of `old`: averaging equal numbers may round them."""
-    return {
-        name: old[name] if is_frozen(name, frozen_stages) else value for name, value in new.items()
-    }
-
-
-def freeze(model: Any, frozen_stages: int) -> None:
-    """Let frozen stages of a network normalise as in testing, and keep their statistics."""
-    if frozen_stages:
-        model.stem.eval()
-    for stage in range(2, frozen_stages + 1):
-        for block in model.stages[f"conv{stage}"]:
-            block.eval()
+    """Tell whether an array, by its dotted name, is in front of the heads."""
+    return name.startswith(_BACKBONE)

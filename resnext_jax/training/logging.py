@@ -17,6 +17,29 @@ from resnext_jax.training.workdir import WholeWriter, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
+# What the console says of a number, in this order.
+_WORDS = {
+    "loss": "loss {:.4f}",
+    "top1_error": "top-1 error {:6.2f} %",
+    "top5_error": "top-5 error {:6.2f} %",
+    "class_loss": "class {:.4f}",
+    "box_loss": "box {:.4f}",
+    "foreground": "{:.1f} foreground an image",
+    "recall100": "recall@100 {:6.2f} %",
+    "recall300": "recall@300 {:6.2f} %",
+    "AP": "AP {:5.1f}",
+    "AP50": "AP50 {:5.1f}",
+    "AP75": "AP75 {:5.1f}",
+}
+# On the bar, which is short.
+_BAR = {
+    "loss": "{:.3f}",
+    "top1_error": "{:.1f}%",
+    "top5_error": "{:.1f}%",
+    "class_loss": "{:.3f}",
+    "box_loss": "{:.3f}",
+}
+
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """Return the records of a workdir's `metrics.jsonl`; a last line cut short is left out.
@@ -129,13 +152,11 @@ class RunLog:
         }
         self._board.add(numbers, record["step"])
         if split == "train" and not self._bar.disable:
-            self._bar.set_postfix(
-                loss=f"{record['loss']:.3f}",
-                top1_error=f"{record['top1_error']:.1f}%",
-                top5_error=f"{record['top5_error']:.1f}%",
-                rate=f"{record['learning_rate']:.4f}",
-                **_speed(record),
-            )
+            shown = {
+                name: form.format(record[name]) for name, form in _BAR.items() if name in record
+            }
+            shown["rate"] = f"{record['learning_rate']:.4f}"
+            self._bar.set_postfix(**shown, **_speed(record))
         else:
             self.say(_readable(record) + self._time_left(record))
 
@@ -166,9 +187,7 @@ def _readable(record: dict[str, Any]) -> str:
         f"step {record['step']:6d}",
         # Averaged weights are scored beside the raw ones.
         "ema  " if record.get("weights") == "ema" else f"{record['split']:5s}",
-        f"loss {record['loss']:.4f}",
-        f"top-1 error {record['top1_error']:6.2f} %",
-        f"top-5 error {record['top5_error']:6.2f} %",
+        *(form.format(record[name]) for name, form in _WORDS.items() if name in record),
     ]
     for name, value in record.items():
         # Scores among the first classes alone, such as top1_error_1000way.

@@ -5,19 +5,14 @@ import dataclasses
 import math
 import os
 import signal
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.augment import Batch
-from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
-from resnext_jax.data.sources import Source, check_available, open_splits
 from resnext_jax.errors import DataError, DivergedError
-from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
 from resnext_jax.training.agreement import Request, attach_requests
@@ -28,22 +23,17 @@ from resnext_jax.training.distributed import agree, is_first_host
 from resnext_jax.training.guard import GuardState
 from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.logging import RunLog, read_metrics
-from resnext_jax.training.mesh import batch_sharding
 from resnext_jax.training.profiling import Profiler, peak_memory
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.step import make_train_step
 from resnext_jax.training.summary import conclusion, introduction
-from resnext_jax.training.validation import validate
-from resnext_jax.training.warm_start import warm_start
+from resnext_jax.training.task import Task, find_task
 from resnext_jax.training.window import HaltedError, Window
 from resnext_jax.training.workdir import (
     check_same_config,
-    check_same_data,
     check_same_run,
     locked,
     open_workdir,
     write_config,
-    write_data_set,
 )
 
 
@@ -70,12 +60,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
       UserError: config, data, workdir or checkpoint are unusable.
       InterruptedRunError: SIGINT or SIGTERM came, on any host; the state is saved.
     """
-    validate(config)
-    mesh = setup.training_mesh(config)
-    check_available(config.data.name, config.data.data_dir)
+    task = find_task(config)(config)
     folder = open_workdir(workdir)
     with locked(folder), contextlib.ExitStack() as closing:
-        run = _Run(config, mesh, folder, closing)
+        run = _Run(task, folder, closing)
         # Not earlier: until the first step there is nothing to lose.
         with run.stop:
             run.train()
@@ -85,25 +73,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
 class _Run:
     """A run from where its workdir stands to its end."""
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, folder: Path, closing: contextlib.ExitStack):
+    def __init__(self, task: Task, folder: Path, closing: contextlib.ExitStack):
         """Build everything, and restore what is there; `closing` closes it."""
-        self.config, self.mesh, self.folder, self.stop = config, mesh, folder, StopRequest()
-        source, test_source = open_splits(config)
-        self.epoch_steps = setup.steps_per_epoch(config, len(source))
-        self.calendar = make_calendar(
-            config, self.epoch_steps, setup.num_steps(config, len(source))
-        )
-        self.schedule = setup.build_schedule(config, len(source))
-        optimizer = setup.build_optimizer(config, self.schedule)
-        graphdef, state = setup.build_state(config, source.num_classes, optimizer, self.mesh)
-        self.train_step = make_train_step(
-            graphdef,
-            optimizer,
-            setup.device_transform(config).train,
-            self.mesh,
-            setup.step_spec(config, len(source)),
-        )
-        self.evaluation = Evaluation(config, test_source, graphdef, self.mesh)
+        self.task, self.folder, self.stop = task, folder, StopRequest()
+        self.config = config = task.config
+        images = task.open()
+        self.epoch_steps = setup.steps_per_epoch(config, images)
+        self.calendar = make_calendar(config, self.epoch_steps, setup.num_steps(config, images))
+        self.schedule = setup.build_schedule(config, images)
+        optimizer, state = task.build(self.schedule)
+        self.train_step = task.train_step(optimizer)
 
         # First, so that it is closed last: what is being saved is waited for in any case.
         self.checkpoints = Checkpoints(
@@ -114,18 +93,18 @@ class _Run:
         notes: dict[str, Any] = {}
         if self.resuming:
             check_same_run(config, folder)
-            check_same_data(source, folder, same_images=True)
+            task.check_data(folder)
             state, notes = self.checkpoints.restore(state)
             check_same_config(config, notes["config"], folder)  # config.json may be gone
-        elif config.finetune.workdir is not None:
-            state = warm_start(config, state, self.mesh)
+        elif config.init_from is not None:
+            state = task.initialise(state)
         self.state = _unhalted(state)
         self.step = int(state.step)  # sent off so far
         self.first_host = is_first_host()
         # A finished run keeps the config of its tests: with another nothing was tested.
         if self.first_host and self.step < self.calendar.num_steps:
             write_config(config, folder)
-            write_data_set(source, folder)
+            task.write_data(folder)
 
         self.log = RunLog(
             folder,
@@ -140,14 +119,15 @@ class _Run:
         self.save_clock = SaveClock(config.checkpoint_every_minutes)
         self.profiler = Profiler(folder, config.profile_steps if self.first_host else ())
         closing.callback(self.profiler.close)
-        self.batches = closing.enter_context(contextlib.closing(self._open_batches(source)))
+        batches = task.batches(self.step, self.calendar.num_steps)
+        self.batches = closing.enter_context(contextlib.closing(batches))
         self.batch: Batch = {}  # the last one
         self.data_error: DataError | None = None
 
     def train(self) -> None:
         """Take the steps that are left, with all that is due between them."""
         for line in introduction(
-            self.config, self.state, self.calendar.num_steps, resuming=self.resuming
+            self.task, self.state, self.calendar.num_steps, resuming=self.resuming
         ):
             self.log.say(line)
         if self.step in self.calendar.test and not self._is_tested():
@@ -159,7 +139,7 @@ class _Run:
             raise self._explain(halt) from None
         self.checkpoints.close()  # waits for the last one
         if self.first_host:
-            for line in conclusion(self.config, self.folder):
+            for line in conclusion(self.task, self.folder):
                 self.log.say(line)
 
     def _go_on(self) -> None:
@@ -200,7 +180,9 @@ class _Run:
                 self.data_error = error
         batch = self.batch
         if jax.process_count() > 1:
-            batch = attach_requests(batch, self._wishes(), self.mesh, self.config.accumulate_steps)
+            batch = attach_requests(
+                batch, self._wishes(), self.task.mesh, self.config.accumulate_steps
+            )
         self.state, metrics = self.train_step(self.state, batch)
         self.step = step
         requests = self.window.add(metrics)
@@ -262,14 +244,14 @@ class _Run:
         records = [
             self._place()
             | {"split": "test", "weights": name}
-            | self.evaluation.run(*arrays, self._leave_if_asked).as_record()
+            | self.task.test(*arrays, self._leave_if_asked)
             for name, arrays in weights.items()
         ]
         self.log.record(*records)  # together: a run stopped in between tests both again
         self._note_best(records)
         # After the last test the conclusion draws it.
         if self.first_host and self.step < self.calendar.num_steps:
-            draw_training_curve(self.folder, setup.title(self.config))
+            draw_training_curve(self.folder, self.task.title, self.task.measure)
 
     def _is_tested(self) -> bool:
         records = read_metrics(self.folder) if self.first_host else []
@@ -286,27 +268,12 @@ class _Run:
         """Find what is best with these records too, and let its checkpoint be kept."""
         judged = "raw" if self.state.ema is None else "ema"
         tests = [record for record in records if record.get("weights") == judged]
-        self.best = best_of(tests, self.best)
+        self.best = best_of(tests, self.task.measure, self.best)
         if self.first_host:
             write_best(self.best, self.folder)
         step = agree(self.best.step if self.best else -1)
         if step >= 0:
             self.checkpoints.note_best(step)
-
-    def _open_batches(self, source: Source) -> Generator[Batch, None, None]:
-        config, sharding = self.config, batch_sharding(self.mesh, self.config.accumulate_steps)
-        host_batches = train_batches(
-            source,
-            setup.train_transform(config),
-            seed=config.seed,
-            batch_size=config.batch_size,
-            positions=host_positions(sharding, config.batch_size, config.accumulate_steps),
-            start_step=self.step,
-            num_steps=self.calendar.num_steps,
-            num_workers=config.data.num_workers,
-            on_error=config.data.on_error,
-        )
-        return to_devices(host_batches, sharding, config.batch_size, config.accumulate_steps)
 
     def _explain(self, halt: HaltedError) -> Exception:
         """Save the state, which is that before the halted step, and say what happened."""

@@ -1,5 +1,8 @@
 """From a configuration to the parts of a run: what training and evaluation both build."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,10 +14,11 @@ from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.data.transforms import DenseTransform, EvalTransform, TrainTransform
 from resnext_jax.errors import ConfigError
 from resnext_jax.models import create_model
-from resnext_jax.models.registry import resolve
+from resnext_jax.models.registry import network_spec, resolve
+from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import Arrays, split
-from resnext_jax.training import finetune
 from resnext_jax.training.ema import EmaSpec
+from resnext_jax.training.finetune import Freezing, is_backbone
 from resnext_jax.training.guard import GuardSpec
 from resnext_jax.training.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
 from resnext_jax.training.optimizer import (
@@ -122,13 +126,35 @@ def build_schedule(config: ConfigDict, train_images: int) -> Schedule:
     return make_schedule(spec, steps_per_epoch(config, train_images))
 
 
-def build_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTransformation:
-    """Make the optimiser."""
-    optimizer, frozen_stages = config.optimizer, config.finetune.frozen_stages
-    backbone_rate = config.finetune.backbone_rate
+def freezing(config: ConfigDict) -> Freezing:
+    """Tell what training leaves as it is."""
+    return Freezing(stages=config.finetune.frozen_stages, norms=config.finetune.frozen_norms)
+
+
+def build_optimizer(
+    config: ConfigDict,
+    schedule: Schedule,
+    *,
+    rate_factor: Callable[[str], float] | None = None,
+) -> optax.GradientTransformation:
+    """Make the optimiser.
+
+    Args:
+      config: of the run.
+      schedule: of the rate.
+      rate_factor: of each parameter, by name; None: as the config says.
+    """
+    optimizer, backbone_rate = config.optimizer, config.finetune.backbone_rate
+    is_frozen = freezing(config)
+
+    def backbone_factor(name: str) -> float:
+        return backbone_rate if is_backbone(name) else 1.0
+
+    if rate_factor is None and backbone_rate != 1.0:
+        rate_factor = backbone_factor
 
     def decays(name: str) -> bool:
-        if finetune.is_frozen(name, frozen_stages):
+        if is_frozen(name):
             return False
         return (optimizer.decay_norm or not is_norm(name)) and (
             optimizer.decay_bias or not is_bias(name)
@@ -141,9 +167,7 @@ def build_optimizer(config: ConfigDict, schedule: Schedule) -> optax.GradientTra
         weight_decay=optimizer.weight_decay,
         decays=decays,
         clip_norm=optimizer.clip_norm,
-        rate_factor=(lambda name: backbone_rate if finetune.is_backbone(name) else 1.0)
-        if backbone_rate != 1.0
-        else None,
+        rate_factor=rate_factor,
     )
 
 
@@ -173,9 +197,9 @@ def step_spec(config: ConfigDict, train_images: int) -> StepSpec:
         warmup = first_step_at(config.schedule.warmup_epochs, steps_per_epoch(config, train_images))
         average = EmaSpec(config.ema.decay, config.ema.every_steps, start_step=warmup)
     return StepSpec(
-        label_smoothing=config.optimizer.label_smoothing,
+        label_smoothing=config.optimizer.get("label_smoothing", 0.0),
         accumulate_steps=config.accumulate_steps,
-        frozen_stages=config.finetune.frozen_stages,
+        freezing=freezing(config),
         guard=GuardSpec(
             skip_nonfinite=config.guard.on_nonfinite == "skip",
             spike_factor=config.guard.spike_factor,
@@ -185,37 +209,49 @@ def step_spec(config: ConfigDict, train_images: int) -> StepSpec:
     )
 
 
-def title(config: ConfigDict) -> str:
-    """Name the run, for plots."""
-    return f"{config.model.name} on {config.data.name}"
-
-
 def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
     """Make the config's network for use inside `shard_map`, initialised from its seed."""
-    model = config.model
     return create_model(
-        model.name,
-        num_classes=num_classes,
-        form=model.form,
-        rngs=nnx.Rngs(config.seed),
-        dtype=jnp.dtype(model.dtype),
-        param_dtype=jnp.dtype(model.param_dtype),
-        residual=model.residual,
-        preactivation=model.preactivation,
-        bn_group_size=config.bn_group_size,
-        bn_axis_name=MEMBER_AXIS,
-        stem_width=model.stem_width,
-        template_width=model.template_width,
-        scan_blocks=model.scan_blocks,
-        remat=model.remat,
+        num_classes=num_classes, rngs=nnx.Rngs(config.seed), **_network_options(config)
     )
+
+
+def model_spec(config: ConfigDict, num_classes: int) -> NetworkSpec:
+    """Describe the config's network."""
+    return network_spec(num_classes=num_classes, **_network_options(config))
+
+
+def _network_options(config: ConfigDict) -> dict[str, Any]:
+    model = config.model
+    return {
+        "name": model.name,
+        "form": model.form,
+        "dtype": jnp.dtype(model.dtype),
+        "param_dtype": jnp.dtype(model.param_dtype),
+        "residual": model.residual,
+        "preactivation": model.preactivation,
+        # A detector has none: its batch norms are fixed.
+        "bn_group_size": config.get("bn_group_size"),
+        "bn_axis_name": MEMBER_AXIS,
+        "stem_width": model.stem_width,
+        "template_width": model.template_width,
+        "scan_blocks": model.scan_blocks,
+        "remat": model.remat,
+    }
 
 
 def build_state(
     config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[nnx.GraphDef, TrainState]:
-    """Initialise model and optimiser, a copy on every device of the mesh."""
-    graphdef, params, batch_stats = split(build_model(config, num_classes))
+    """Initialise the classifier and the optimiser, a copy on every device of the mesh."""
+    return place_state(config, build_model(config, num_classes), optimizer, mesh)
+
+
+def place_state(
+    config: ConfigDict, model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[nnx.GraphDef, TrainState]:
+    """Put a model and the optimiser's first state on every device of the mesh."""
+    graphdef, params, batch_stats = split(model)
     average = config.ema.decay is not None
     state = TrainState.create(params, batch_stats, optimizer, ema=average)
     return graphdef, jax.device_put(state, replicated_sharding(mesh))
@@ -224,11 +260,16 @@ def build_state(
 def abstract_weights(
     config: ConfigDict, num_classes: int, mesh: Mesh
 ) -> tuple[nnx.GraphDef, Arrays, Arrays]:
-    """Return the model's structure, and the shapes of its weights with their sharding.
+    """Return the classifier's structure, and the shapes of its weights with their sharding.
 
     Enough to restore a checkpoint; no array is made.
     """
-    graphdef, *weights = split(nnx.eval_shape(lambda: build_model(config, num_classes)))
+    return abstract(lambda: build_model(config, num_classes), mesh)
+
+
+def abstract(build: Callable[[], nnx.Module], mesh: Mesh) -> tuple[nnx.GraphDef, Arrays, Arrays]:
+    """Return the structure of a model, and the shapes of its weights; see `abstract_weights`."""
+    graphdef, *weights = split(nnx.eval_shape(build))
     sharding = replicated_sharding(mesh)
     params, batch_stats = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), weights

@@ -14,14 +14,16 @@ from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.data.mixing import MIX, mix, partners
 from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
 from resnext_jax.models.variables import Arrays, merge, split
-from resnext_jax.training import ema, finetune
+from resnext_jax.training import ema
 from resnext_jax.training.agreement import REQUESTS, Request, agreed_requests
 from resnext_jax.training.ema import EmaSpec
+from resnext_jax.training.finetune import Freezing
 from resnext_jax.training.guard import GuardSpec, judge
 from resnext_jax.training.mesh import DATA_AXES, REPLICATED, batch_spec
 from resnext_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
+Loss = Callable[[Arrays, Arrays, Batch], tuple[jax.Array, tuple[Arrays, Metrics]]]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 # Among a step's metrics: whether its result was taken, and whether the run is halted (bool).
@@ -36,14 +38,14 @@ class StepSpec:
       label_smoothing: see `evaluation.metrics.cross_entropy`.
       accumulate_steps: M, micro-batches of a batch, one after the other: for
         batches that do not fit the devices' memory.
-      frozen_stages: see `training.finetune`.
+      freezing: which arrays stay as they are.
       guard: which results are not taken.
       ema: how the weights are averaged; None where the state has no average.
     """
 
     label_smoothing: float = 0.0
     accumulate_steps: int = 1
-    frozen_stages: int = 0
+    freezing: Freezing = dataclasses.field(default_factory=Freezing)
     guard: GuardSpec = dataclasses.field(default_factory=GuardSpec)
     ema: EmaSpec | None = None
 
@@ -55,10 +57,7 @@ def make_train_step(
     mesh: Mesh,
     spec: StepSpec | None = None,
 ) -> TrainStep:
-    """Compile one step of data-parallel training.
-
-    `shard_map` and not automatic sharding: XLA's partitioner would gather the
-    whole batch on every device for a grouped convolution (openxla/xla#47945).
+    """Compile one step of training a classifier.
 
     Args:
       graphdef: of the model, from `models.variables.split`; built with
@@ -69,21 +68,18 @@ def make_train_step(
       spec: everything else; None is a plain step.
 
     Returns:
-      A function of the state (donated) and a global batch with `image` and
-      `label` `[N, ...]` (with M micro-batches `[M, N / M, ...]`), to the next
-      state and the batch's mean `loss` (without weight decay), `top1_error` and
-      `top5_error` (percent; where images are mixed, of the label with the larger
-      share); the `gradient_norm` (L2, before clipping); `accepted` and `halted`
-      (see `training.guard`; a step that is not accepted leaves the state as it
-      was, but counts unless halted); the mean of `skipped` and the hosts'
-      `requests`, if the batch has them.
+      See `make_step`. A batch has `image` and `label`; its metrics are the mean
+      `loss` (without weight decay), `top1_error` and `top5_error` (percent;
+      where images are mixed, of the label with the larger share), and the mean
+      of `skipped` if the batch has it.
     """
     spec = spec or StepSpec()
 
-    def loss_fn(params: Arrays, batch_stats: Arrays, batch: Batch) -> tuple[jax.Array, Any]:
-        model = merge(graphdef, finetune.stop_gradients(params, spec.frozen_stages), batch_stats)
-        model.train()
-        finetune.freeze(model, spec.frozen_stages)
+    def loss_fn(
+        params: Arrays, batch_stats: Arrays, batch: Batch
+    ) -> tuple[jax.Array, tuple[Arrays, Metrics]]:
+        model = merge(graphdef, spec.freezing.stop_gradients(params), batch_stats)
+        spec.freezing.set_modes(model)
         images, labels = preprocess(batch), batch["label"]
         if MIX in batch:
             images, own = mix(images, batch[MIX])
@@ -105,6 +101,34 @@ def make_train_step(
             metrics[SKIPPED] = batch[SKIPPED].mean()
         _, _, batch_stats = split(model)
         return loss, (batch_stats, metrics)
+
+    return make_step(loss_fn, optimizer, mesh, spec)
+
+
+def make_step(
+    loss_fn: Loss, optimizer: optax.GradientTransformation, mesh: Mesh, spec: StepSpec
+) -> TrainStep:
+    """Compile one step of data-parallel training.
+
+    `shard_map` and not automatic sharding: XLA's partitioner would gather the
+    whole batch on every device for a grouped convolution (openxla/xla#47945).
+
+    Args:
+      loss_fn: from parameters, running statistics and one device's images to
+        their mean loss; the statistics after them; and metrics, means over the
+        images, `loss` among them.
+      optimizer: an optax transformation.
+      mesh: of `training.mesh.make_mesh`.
+      spec: everything else.
+
+    Returns:
+      A function of the state (donated) and a global batch of arrays `[N, ...]`
+      (with M micro-batches `[M, N / M, ...]`), to the next state and the batch's
+      metrics; the `gradient_norm` (L2, before clipping); `accepted` and `halted`
+      (see `training.guard`; a step that is not accepted leaves the state as it
+      was, but counts unless halted); and the hosts' `requests`, if the batch has
+      them.
+    """
 
     def local_gradients(
         params: Arrays, batch_stats: Arrays, batch: Batch
@@ -142,7 +166,11 @@ def make_train_step(
         # Every device holds as many images, so the mean of means is the mean.
         # For the running statistics it is the mean over all batch-norm groups.
         gradients, (batch_stats, metrics) = lax.pmean((gradients, aux), DATA_AXES)
-        batch_stats = finetune.keep_frozen(batch_stats, state.batch_stats, spec.frozen_stages)
+        # Frozen ones as they are: averaging equal numbers may round them.
+        batch_stats = {
+            name: state.batch_stats[name] if spec.freezing(name) else value
+            for name, value in batch_stats.items()
+        }
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         verdict, guard = judge(
             spec.guard, state.guard, metrics["loss"], metrics["gradient_norm"], halt

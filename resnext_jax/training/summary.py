@@ -4,27 +4,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
+from resnext_jax.training.task import Task
 
 
-def introduction(
-    config: ConfigDict, state: TrainState, num_steps: int, *, resuming: bool
-) -> Iterator[str]:
+def introduction(task: Task, state: TrainState, num_steps: int, *, resuming: bool) -> Iterator[str]:
     """Say what is trained, on what, and from where."""
+    config = task.config
     start_step = int(state.step)
     parameters = sum(array.size for array in state.params.values())
-    group = config.bn_group_size or config.batch_size
     hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
     yield (
-        f"{config.model.name} on {config.data.name}: {parameters:,} parameters, "
+        f"{task.title}: {parameters:,} parameters, "
         f"{jax.device_count()} {jax.default_backend()} device(s){hosts}, "
-        f"batch {config.batch_size}{parts} in batch-norm groups of {group}"
+        f"batch {config.batch_size}{parts}{task.describe_batch()}"
     )
     yield (
         f"learning rate {setup.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
@@ -37,13 +35,13 @@ def introduction(
         )
     elif resuming:
         yield f"resuming after step {start_step} (another --workdir starts over)"
-    elif config.finetune.workdir is not None:
-        yield f"starting from the weights in {config.finetune.workdir}, with a new classifier"
+    elif config.init_from is not None:
+        yield f"starting from the weights in {config.init_from}, but for the last layers"
     else:
         yield "starting; the first step compiles"
 
 
-def conclusion(config: ConfigDict, workdir: Path) -> Iterator[str]:
+def conclusion(task: Task, workdir: Path) -> Iterator[str]:
     """Say what came of it, from `metrics.jsonl`."""
     records = read_metrics(workdir)
     train = [record for record in records if record["split"] == "train"]
@@ -60,9 +58,5 @@ def conclusion(config: ConfigDict, workdir: Path) -> Iterator[str]:
         yield f"steps whose result was left out (config.guard): {skipped_steps}"
     for test in tests:
         if test["step"] == tests[-1]["step"]:
-            average = " of the averaged weights" if test["weights"] == "ema" else ""
-            yield (
-                f"final test error{average}: top-1 {test['top1_error']:.2f} %, "
-                f"top-5 {test['top5_error']:.2f} %"
-            )
-    yield f"training curve: {draw_training_curve(workdir, setup.title(config))}"
+            yield from task.describe_test(test)
+    yield f"training curve: {draw_training_curve(workdir, task.title, task.measure)}"

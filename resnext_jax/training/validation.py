@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from resnext_jax.data.transforms import CROPS
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.models.registry import parse_name, resolve
-from resnext_jax.training.config import base_config, field, field_names
+from resnext_jax.training.config import base_of, field, field_names, task_entry
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "cosine")
@@ -24,40 +24,44 @@ EVAL_CROPS = ("centre", "ten", "dense")
 
 Rule = tuple[Callable[[Any], bool], str]
 
-_AT_LEAST_ONE: Rule = (lambda value: value >= 1, "must be at least 1")
-_POSITIVE: Rule = (
+AT_LEAST_ONE: Rule = (lambda value: value >= 1, "must be at least 1")
+POSITIVE: Rule = (
     lambda value: 0 < value < math.inf,
     "must be greater than 0 and finite",
 )
-_NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
-_NOT_NEGATIVE_FINITE: Rule = (
+NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
+NOT_NEGATIVE_FINITE: Rule = (
     lambda value: 0 <= value < math.inf,
     "must be at least 0 and finite",
 )
-_BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
-_AT_MOST_ONE: Rule = (lambda value: 0 <= value <= 1, "must be at least 0 and at most 1")
-_NONE_OR_POSITIVE: Rule = (
+BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
+AT_MOST_ONE: Rule = (lambda value: 0 <= value <= 1, "must be at least 0 and at most 1")
+NONE_OR_POSITIVE: Rule = (
     lambda value: value is None or 0 < value < math.inf,
     "must be None, or greater than 0 and finite",
 )
-_NONE_OR_AT_LEAST_ONE: Rule = (
+NONE_OR_AT_LEAST_ONE: Rule = (
     lambda value: value is None or value >= 1,
     "must be None or at least 1",
 )
 
 
-def _one_of(*allowed: str) -> Rule:
+def one_of(*allowed: str) -> Rule:
+    """Make the rule that a value is one of some."""
     return lambda value: value in allowed, f"must be one of {', '.join(allowed)}"
 
 
-def _none_or_one_of(*allowed: str) -> Rule:
+def none_or_one_of(*allowed: str) -> Rule:
+    """Make the rule that a value is None or one of some."""
     return (
         lambda value: value is None or value in allowed,
         f"must be None or one of {', '.join(allowed)}",
     )
 
 
-def _numbers(count: int | None, *, positive: bool) -> Rule:
+def numbers(count: int | None, *, positive: bool) -> Rule:
+    """Make the rule that a value is so many finite numbers (None: any number of them)."""
+
     def holds(value: Any) -> bool:
         return (
             (count is None or len(value) == count)
@@ -78,109 +82,128 @@ def _are_profile_steps(value: Any) -> bool:
 
 
 # What each field may be, beyond its type, which the locked ConfigDict enforces.
-_RULES: dict[str, Rule] = {
+RULES: dict[str, Rule] = {
     "seed": (lambda value: 0 <= value < 2**32, "must be at least 0 and less than 2**32"),
-    "batch_size": _AT_LEAST_ONE,
-    "bn_group_size": _NONE_OR_AT_LEAST_ONE,
-    "accumulate_steps": _AT_LEAST_ONE,
-    "num_epochs": _POSITIVE,
-    "images_per_epoch": _NONE_OR_AT_LEAST_ONE,
-    "model.form": _one_of(*FORMS),
-    "model.dtype": _one_of(*DTYPES),
-    "model.param_dtype": _one_of("float32", "float64"),
-    "model.stem_width": _NONE_OR_AT_LEAST_ONE,
-    "model.template_width": _NONE_OR_AT_LEAST_ONE,
-    "optimizer.learning_rate": _POSITIVE,
-    "optimizer.base_batch_size": _AT_LEAST_ONE,
-    "optimizer.momentum": _BELOW_ONE,
-    "optimizer.weight_decay": _NOT_NEGATIVE,
-    "optimizer.label_smoothing": _BELOW_ONE,
-    "optimizer.clip_norm": _NONE_OR_POSITIVE,
-    "schedule.name": _one_of(*SCHEDULES),
-    "schedule.boundaries": _numbers(None, positive=True),
-    "schedule.factor": _POSITIVE,
-    "schedule.warmup_epochs": _NOT_NEGATIVE_FINITE,
+    "batch_size": AT_LEAST_ONE,
+    "bn_group_size": NONE_OR_AT_LEAST_ONE,
+    "accumulate_steps": AT_LEAST_ONE,
+    "num_epochs": POSITIVE,
+    "images_per_epoch": NONE_OR_AT_LEAST_ONE,
+    "model.form": one_of(*FORMS),
+    "model.dtype": one_of(*DTYPES),
+    "model.param_dtype": one_of("float32", "float64"),
+    "model.stem_width": NONE_OR_AT_LEAST_ONE,
+    "model.template_width": NONE_OR_AT_LEAST_ONE,
+    "optimizer.learning_rate": POSITIVE,
+    "optimizer.base_batch_size": AT_LEAST_ONE,
+    "optimizer.momentum": BELOW_ONE,
+    "optimizer.weight_decay": NOT_NEGATIVE,
+    "optimizer.label_smoothing": BELOW_ONE,
+    "optimizer.clip_norm": NONE_OR_POSITIVE,
+    "schedule.name": one_of(*SCHEDULES),
+    "schedule.boundaries": numbers(None, positive=True),
+    "schedule.factor": POSITIVE,
+    "schedule.warmup_epochs": NOT_NEGATIVE_FINITE,
     "ema.decay": (
         lambda value: value is None or 0 <= value < 1,
         "must be None, or at least 0 and less than 1",
     ),
-    "ema.every_steps": _AT_LEAST_ONE,
-    "guard.on_nonfinite": _one_of(*ON_NONFINITE),
+    "ema.every_steps": AT_LEAST_ONE,
+    "guard.on_nonfinite": one_of(*ON_NONFINITE),
     "guard.spike_factor": (
         lambda value: value is None or 1 < value < math.inf,
         "must be None, or greater than 1 and finite",
     ),
-    "guard.max_skipped": _NOT_NEGATIVE,
-    "finetune.frozen_stages": _NOT_NEGATIVE,
-    "finetune.backbone_rate": _NOT_NEGATIVE_FINITE,
-    "data.image_size": _AT_LEAST_ONE,
-    "data.eval_image_size": _NONE_OR_AT_LEAST_ONE,
-    "data.eval_short_side": _NONE_OR_AT_LEAST_ONE,
-    "data.eval_crops": _one_of(*EVAL_CROPS),
-    "data.eval_first_classes": _NONE_OR_AT_LEAST_ONE,
-    "data.on_error": _one_of(*ON_ERROR),
-    "data.crop": _one_of(*CROPS),
-    "data.interpolation": _one_of(*INTERPOLATIONS),
-    "data.eval_interpolation": _none_or_one_of(*INTERPOLATIONS),
-    "data.brightness": _AT_MOST_ONE,
-    "data.contrast": _AT_MOST_ONE,
-    "data.saturation": _AT_MOST_ONE,
-    "data.lighting": _NOT_NEGATIVE,
-    "data.max_shift": _NOT_NEGATIVE,
-    "data.random_erase": _AT_MOST_ONE,
-    "data.mixup": _NOT_NEGATIVE_FINITE,
-    "data.cutmix": _NOT_NEGATIVE_FINITE,
-    "data.mean": _numbers(3, positive=False),
-    "data.std": _numbers(3, positive=True),
-    "data.num_workers": _NOT_NEGATIVE,
-    "eval_batch_size": _AT_LEAST_ONE,
-    "eval_every_epochs": _POSITIVE,
-    "checkpoint_every_epochs": _POSITIVE,
-    "checkpoint_every_steps": _NONE_OR_AT_LEAST_ONE,
-    "checkpoint_every_minutes": _NONE_OR_POSITIVE,
-    "keep_checkpoints": _AT_LEAST_ONE,
-    "keep_every_epochs": _NONE_OR_POSITIVE,
-    "log_every_steps": _AT_LEAST_ONE,
+    "guard.max_skipped": NOT_NEGATIVE,
+    "finetune.frozen_stages": NOT_NEGATIVE,
+    "finetune.backbone_rate": NOT_NEGATIVE_FINITE,
+    "data.image_size": AT_LEAST_ONE,
+    "data.eval_image_size": NONE_OR_AT_LEAST_ONE,
+    "data.eval_short_side": NONE_OR_AT_LEAST_ONE,
+    "data.eval_crops": one_of(*EVAL_CROPS),
+    "data.eval_first_classes": NONE_OR_AT_LEAST_ONE,
+    "data.on_error": one_of(*ON_ERROR),
+    "data.crop": one_of(*CROPS),
+    "data.interpolation": one_of(*INTERPOLATIONS),
+    "data.eval_interpolation": none_or_one_of(*INTERPOLATIONS),
+    "data.brightness": AT_MOST_ONE,
+    "data.contrast": AT_MOST_ONE,
+    "data.saturation": AT_MOST_ONE,
+    "data.lighting": NOT_NEGATIVE,
+    "data.max_shift": NOT_NEGATIVE,
+    "data.random_erase": AT_MOST_ONE,
+    "data.mixup": NOT_NEGATIVE_FINITE,
+    "data.cutmix": NOT_NEGATIVE_FINITE,
+    "data.mean": numbers(3, positive=False),
+    "data.std": numbers(3, positive=True),
+    "data.num_workers": NOT_NEGATIVE,
+    "eval_batch_size": AT_LEAST_ONE,
+    "eval_every_epochs": POSITIVE,
+    "checkpoint_every_epochs": POSITIVE,
+    "checkpoint_every_steps": NONE_OR_AT_LEAST_ONE,
+    "checkpoint_every_minutes": NONE_OR_POSITIVE,
+    "keep_checkpoints": AT_LEAST_ONE,
+    "keep_every_epochs": NONE_OR_POSITIVE,
+    "log_every_steps": AT_LEAST_ONE,
     "profile_steps": (_are_profile_steps, "must be two whole numbers, as in =10,12, or ()"),
 }
 
 
 def validate(config: ConfigDict) -> None:
-    """Check the whole configuration before anything is built.
+    """Check the whole configuration of a classifier's run before anything is built.
+
+    Raises:
+      ConfigError: names the first wrong field, its value and what is allowed.
+    """
+    check_fields(config, RULES)
+    check_model(config.model)
+    check_frozen_stages(config)
+    _check_start(config)
+    check_schedule(config)
+    _check_training_images(config.data)
+    _check_mixing(config)
+    _check_test_images(config.data)
+
+
+def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
+    """Check that the fields are those of the task, and each by itself.
+
+    Args:
+      config: of any task.
+      rules: what fields may be, by dotted name; those that the task has not are passed over.
 
     Raises:
       ConfigError: names the first wrong field, its value and what is allowed.
     """
     present = set(field_names(config))
-    known = set(field_names(base_config()))
+    known = set(field_names(base_of(config)))
     for name in sorted(known - present):
         raise ConfigError(
             f"the config lacks the field {name!r}; "
-            "start it from resnext_jax.training.config.base_config()."
+            f"start it from {task_entry(config).base_config}()."
         )
     for name in sorted(present - known):
         near = difflib.get_close_matches(name, sorted(known), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "remove it."
         raise ConfigError(f"the config has a field {name!r} that nothing reads; {hint}")
-    for name, (holds, allowed) in _RULES.items():
-        value = field(config, name)
-        if not holds(value):
+    for name, (holds, allowed) in rules.items():
+        value = field(config, name) if name in known else None
+        if name in known and not holds(value):
             raise ConfigError(f"config.{name}={value!r} {allowed}.")
-    _check_model(config.model)
-    _check_finetuning(config)
-    if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
-        raise ConfigError(
-            f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
-            f"config.num_epochs={config.num_epochs}."
-        )
-    _check_training_images(config.data)
-    _check_mixing(config)
-    _check_test_images(config.data)
     uses_float64 = "float64" in (config.model.dtype, config.model.param_dtype)
     if uses_float64 and not jax.config.read("jax_enable_x64"):
         raise ConfigError(
             "float64 needs double precision turned on: set the environment variable "
             "JAX_ENABLE_X64=1."
+        )
+
+
+def check_schedule(config: ConfigDict) -> None:
+    """Check that the rate's schedule fits the run; raises ConfigError."""
+    if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
+        raise ConfigError(
+            f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
+            f"config.num_epochs={config.num_epochs}."
         )
 
 
@@ -229,23 +252,30 @@ def _check_test_images(data: ConfigDict) -> None:
         )
 
 
-def _check_finetuning(config: ConfigDict) -> None:
-    model, finetune = config.model, config.finetune
+def _check_start(config: ConfigDict) -> None:
+    finetune = config.finetune
+    kept = [name for name in ("frozen_stages", "frozen_norms") if finetune[name]]
+    if kept and config.init_from is None:
+        raise ConfigError(
+            f"config.finetune.{kept[0]}={finetune[kept[0]]} would keep random weights; "
+            "name weights to start from with --config.init_from=... (a workdir, or PyTorch's)."
+        )
+
+
+def check_frozen_stages(config: ConfigDict) -> None:
+    """Check that a network has the stages that are frozen; raises ConfigError."""
+    model, frozen = config.model, config.finetune.frozen_stages
     architecture = resolve(model.name, form=model.form, preactivation=model.preactivation)
     stages = 1 + len(architecture.blocks)
-    if finetune.frozen_stages > stages:
+    if frozen > stages:
         raise ConfigError(
-            f"config.finetune.frozen_stages={finetune.frozen_stages} must be at most {stages}, "
+            f"config.finetune.frozen_stages={frozen} must be at most {stages}, "
             f"the stages of {model.name} (conv1 to conv{stages})."
         )
-    if finetune.frozen_stages and finetune.workdir is None:
-        raise ConfigError(
-            f"config.finetune.frozen_stages={finetune.frozen_stages} would keep random weights; "
-            "name the run whose weights to start from with --config.finetune.workdir=..."
-        )
 
 
-def _check_model(model: ConfigDict) -> None:
+def check_model(model: ConfigDict) -> None:
+    """Check that there is such a network; raises ConfigError."""
     where = "config.model.name"
     try:
         parse_name(model.name)

@@ -1,7 +1,8 @@
-"""Starting a run from the weights of another."""
+"""Starting a run from the weights of another, or of PyTorch."""
 
 import contextlib
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +10,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.errors import ConfigError
+from resnext_jax.interop.files import source
+from resnext_jax.interop.torch import read_state_dict, weights_from_torch
+from resnext_jax.models.variables import Arrays
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.finetune import is_backbone
+from resnext_jax.training.mesh import replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_classes
 
+_FILES = (".safetensors", ".pth", ".pt")
+
 
 def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
-    """Take over all but the classifier from the newest checkpoint of `config.finetune.workdir`.
+    """Take over what is in front of the classifier from `config.init_from`.
 
-    Where that run averaged its weights, the average is taken.
+    That is the workdir of a run, whose newest checkpoint is read (the average of its weights,
+    where it has one), or a file of PyTorch's weights (see `interop.torch`). A network that has
+    not all of a classifier's stages takes those it has.
 
     Args:
       config: of the new run.
@@ -27,23 +36,39 @@ def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
       mesh: of the devices.
 
     Raises:
-      UserError: that workdir has no whole checkpoint, or one of another network.
+      UserError: that workdir has no whole checkpoint, or the weights are of another network.
     """
-    workdir = existing_workdir(config.finetune.workdir)
-    try:
-        # Weights are converted: fine-tuning in another precision is nothing unusual.
-        check_same_run(config, workdir, ("model",), ignored=frozenset({"model.dtype"}))
-    except ConfigError as error:
-        raise ConfigError(f"config.finetune.workdir cannot be started from: {error}") from error
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        _, *shapes = setup.abstract_weights(config, stored_classes(workdir), mesh)
-        weights = checkpoints.restore_weights(*shapes, ema=checkpoints.has_ema())
+    path = Path(config.init_from)
+    read = _from_file if path.is_file() or path.suffix in _FILES else _from_workdir
     params, batch_stats = (
-        fresh | {name: value for name, value in stored.items() if is_backbone(name)}
-        for fresh, stored in zip((state.params, state.batch_stats), weights, strict=True)
+        {
+            name: stored[name].astype(value.dtype) if is_backbone(name) else value
+            for name, value in fresh.items()
+        }
+        for fresh, stored in zip(
+            (state.params, state.batch_stats), read(config, path, mesh), strict=True
+        )
     )
     average = state.ema
     if average is not None:
         copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
         average = copy({"params": params, "batch_stats": batch_stats})
     return dataclasses.replace(state, params=params, batch_stats=batch_stats, ema=average)
+
+
+def _from_workdir(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, Arrays]:
+    workdir = existing_workdir(path)
+    try:
+        # Weights are converted: fine-tuning in another precision is nothing unusual.
+        check_same_run(config, workdir, ("model",), ignored=frozenset({"model.dtype"}))
+    except ConfigError as error:
+        raise ConfigError(f"config.init_from cannot be started from: {error}") from error
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        _, *shapes = setup.abstract_weights(config, stored_classes(workdir), mesh)
+        return checkpoints.restore_weights(*shapes, ema=checkpoints.has_ema())
+
+
+def _from_file(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, Arrays]:
+    spec = setup.model_spec(config, num_classes=1)
+    weights = weights_from_torch(read_state_dict(path), spec, classifier=False, source=source(path))
+    return jax.device_put(weights, replicated_sharding(mesh))

@@ -18,7 +18,7 @@ from resnext_jax.training.step import ACCEPTED, HALTED, Metrics
 _STEPS_AHEAD = 2
 
 # What a record averages, if not one of its steps was taken.
-_ALWAYS = ("loss", "top1_error", "top5_error", "gradient_norm")
+_ALWAYS = ("loss", "gradient_norm")
 
 
 class HaltedError(Exception):

@@ -8,14 +8,13 @@ import platform
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from resnext_jax.data.sources import Source
 from resnext_jax.errors import ConfigError, DataError, WorkdirError
 from resnext_jax.files import replacing
-from resnext_jax.training.config import field, field_names
+from resnext_jax.training.config import base_of, field, field_names
 from resnext_jax.training.distributed import is_first_host
 
 CONFIG_FILE = "config.json"
@@ -44,10 +43,10 @@ _MAY_CHANGE = frozenset(
         "checkpoint_every_epochs",
         "checkpoint_every_minutes",
         "checkpoint_every_steps",
-        "finetune.workdir",
         "guard.max_skipped",
         "guard.on_nonfinite",
         "guard.spike_factor",
+        "init_from",
         "keep_checkpoints",
         "keep_every_epochs",
         "log_every_steps",
@@ -185,7 +184,23 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     write_atomically(workdir / CONFIG_FILE, text + "\n")
 
 
-def write_data_set(source: Source, workdir: Path) -> None:
+class DataSet(Protocol):
+    """What is written down of the data that a run is trained on."""
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+
+    @property
+    def version(self) -> str:
+        """Which version, and perhaps a hash of what is in it."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each label, in label order."""
+
+
+def write_data_set(source: DataSet, workdir: Path) -> None:
     """Write `data_set.json`: which data a run is trained on."""
     stored = {"name": source.name, "version": source.version, "classes": source.class_names}
     text = json.dumps(stored, indent=2)
@@ -210,7 +225,29 @@ def stored_classes(workdir: Path) -> int:
     return len(classes)
 
 
-def check_same_data(source: Source, workdir: Path, *, same_images: bool) -> None:
+def stored_config(workdir: Path) -> ConfigDict:
+    """Return the config of a workdir's run; fields that it lacks have their defaults.
+
+    Raises:
+      WorkdirError: `config.json` is missing or damaged.
+    """
+    path = workdir / CONFIG_FILE
+    try:
+        stored = json.loads(path.read_text())
+        config = base_of(ConfigDict({"task": "classification"} | stored))
+        config.update(stored)
+    except FileNotFoundError:
+        raise WorkdirError(
+            f"workdir {workdir} has no {CONFIG_FILE}; give the folder of a whole run."
+        ) from None
+    except (OSError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({error}); put the run's config back, or use another --workdir."
+        ) from error
+    return config
+
+
+def check_same_data(source: DataSet, workdir: Path, *, same_images: bool) -> None:
     """Check that a workdir's run was trained on this data.
 
     Args:

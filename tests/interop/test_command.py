@@ -53,7 +53,7 @@ def make_workdir(path: Path, *, ema: bool = True, preactivation: bool | None = N
     with contextlib.closing(Checkpoints(path, keep=2)) as checkpoints:
         for step in (10, 20):
             checkpoints.save(make_state(step, ema=ema), {})
-    write_best(Best(10, 1.5, "raw"), path)
+    write_best(Best(10, "top1_error", 1.5, "raw"), path)
     return path
 
 

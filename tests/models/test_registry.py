@@ -124,7 +124,7 @@ def test_names_are_read(
         ("resnext50_0x4d", "must both be at least 1"),
         ("resnext50_32x0d", "must both be at least 1"),
         ("resnet50_32x4d", "it is 'resnext50_32x4d'"),
-        ("resnext51_32x4d", "neither 50, 101 or 152"),
+        ("resnext51_32x4d", "neither 14, 26, 50, 101 or 152"),
         ("resnext2_32x4d", "nor 9n"),
     ],
 )

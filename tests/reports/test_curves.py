@@ -24,8 +24,11 @@ from resnext_jax.reports.curves import (
 )
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import Group, group_runs, read_run
+from resnext_jax.training.classification import Classification
 from resnext_jax.training.logging import METRICS_FILE
 from tests.reports.workdirs import digits, write_run
+
+ERROR = Classification.measure
 
 
 def record(split: str, epoch: float, **changes: Any) -> dict[str, Any]:
@@ -41,7 +44,7 @@ def write(workdir: Path, records: list[dict[str, Any]]) -> None:
 def draw(workdir: Path, records: list[dict[str, Any]]) -> np.ndarray:
     """Return the pixels of the picture."""
     write(workdir, records)
-    path = draw_training_curve(workdir, "resnet50 on digits")
+    path = draw_training_curve(workdir, "resnet50 on digits", ERROR)
     assert path == workdir / "plots" / "training_curve.png"
     assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     pixels = cv2.imread(str(path))
@@ -104,23 +107,23 @@ def test_drawing_again_replaces_the_picture(tmp_path: Path) -> None:
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
-    assert draw_training_curve(tmp_path, "nothing") is None
+    assert draw_training_curve(tmp_path, "nothing", ERROR) is None
     write(tmp_path, [])
-    assert draw_training_curve(tmp_path, "nothing") is None
+    assert draw_training_curve(tmp_path, "nothing", ERROR) is None
     assert not (tmp_path / "plots").exists()
 
 
 def test_a_run_without_a_single_number_is_drawn_empty(tmp_path: Path) -> None:
     record = '{"step": 1, "epoch": 0.1, "split": "train", "loss": null, "top1_error": null}\n'
     (tmp_path / "metrics.jsonl").write_text(record)
-    assert draw_training_curve(tmp_path, "nothing") is not None
+    assert draw_training_curve(tmp_path, "nothing", ERROR) is not None
 
 
 def test_a_picture_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     write(tmp_path, TRAIN)
     (tmp_path / "plots").write_text("in the way")
     with pytest.raises(WorkdirError, match=r"training_curve\.png cannot be written"):
-        draw_training_curve(tmp_path, "nothing")
+        draw_training_curve(tmp_path, "nothing", ERROR)
 
 
 def groups_of(folder: Path, *configs: tuple[ConfigDict, float], **more: Any) -> list[Group]:

@@ -8,36 +8,52 @@ import pytest
 
 from resnext_jax.errors import CheckpointError
 from resnext_jax.training.best import Best, best_of, read_best, wanted_step, write_best
+from resnext_jax.training.task import Measure
+
+ERROR = Measure("top1_error", "top-1 error (%)", highest=False)
 
 
 def record(step: int, error: float, weights: str = "raw") -> dict[str, Any]:
     return {"split": "test", "step": step, "top1_error": error, "weights": weights}
 
 
+def best(step: int, error: float, weights: str = "raw") -> Best:
+    return Best(step, "top1_error", error, weights)
+
+
 def test_is_the_first_of_the_lowest() -> None:
     records = [record(10, 5.0), record(20, 3.0), record(30, 3.0), record(40, 4.0)]
-    assert best_of(records) == Best(20, 3.0, "raw")
+    assert best_of(records, ERROR) == best(20, 3.0)
+
+
+def test_is_the_first_of_the_highest_where_more_is_better() -> None:
+    records = [
+        {"split": "test", "step": step, "AP": value, "weights": "raw"}
+        for step, value in ((10, 0.2), (20, 0.3), (30, 0.3))
+    ]
+    found = best_of(records, Measure("AP", "AP", highest=True))
+    assert found == Best(20, "AP", 0.3, "raw")
 
 
 def test_training_is_not_looked_at() -> None:
-    assert best_of([{"split": "train", "step": 5, "top1_error": 0.0}]) is None
+    assert best_of([{"split": "train", "step": 5, "top1_error": 0.0}], ERROR) is None
 
 
 def test_what_was_best_before_counts() -> None:
-    before = Best(5, 2.0, "ema")
-    assert best_of([record(10, 3.0)], before) == before
-    assert best_of([record(10, 1.0, "ema")], before) == Best(10, 1.0, "ema")
+    before = best(5, 2.0, "ema")
+    assert best_of([record(10, 3.0)], ERROR, before) == before
+    assert best_of([record(10, 1.0, "ema")], ERROR, before) == best(10, 1.0, "ema")
 
 
 def test_is_written_as_json(tmp_path: Path) -> None:
-    write_best(Best(20, 3.5, "raw"), tmp_path)
+    write_best(best(20, 3.5), tmp_path)
     stored = json.loads((tmp_path / "best.json").read_text())
-    assert stored == {"step": 20, "top1_error": 3.5, "weights": "raw"}
-    assert read_best(tmp_path) == Best(20, 3.5, "raw")
+    assert stored == {"step": 20, "measure": "top1_error", "value": 3.5, "weights": "raw"}
+    assert read_best(tmp_path) == best(20, 3.5)
 
 
 def test_a_checkpoint_is_asked_for_by_name_or_step(tmp_path: Path) -> None:
-    write_best(Best(20, 3.5, "raw"), tmp_path)
+    write_best(best(20, 3.5), tmp_path)
     asked = [wanted_step(name, tmp_path) for name in ("latest", "best", "7")]
     assert asked == [None, 20, 7]
     write_best(None, tmp_path)

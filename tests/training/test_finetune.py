@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnext_jax.training.finetune import is_backbone, is_frozen
+from resnext_jax.training.finetune import Freezing, is_backbone
 from resnext_jax.training.step import StepSpec
 from tests.training.tiny import TinyRun
 
@@ -21,15 +21,16 @@ from tests.training.tiny import TinyRun
     ],
 )
 def test_stages_are_counted_from_the_stem(name: str, stage: int) -> None:
-    assert [is_frozen(name, count) for count in range(6)] == [stage <= n for n in range(6)]
+    assert [Freezing(count)(name) for count in range(6)] == [stage <= n for n in range(6)]
     assert is_backbone(name) is not name.startswith("fc.")
 
 
 @pytest.mark.usefixtures("float64")
 def test_frozen_stages_are_constants_normalised_as_in_testing() -> None:
     """On 1 and 2 devices, and in micro-batches: the frozen arrays stay, the others move alike."""
+    frozen = Freezing(stages=2)
     runs = [
-        TinyRun(devices, 16, weight_decay=0.0, spec=StepSpec(frozen_stages=2, accumulate_steps=m))
+        TinyRun(devices, 16, weight_decay=0.0, spec=StepSpec(freezing=frozen, accumulate_steps=m))
         for devices, m in ((1, 1), (2, 2))
     ]
     before = jax.device_get(runs[0].state)
@@ -38,8 +39,7 @@ def test_frozen_stages_are_constants_normalised_as_in_testing() -> None:
     for run in runs:
         gradients = optax.tree_utils.tree_get(run.state.opt_state, "trace")
         for name, old in before.params.items():
-            frozen = is_frozen(name, 2)
-            assert np.array_equal(run.state.params[name], old) == frozen, name
-            assert np.any(gradients[name]) != frozen, name
+            assert np.array_equal(run.state.params[name], old) == frozen(name), name
+            assert np.any(gradients[name]) != frozen(name), name
         for name, old in before.batch_stats.items():
-            assert np.array_equal(run.state.batch_stats[name], old) == is_frozen(name, 2), name
+            assert np.array_equal(run.state.batch_stats[name], old) == frozen(name), name

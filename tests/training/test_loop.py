@@ -23,7 +23,7 @@ from resnext_jax.errors import (
     WorkdirError,
 )
 from resnext_jax.evaluation.run import evaluate_workdir
-from resnext_jax.training import loop
+from resnext_jax.training import classification, loop
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.workdir import locked
@@ -92,7 +92,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     signal_number: signal.Signals,
 ) -> None:
     """Once after epoch 2, once in the middle of an epoch."""
-    monkeypatch.setattr(loop, "make_train_step", stopping_at(step, signal_number))
+    monkeypatch.setattr(classification, "make_train_step", stopping_at(step, signal_number))
     with pytest.raises(
         loop.InterruptedRunError, match=f"{signal_number.name} after step {step}"
     ) as stop:
@@ -187,7 +187,7 @@ def test_a_bad_image_stops_the_run_and_nothing_is_lost(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(loop, "open_splits", all_with_bad_images)
+    monkeypatch.setattr(classification, "open_splits", all_with_bad_images)
     monkeypatch.setattr("resnext_jax.evaluation.run.open_split", with_bad_images)
     with pytest.raises(DataError, match=r"image \d+ of 'digits', split 'train', cannot be dec"):
         loop.train(config, tmp_path)
@@ -229,7 +229,7 @@ def test_a_bad_test_image_loses_nothing(
     changed = config.copy_and_resolve_references()
     changed.eval_every_epochs = eval_every_epochs
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "open_splits", only_bad_test_images)
+        patch.setattr(classification, "open_splits", only_bad_test_images)
         with pytest.raises(DataError, match=r"image 7 of 'digits', split 'test', cannot be"):
             loop.train(changed, tmp_path)
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == stop
@@ -250,11 +250,15 @@ def test_other_data_in_the_same_workdir_is_refused(
         train, test = (dataclasses.replace(source, **changes) for source in splits)
         return train, test
 
-    monkeypatch.setattr(loop, "open_splits", lambda config: changed(config, version="2.0.0"))
+    monkeypatch.setattr(
+        classification, "open_splits", lambda config: changed(config, version="2.0.0")
+    )
     with pytest.raises(DataError, match=r"trained on '1\.0\.0' of data set 'digits', now it is '2"):
         loop.train(config, whole[0])
     names = tuple("abcdefghij")
-    monkeypatch.setattr(loop, "open_splits", lambda config: changed(config, class_names=names))
+    monkeypatch.setattr(
+        classification, "open_splits", lambda config: changed(config, class_names=names)
+    )
     with pytest.raises(DataError, match="was trained on other classes"):
         loop.train(config, whole[0])
     monkeypatch.setattr(
@@ -275,9 +279,9 @@ def test_a_signal_during_a_test_leaves_at_once_and_loses_nothing(
         signal.raise_signal(signal.SIGTERM)
         return run(self, *args)
 
-    run = loop.Evaluation.run
+    run = classification.Evaluation.run
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Evaluation, "run", between)
+        patch.setattr(classification.Evaluation, "run", between)
         with pytest.raises(loop.InterruptedRunError, match="SIGTERM after step 12"):
             loop.train(config, tmp_path)
     assert [r for r in read_metrics(tmp_path) if r["split"] == "test"] == []
@@ -295,7 +299,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_goes_on_when_told_to(
     def spoil(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return batch | {"random": batch["random"].at[5, 7].set(jnp.nan)}
 
-    monkeypatch.setattr(loop, "make_train_step", acting_at(30, spoil))
+    monkeypatch.setattr(classification, "make_train_step", acting_at(30, spoil))
     with pytest.raises(DivergedError) as error:
         loop.train(config, tmp_path)
     message = str(error.value)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError
 from resnext_jax.evaluation.run import evaluate_workdir
-from resnext_jax.training import loop
+from resnext_jax.training import classification, loop
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from tests.training.runs import assert_same_state, short_run_config, without_timings
@@ -58,7 +58,7 @@ def test_the_average_is_tested_beside_the_weights(
     assert raw["loss"] != ema["loss"]
     best = json.loads((run[0] / "best.json").read_text())
     assert best["weights"] == "ema"
-    assert best["top1_error"] == min(r["top1_error"] for r in tests if r["weights"] == "ema")
+    assert best["value"] == min(r["top1_error"] for r in tests if r["weights"] == "ema")
     # eval.py scores both.
     step, results = evaluate_workdir(config, run[0])
     assert step == 22
@@ -75,7 +75,7 @@ def test_a_test_cut_short_is_made_again_as_a_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Stopped when the weights are tested, and their average is not."""
-    tested = loop.Evaluation.run
+    tested = classification.Evaluation.run
     times = 0
 
     def stopping(self: Any, *args: Any) -> Any:
@@ -86,7 +86,7 @@ def test_a_test_cut_short_is_made_again_as_a_whole(
         return tested(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Evaluation, "run", stopping)
+        patch.setattr(classification.Evaluation, "run", stopping)
         with pytest.raises(loop.InterruptedRunError, match="SIGTERM after step 12"):
             loop.train(config, tmp_path)
     # Saved by the clock as well, which changes nothing.
@@ -109,7 +109,7 @@ def test_steps_can_be_profiled(run: tuple[Path, TrainState]) -> None:
 
 def finetuning(config: ConfigDict, workdir: Path) -> ConfigDict:
     config = config.copy_and_resolve_references()
-    config.finetune.workdir = str(workdir)
+    config.init_from = str(workdir)
     config.finetune.frozen_stages = 2
     config.finetune.backbone_rate = 0.1
     config.seed = 1  # another classifier to start from
@@ -143,8 +143,8 @@ def test_fine_tuning_starts_from_the_average_with_a_new_classifier(
 @pytest.mark.parametrize(
     ("changes", "error", "text"),
     [
-        ({"finetune.workdir": "/nowhere"}, WorkdirError, "/nowhere does not exist"),
-        ({"model.name": "resnext11_4x4d"}, ConfigError, "config.finetune.workdir cannot be"),
+        ({"init_from": "/nowhere"}, WorkdirError, "/nowhere does not exist"),
+        ({"model.name": "resnext11_4x4d"}, ConfigError, "config.init_from cannot be"),
     ],
 )
 def test_what_cannot_be_started_from(

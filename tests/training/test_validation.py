@@ -119,15 +119,17 @@ WRONG: dict[str, tuple[list[Any], str]] = {
 
 # Names have checks of their own; a truth value cannot be wrong, nor a folder before it is used.
 WITHOUT_RULE = {
+    "task",
     "model.name",
     "model.residual",
     "model.preactivation",
     "model.scan_blocks",
     "model.remat",
     "optimizer.nesterov",
+    "finetune.frozen_norms",
     "optimizer.decay_norm",
     "optimizer.decay_bias",
-    "finetune.workdir",
+    "init_from",
     "data.name",
     "data.data_dir",
     "data.manual_dir",
@@ -310,9 +312,20 @@ def test_a_field_that_nothing_reads_is_refused() -> None:
     assert "did you mean 'optimizer.learning_rate'?" in message
 
 
+def test_a_task_that_there_is_not_is_told() -> None:
+    config = complete_config()
+    config.task = "clasification"
+    assert sentence(config) == (
+        "config.task='clasification' must be one of classification, rpn, fast_rcnn."
+    )
+
+
 def test_optional_fields_are_those_whose_default_is_none() -> None:
-    assert {"bn_group_size", "model.preactivation", "data.data_dir"} <= set(optional_fields())
-    assert "batch_size" not in optional_fields()
+    config = complete_config()
+    config.bn_group_size = 16
+    fields = set(optional_fields(config))
+    assert {"bn_group_size", "model.preactivation", "data.data_dir"} <= fields
+    assert "batch_size" not in fields
 
 
 @pytest.mark.parametrize(
@@ -401,7 +414,7 @@ def test_only_stages_that_exist_are_frozen_and_not_with_random_weights() -> None
     config = complete_config()
     config.finetune.frozen_stages = 2
     assert "would keep random weights" in sentence(config)
-    config.finetune.workdir = "runs/other"
+    config.init_from = "runs/other"
     validate(config)
     config.finetune.frozen_stages = 6
     assert "must be at most 5, the stages of resnext50_32x4d (conv1 to conv5)" in sentence(config)
