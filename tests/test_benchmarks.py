@@ -76,7 +76,15 @@ def run_benchmark(name: str, json_file: Path, options: str) -> tuple[dict[str, A
 
 @pytest.mark.parametrize(
     "name",
-    ["block_forms.py", "grouped_conv.py", "input_pipeline.py", "scaling.py", "train_step.py"],
+    [
+        "block_forms.py",
+        "detection.py",
+        "detection_steps.py",
+        "grouped_conv.py",
+        "input_pipeline.py",
+        "scaling.py",
+        "train_step.py",
+    ],
 )
 def test_help(name: str) -> None:
     result = run(sys.executable, BENCHMARKS / name, "--help")
