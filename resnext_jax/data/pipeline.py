@@ -216,7 +216,7 @@ def shape_batches(
     """
     examples = DecodedExamples(source)
     batches = grain.MapDataset.source(_Shaped(examples, transform, plan))
-    return _checked(_read(batches, num_workers), examples, on_error)
+    return _checked(read_ahead(batches, num_workers), examples, on_error)
 
 
 def _iterate(
@@ -224,10 +224,16 @@ def _iterate(
 ) -> Iterator[HostBatch]:
     # Batched before iteration, so that worker processes hand over whole
     # batches and resuming is a slice.
-    return _read(grain.MapDataset.source(share).batch(local_batch)[start_step:], num_workers)
+    return read_ahead(grain.MapDataset.source(share).batch(local_batch)[start_step:], num_workers)
 
 
-def _read(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatch]:
+def read_ahead(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatch]:
+    """Read a data set whose elements are this host's batches, in order, some ahead.
+
+    Args:
+      batches: random access to the batches still to come.
+      num_workers: see `train_batches`.
+    """
     if len(batches) == 0:
         return iter(())
     if num_workers == 0:

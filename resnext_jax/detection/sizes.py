@@ -1,0 +1,103 @@
+"""Sizes of images: resized as py-faster-rcnn resizes them, and padded to a canvas."""
+
+import dataclasses
+
+import numpy as np
+
+from resnext_jax.data.resize import resize
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How images are resized and padded.
+
+    Attributes:
+      short_side: of the resized image, in pixels, unless the long side would be too long.
+      long_side: of the resized image, in pixels, at most.
+      stride: of the feature map; canvases are multiples of it.
+      max_boxes: G, places for an image's objects. Of an image with more, single objects come
+        before crowds, large before small, and the last are left out (COCO has 93 at most).
+      flip: train on the mirrored images too, as images of their own: an epoch is twice as long.
+    """
+
+    short_side: int = 600
+    long_side: int = 1000
+    stride: int = 16
+    max_boxes: int = 128
+    flip: bool = True
+
+    @property
+    def canvases(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the padded landscape images, and of the portrait ones if other."""
+        short, long = (-(-side // self.stride) * self.stride for side in self._sides)
+        return ((short, long),) if short == long else ((short, long), (long, short))
+
+    def canvas_of(self, height: int, width: int) -> int:
+        """Return which of `canvases` an image gets, as its place there."""
+        return int(height > width and len(self.canvases) > 1)
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        return min(self.short_side, self.long_side), self.long_side
+
+
+def resized_shape(height: int, width: int, spec: ImageSpec) -> tuple[int, int, float]:
+    """Return height and width of an image when resized, and the scale that boxes are resized by."""
+    short, long = sorted((height, width))
+    scale = spec.short_side / short
+    if round(scale * long) > spec.long_side:
+        scale = spec.long_side / long
+    return max(1, round(height * scale)), max(1, round(width * scale)), scale
+
+
+def prepare_image(image: np.ndarray, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray, float]:
+    """Resize an image and pad it at the bottom and right with zeros.
+
+    Args:
+      image: uint8 `[h, w, 3]`.
+      spec: of the result.
+
+    Returns:
+      The padded image, uint8 `[H, W, 3]`; the resized height and width, float32 `[2]`; the scale.
+    """
+    height, width = image.shape[:2]
+    padded = np.zeros((*spec.canvases[spec.canvas_of(height, width)], 3), np.uint8)
+    height, width, scale = resized_shape(height, width, spec)
+    padded[:height, :width] = resize(
+        image, height, width, interpolation="bilinear", antialias=False
+    )
+    return padded, np.array([height, width], np.float32), scale
+
+
+def resized_boxes(boxes: np.ndarray, width: float, scale: float, *, mirrored: bool) -> np.ndarray:
+    """Take boxes from the image as it is stored to the resized one.
+
+    Args:
+      boxes: `[n, 4]`, in pixels of the image as it is stored.
+      width: of that image, in pixels.
+      scale: of the resizing.
+      mirrored: whether the image is mirrored left to right.
+
+    Returns:
+      float32 `[n, 4]`.
+    """
+    if mirrored:
+        x1, y1, x2, y2 = boxes.T
+        boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
+    return (boxes * scale).astype(np.float32)
+
+
+def original_boxes(boxes: np.ndarray, scale: float, original_size: np.ndarray) -> np.ndarray:
+    """Take boxes from a resized image back to the image as it is stored, and clip them to it.
+
+    Args:
+      boxes: `[..., 4]`, in pixels of the resized image.
+      scale: of the resizing.
+      original_size: `[2]`, height and width.
+
+    Returns:
+      float32 `[..., 4]`.
+    """
+    height, width = original_size
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip(boxes / np.float32(scale), 0, limits).astype(np.float32)
