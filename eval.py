@@ -1,13 +1,15 @@
 """Evaluate a trained ResNeXt: python eval.py --config=CONFIG --workdir=WORKDIR.
 
 Scores the newest checkpoint of the workdir (or --checkpoint=best, or a step) on
-every test image once, and the averaged weights too where the run has some. Several
-hosts: docs/distributed.md. Exit status: 0 when scored, 2 for a mistake in
-config, data or workdir, 75 when another host did not come or was lost.
+every test image once, and the averaged weights too where the run has some; or
+PyTorch's weights (--weights=FILE). Several, separated by commas or with the flag
+repeated, are also scored as an ensemble. docs/evaluation.md has examples, and
+docs/distributed.md several hosts. Exit status: 0 when scored, 2 for a mistake in
+config, data, workdir or weights, 75 when another host did not come or was lost.
 """
 
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -15,22 +17,23 @@ from ml_collections import config_flags
 from resnext_jax import cli
 from resnext_jax.errors import reports_user_errors
 
-if TYPE_CHECKING:
-    from resnext_jax.evaluation.evaluator import EvalResult
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe the run was trained with.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; by default train.py's, runs/NAME."
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe the run was trained with, or of the data and the protocol."
+)
+_WORKDIR = flags.DEFINE_multi_string(
+    "workdir", [], "Folders of runs; by default train.py's, runs/NAME."
+)
+_WEIGHTS = flags.DEFINE_multi_string(
+    "weights", [], "Files of PyTorch's weights, .safetensors or .pth."
 )
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
+_EMA = flags.DEFINE_bool("ema", False, "Of weight files, the average saved beside the weights.")
+_OUTPUT = flags.DEFINE_string(
+    "output", None, "JSON file to add the results to; by default a single workdir's eval.json."
+)
+_PER_CLASS = flags.DEFINE_string("per_class", None, "CSV file for the errors of each class.")
+_CONFUSION = flags.DEFINE_string("confusion", None, "CSV or .npy file for the confusion matrix.")
 cli.define_host_flags()
-
-# What is said of each way to test (config.data.eval_crops).
-_PROTOCOLS = {
-    "centre": "",
-    "ten": " in ten crops each, logits averaged",
-    "dense": " at five scales each, logits averaged over positions and scales",
-}
 
 
 @reports_user_errors
@@ -39,31 +42,28 @@ def main(argv: Sequence[str]) -> None:
     del argv
     cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
-    from resnext_jax.training.distributed import connected, is_first_host
+    from resnext_jax.training.distributed import connected
 
+    workdirs, files = _listed(_WORKDIR.value), _listed(_WEIGHTS.value)
     with connected(**cli.host_flags()):
-        from resnext_jax.evaluation.run import evaluate_workdir
+        from resnext_jax.evaluation.command import evaluate
 
-        workdir = _WORKDIR.value or cli.default_workdir()
-        step, results = evaluate_workdir(_CONFIG.value, workdir, _CHECKPOINT.value)
-    if is_first_host():
-        for weights, result in results.items():
-            _print(f"step {step}" + (", averaged weights" if weights == "ema" else ""), result)
-
-
-def _print(what: str, result: "EvalResult") -> None:
-    protocol = _PROTOCOLS[_CONFIG.value.data.eval_crops]
-    print(
-        f"{what}: {result.images} test images{protocol}, loss {result.loss:.4f}, "
-        f"top-1 error {result.top1_error:.2f} %, top-5 error {result.top5_error:.2f} %"
-    )
-    for classes, (top1_error, top5_error) in result.among_first.items():
-        print(
-            f"among the first {classes} classes: "
-            f"top-1 error {top1_error:.2f} %, top-5 error {top5_error:.2f} %"
+        evaluate(
+            _CONFIG.value,
+            workdirs if workdirs or files else [cli.default_workdir()],
+            files,
+            checkpoint=_CHECKPOINT.value,
+            ema=_EMA.value,
+            output=_OUTPUT.value,
+            per_class=_PER_CLASS.value,
+            confusion=_CONFUSION.value,
         )
-    if result.skipped:
-        print(f"left out: {result.skipped} images that cannot be decoded")
+
+
+def _listed(values: Sequence[str]) -> list[str]:
+    """Cut at commas, but not what is a path with commas."""
+    parts = [[value] if os.path.exists(value) else value.split(",") for value in values]
+    return [part for some in parts for part in some if part]
 
 
 if __name__ == "__main__":

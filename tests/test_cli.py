@@ -158,6 +158,8 @@ def test_the_workdir_is_named_by_the_config(
         ("--config.data.eval_crops=center", "config.data.eval_crops='center' must be one of"),
         ("--config.data.eval_crops=ten", "config.data.crop"),
         ("--config.batchsize=3", "no field 'batchsize'"),
+        ("--weight=x", "'weight'"),
+        ("--confusion=matrix.txt", "--confusion=matrix.txt must end in .csv or .npy"),
     ],
 )
 def test_mistake_in_evaluation(argument: str, part: str, tmp_path: Path) -> None:
@@ -168,6 +170,11 @@ def test_evaluation_of_a_missing_workdir(tmp_path: Path) -> None:
     message = sentence(run("eval.py", DIGITS, f"--workdir={tmp_path / 'none'}"))
     assert f"workdir {tmp_path / 'none'} does not exist" in message
     assert not (tmp_path / "none").exists()
+
+
+def test_evaluation_of_missing_weights() -> None:
+    message = sentence(run("eval.py", DIGITS, "--weights=none.pth"))
+    assert "weights file none.pth cannot be read: No such file" in message
 
 
 def test_evaluation_without_a_checkpoint(tmp_path: Path, data_dir: Path) -> None:

@@ -1,16 +1,14 @@
 """Testing on crops of one size: the centre of each image, or ten of it."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
 from resnext_jax.data.sources import Source
-from resnext_jax.evaluation.evaluator import EvalResult, evaluate, make_eval_step
-from resnext_jax.models.variables import Arrays
+from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, Scorer, evaluate
 from resnext_jax.training import setup
 from resnext_jax.training.mesh import batch_sharding
 
@@ -21,8 +19,8 @@ _CROPS = {"centre": 1, "ten": 10}
 class CropEvaluation:
     """A test set, ready to be scored on one or ten crops an image again and again."""
 
-    def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
-        """Prepare the step (it compiles when first run).
+    def __init__(self, config: ConfigDict, source: Source, mesh: Mesh):
+        """Prepare the steps (they compile when first run).
 
         A batch holds `config.eval_batch_size` crops, of all devices together: ten an image are a
         tenth of the images, at least one a device.
@@ -34,17 +32,19 @@ class CropEvaluation:
         # Blanks fill up the batch, so any size can be rounded up to fit the devices.
         devices = mesh.size
         self._batch_size = -(-images // devices) * devices
-        self._first_classes = config.data.eval_first_classes
-        preprocess = setup.device_transform(config).test
-        self._step = make_eval_step(graphdef, preprocess, mesh, first_classes=self._first_classes)
+        self._scorer = Scorer(
+            setup.device_transform(config).test, mesh, first_classes=config.data.eval_first_classes
+        )
 
-    def run(
+    def score(
         self,
-        params: Arrays,
-        batch_stats: Arrays,
+        networks: Sequence[Network],
+        rows: Sequence[Row],
+        *,
+        guesses: bool = False,
         between_batches: Callable[[], None] = lambda: None,
-    ) -> EvalResult:
-        """Score every test image once; what `between_batches` raises ends that."""
+    ) -> list[EvalResult]:
+        """Score every test image once; see `run.Evaluation.score`."""
         batches = eval_batches(
             self._source,
             setup.eval_transform(self._config, crops=self._config.data.eval_crops),
@@ -57,11 +57,11 @@ class CropEvaluation:
             to_devices(batches, self._sharding, self._batch_size)
         ) as on_devices:
             return evaluate(
-                self._step,
-                params,
-                batch_stats,
+                self._scorer,
+                networks,
+                rows,
                 on_devices,
                 len(self._source),
-                first_classes=self._first_classes,
+                guesses=guesses,
                 between_batches=between_batches,
             )

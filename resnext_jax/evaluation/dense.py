@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,16 @@ from resnext_jax.data.reading import DecodedExamples
 from resnext_jax.data.shapes import BLANK, ShapeBatch, image_sizes, plan_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import DataError
-from resnext_jax.evaluation.evaluator import EvalResult, Sums, average, sum_scores
+from resnext_jax.evaluation.evaluator import (
+    EvalResult,
+    Network,
+    Row,
+    Sums,
+    average,
+    sum_scores,
+)
+from resnext_jax.evaluation.guesses import Told, guesses_of, join_guesses
+from resnext_jax.evaluation.metrics import ensemble
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.training import setup
 from resnext_jax.training.distributed import is_first_host
@@ -45,7 +54,7 @@ def short_sides(image_size: int) -> tuple[int, ...]:
 
 
 def make_dense_step(
-    graphdef: Any, preprocess: Callable[[Batch], jax.Array], mesh: Mesh, *, window: int
+    graphdef: Any, preprocess: Callable[[Batch], jax.Array], mesh: Mesh, *, image_size: int
 ) -> DenseStep:
     """Compile the dense scoring of one batch, anew for each shape of images.
 
@@ -53,7 +62,8 @@ def make_dense_step(
       graphdef: of the model, from `models.variables.split`.
       preprocess: from a shipped batch to normalised images `[N, H, W, 3]`.
       mesh: of `training.mesh.make_mesh`.
-      window: see `ResNeXt.dense_logits`.
+      image_size: side of what is classified at a position, in pixels; see
+        `ResNeXt.dense_logits`, which counts it in positions.
 
     Returns:
       A function of parameters, running statistics and a global batch with `image`, `label` and
@@ -64,6 +74,8 @@ def make_dense_step(
     def local_logits(params: Arrays, batch_stats: Arrays, batch: Batch) -> Batch:
         model = merge(graphdef, params, batch_stats)
         model.eval()
+        # Maps are rounded up where they are halved.
+        window = -(-image_size // model.spec.architecture.total_stride)
         logits = model.dense_logits(preprocess(batch), window)
         return {"logits": logits, "label": batch["label"], "mask": batch["mask"]}
 
@@ -78,7 +90,7 @@ class DenseScores:
     """What is known of each image so far, on every host.
 
     Attributes:
-      logits: float32 `[N, K]`, summed over scales.
+      logits: float32 `[M, N, K]`, of each network, summed over scales.
       labels: int32 `[N]`.
       scales: int64 `[N]`, how many scales an image was scored at.
     """
@@ -88,86 +100,125 @@ class DenseScores:
     scales: np.ndarray
 
     @classmethod
-    def empty(cls, images: int, classes: int) -> "DenseScores":
+    def empty(cls, networks: int, images: int, classes: int) -> "DenseScores":
         """Start with no image scored."""
         return cls(
-            np.zeros((images, classes), np.float32),
+            np.zeros((networks, images, classes), np.float32),
             np.zeros(images, np.int32),
             np.zeros(images, np.int64),
         )
 
-    def add(self, images: np.ndarray, batch: dict[str, np.ndarray]) -> None:
-        """Add a batch that a `DenseStep` scored; `images` `[B]` tells which each is."""
-        real = batch["mask"] & (images != BLANK)
-        self.logits[images[real]] += batch["logits"][real]
-        self.labels[images[real]] = batch["label"][real]
+    def add(self, images: np.ndarray, batches: Sequence[dict[str, np.ndarray]]) -> None:
+        """Add a batch, as each network's `DenseStep` scored it.
+
+        Args:
+          images: `[B]`, which image is where; `BLANK` for none.
+          batches: what each step gave.
+        """
+        label, mask = batches[0]["label"], batches[0]["mask"]
+        real = mask & (images != BLANK)
+        for logits, batch in zip(self.logits, batches, strict=True):
+            logits[images[real]] += batch["logits"][real]
+        self.labels[images[real]] = label[real]
         self.scales[images[real]] += 1
 
-    def result(self, scales: int, first_classes: int | None) -> EvalResult:
+    def results(
+        self, scales: int, rows: Sequence[Row], first_classes: int | None, *, guesses: bool = False
+    ) -> list[EvalResult]:
         """Average over the scales, and score; images that lack one are skipped.
+
+        Args:
+          scales: number of scales.
+          rows: see `run.Evaluation.score`.
+          first_classes: see `evaluator.make_eval_step`.
+          guesses: whether to tell of each image.
 
         Raises:
           DataError: every image lacks one.
         """
         scored = self.scales == scales
-        sums: list[Sums] = []
+        sums: list[list[Sums]] = [[] for _ in rows]
+        told: list[list[Told]] = [[] for _ in rows]
         for start in range(0, len(scored), _CHUNK):
             part = slice(start, start + _CHUNK)
-            logits = jnp.asarray(self.logits[part] / scales)
             labels, mask = jnp.asarray(self.labels[part]), jnp.asarray(scored[part])
-            sums.append(sum_scores(logits, labels, mask, first_classes))
-            sums[-1][SKIPPED] = (~mask).sum()
-        return average(sums, len(scored), first_classes=first_classes)
+            averaged = [jnp.asarray(logits[part] / scales) for logits in self.logits]
+            for place, row in enumerate(rows):
+                logits = [averaged[index] for index in row]
+                counted = sum_scores(logits, labels, mask, first_classes)
+                sums[place].append(counted | {SKIPPED: (~mask).sum()})
+                if guesses:
+                    told[place].append(guesses_of(ensemble(logits), labels) | {"mask": mask})
+        return [
+            dataclasses.replace(
+                average(counted, len(scored), first_classes=first_classes),
+                guesses=join_guesses(one) if guesses else None,
+            )
+            for counted, one in zip(sums, told, strict=True)
+        ]
 
 
 class DenseEvaluation:
     """A test set, ready to be scored densely again and again."""
 
-    def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
-        """Read the images' sizes and plan the batches; the step compiles when first run.
+    def __init__(self, config: ConfigDict, source: Source, mesh: Mesh):
+        """Read the images' sizes and plan the batches; steps compile when first run.
 
         Raises:
           DataError: an image cannot be read and `config.data.on_error` is "stop", or none can.
         """
         self._config, self._source, self._mesh = config, source, mesh
-        size = config.data.eval_image_size or config.data.image_size
+        self._image_size = config.data.eval_image_size or config.data.image_size
         self._transform = setup.dense_transform(config)
-        self._short_sides = short_sides(size)
-        self._plan = self._make_plan(size)
-        # Maps are rounded up where they are halved.
-        window = -(-size // self._transform.stride)
-        preprocess = setup.device_transform(config).test
-        self._step = make_dense_step(graphdef, preprocess, mesh, window=window)
+        self._short_sides = short_sides(self._image_size)
+        self._plan = self._make_plan()
+        self._steps: dict[Any, DenseStep] = {}
         self._announced = False
 
     @property
     def shapes(self) -> int:
-        """How many image shapes the step compiles for."""
+        """How many image shapes a step compiles for."""
         return len({planned.shape for planned in self._plan})
 
-    def run(
+    def score(
         self,
-        params: Arrays,
-        batch_stats: Arrays,
+        networks: Sequence[Network],
+        rows: Sequence[Row],
+        *,
+        guesses: bool = False,
         between_batches: Callable[[], None] = lambda: None,
-    ) -> EvalResult:
-        """Score every test image once at each scale; what `between_batches` raises ends that.
+    ) -> list[EvalResult]:
+        """Score every test image once at each scale; see `run.Evaluation.score`.
 
-        The first time, process 0 tells on standard error how often the step will compile.
+        The first time, process 0 tells on standard error how often the steps will compile.
         """
         self._announce()
-        scores = DenseScores.empty(len(self._source), self._source.num_classes)
-        waiting: collections.deque[tuple[ShapeBatch, dict[str, jax.Array]]] = collections.deque()
+        scores = DenseScores.empty(len(networks), len(self._source), self._source.num_classes)
+        waiting: collections.deque[tuple[ShapeBatch, list[dict[str, jax.Array]]]]
+        waiting = collections.deque()
         with contextlib.closing(self._batches()) as batches:
             for planned, batch in zip(self._plan, batches, strict=True):
                 between_batches()
-                waiting.append((planned, self._step(params, batch_stats, batch)))
+                outputs = [
+                    self._step(network.graphdef)(network.params, network.batch_stats, batch)
+                    for network in networks
+                ]
+                waiting.append((planned, outputs))
                 if len(waiting) > 2:
                     # A batch that waits keeps its images on the device: two may, no more.
                     _collect(scores, *waiting.popleft())
         for planned, outputs in waiting:
             _collect(scores, planned, outputs)
-        return scores.result(len(self._short_sides), self._config.data.eval_first_classes)
+        first_classes = self._config.data.eval_first_classes
+        return scores.results(len(self._short_sides), rows, first_classes, guesses=guesses)
+
+    def _step(self, graphdef: Any) -> DenseStep:
+        if graphdef not in self._steps:
+            preprocess = setup.device_transform(self._config).test
+            self._steps[graphdef] = make_dense_step(
+                graphdef, preprocess, self._mesh, image_size=self._image_size
+            )
+        return self._steps[graphdef]
 
     def _announce(self) -> None:
         if self._announced:
@@ -181,7 +232,7 @@ class DenseEvaluation:
                 flush=True,
             )
 
-    def _make_plan(self, size: int) -> list[ShapeBatch]:
+    def _make_plan(self) -> list[ShapeBatch]:
         """Plan all scales, the same on every host."""
         examples = DecodedExamples(self._source)
         sizes = image_sizes(examples)
@@ -189,7 +240,7 @@ class DenseEvaluation:
         if len(bad) and self._config.data.on_error == "stop":
             raise DataError(examples.explain(int(bad[0])))
         # As much memory as so many images of the usual size take, whatever the shape.
-        pixels = self._config.eval_batch_size * size**2
+        pixels = self._config.eval_batch_size * self._image_size**2
         return list(
             itertools.chain.from_iterable(
                 plan_batches(sizes, self._transform, side, pixels=pixels, devices=self._mesh.size)
@@ -212,5 +263,5 @@ class DenseEvaluation:
         return to_devices(batches, sharding, batch_size=None)
 
 
-def _collect(scores: DenseScores, planned: ShapeBatch, outputs: dict[str, jax.Array]) -> None:
+def _collect(scores: DenseScores, planned: ShapeBatch, outputs: list[dict[str, jax.Array]]) -> None:
     scores.add(planned.images, jax.device_get(outputs))

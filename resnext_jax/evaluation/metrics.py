@@ -1,5 +1,8 @@
 """Loss and error of each image."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -59,3 +62,22 @@ def wrong_among_first(logits: jax.Array, labels: jax.Array, classes: int, k: int
     """
     inside = labels < classes
     return ~inside | topk_wrong(logits[:, :classes], jnp.where(inside, labels, 0), k)
+
+
+def ensemble(logits: Sequence[jax.Array]) -> jax.Array:
+    """Average the probabilities of several networks (paper Sec. 5.1's ensemble).
+
+    Probabilities and not logits: those of one network may be many times larger than another's,
+    and a constant added to all of them says nothing.
+
+    Args:
+      logits: `[N, K]` of each network; at least one.
+
+    Returns:
+      `[N, K]`, logarithms of the mean probabilities: logits of the ensemble, whose soft-max they
+      are. Of one network its logits themselves.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    logarithms = jnp.stack([jax.nn.log_softmax(one) for one in logits])
+    return jax.nn.logsumexp(logarithms, axis=0) - math.log(len(logits))

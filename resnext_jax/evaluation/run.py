@@ -1,8 +1,9 @@
-"""Evaluation of a run: its test set, as its config says."""
+"""Evaluation of runs and of weights from elsewhere: the test set, as a config says."""
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,21 +14,30 @@ from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.crops import CropEvaluation
 from resnext_jax.evaluation.dense import DenseEvaluation
-from resnext_jax.evaluation.evaluator import EvalResult
+from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, alone
+from resnext_jax.evaluation.members import Entrant, FileEntrant, Member, WorkdirEntrant
+from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays
-from resnext_jax.training import setup
-from resnext_jax.training.best import wanted_step
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.training.config import field_names
 from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.validation import validate
-from resnext_jax.training.workdir import check_same_data, check_same_run, existing_workdir
+from resnext_jax.training.workdir import check_same_run
+
+# What of a run's data an ensemble's members share: they see the same pixels.
+_SHARED = frozenset({"data.name", "data.mean", "data.std"})
 
 
 class Evaluation:
     """A test set, ready to score weights again and again, as `config.data.eval_crops` says."""
 
     def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
-        """Prepare the step (it compiles when first run).
+        """Prepare the steps (they compile when first run).
+
+        Args:
+          config: of the data and the protocol.
+          source: the test set.
+          graphdef: of the network that `run` scores; `score` is told of its own.
+          mesh: of the devices.
 
         Raises:
           UserError: the config does not fit the data, or the data cannot be read.
@@ -38,8 +48,9 @@ class Evaluation:
                 f"config.data.eval_first_classes={first_classes} is more than the "
                 f"{source.num_classes} classes of {source.name!r}; lower it, or set it to None."
             )
+        self._graphdef = graphdef
         protocol = DenseEvaluation if config.data.eval_crops == "dense" else CropEvaluation
-        self._evaluation = protocol(config, source, graphdef, mesh)
+        self._evaluation = protocol(config, source, mesh)
 
     def run(
         self,
@@ -48,7 +59,125 @@ class Evaluation:
         between_batches: Callable[[], None] = lambda: None,
     ) -> EvalResult:
         """Score every test image once; what `between_batches` raises ends that."""
-        return self._evaluation.run(params, batch_stats, between_batches)
+        network = Network(self._graphdef, params, batch_stats)
+        (result,) = self.score([network], between_batches=between_batches)
+        return result
+
+    def score(
+        self,
+        networks: Sequence[Network],
+        rows: Sequence[Row] | None = None,
+        *,
+        guesses: bool = False,
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> list[EvalResult]:
+        """Score every test image once, by several networks; images are decoded once for all.
+
+        Args:
+          networks: of as many classes as the data has.
+          rows: of each result, which networks: one, or several whose probabilities are averaged
+            (see `metrics.ensemble`; a network's own logits are averaged over crops, positions
+            and scales before that). None: each by itself.
+          guesses: whether to tell of each image.
+          between_batches: called before each batch; what it raises ends the scoring.
+
+        Returns:
+          A result for each row.
+        """
+        return self._evaluation.score(
+            networks,
+            alone(networks) if rows is None else rows,
+            guesses=guesses,
+            between_batches=between_batches,
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scored:
+    """A result, and whose it is.
+
+    Attributes:
+      members: one, or those of an ensemble.
+      result: of the test set.
+    """
+
+    members: tuple[Member, ...]
+    result: EvalResult
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+      source: the test set.
+      protocol: how it was scored.
+      rows: the results: of each member by itself, and then of the ensemble of all, where there
+        are several workdirs or files.
+    """
+
+    source: Source
+    protocol: Protocol
+    rows: tuple[Scored, ...]
+
+
+def evaluate_all(
+    config: ConfigDict,
+    workdirs: Sequence[str | os.PathLike[str]] = (),
+    files: Sequence[str | os.PathLike[str]] = (),
+    *,
+    checkpoint: str = "latest",
+    ema: bool = False,
+    guesses: bool = False,
+) -> Report:
+    """Score checkpoints of workdirs and files of PyTorch's weights, and their ensemble.
+
+    In an ensemble a workdir takes part with its averaged weights, if it has some.
+
+    Args:
+      config: of data and protocol. A single workdir's run must have been started with it; of
+        several, each network is what its workdir says, and likewise each file's.
+      workdirs: of runs.
+      files: `.safetensors` or `.pth`.
+      checkpoint: of the workdirs: "latest", "best" (that of `best.json`), or a step.
+      ema: of the files, the average that a training saved beside the weights.
+      guesses: whether to tell of each image.
+
+    Raises:
+      UserError: config, data, workdirs, checkpoints or files are unusable.
+    """
+    validate(config)
+    # No training batch is split here, so that any number of devices will do.
+    mesh = make_mesh(batch_size=jax.device_count(), bn_group_size=1)
+    entrants: list[Entrant] = []
+    with contextlib.ExitStack() as closing:
+        several = len(workdirs) + len(files) > 1
+        for workdir in workdirs:
+            entrant = WorkdirEntrant(workdir, checkpoint, closing, None if several else config)
+            sections = ("data",) if several else ("model", "data")
+            ignored = frozenset(field_names(config)) - _SHARED if several else frozenset[str]()
+            check_same_run(config, entrant.folder, sections, ignored=ignored)
+            entrants.append(entrant)
+        entrants += [FileEntrant(config, path, ema=ema) for path in files]
+        source = open_split(config, "test")
+        loaded = [_load(entrant, source, mesh) for entrant in entrants]
+    members = [member for group in loaded for member in group]
+    networks = [member.network for member in members]
+    rows = alone(networks)
+    if several:
+        # The last of each: averaged weights come behind the raw ones.
+        rows.append(tuple(members.index(group[-1]) for group in loaded))
+    results = Evaluation(config, source, None, mesh).score(networks, rows, guesses=guesses)
+    scored = [
+        Scored(tuple(members[index] for index in row), result)
+        for row, result in zip(rows, results, strict=True)
+    ]
+    return Report(source, Protocol.of(config), tuple(scored))
+
+
+def _load(entrant: Entrant, source: Source, mesh: Mesh) -> list[Member]:
+    entrant.check_data(source)
+    return entrant.load(source.num_classes, mesh)
 
 
 def evaluate_workdir(
@@ -68,18 +197,8 @@ def evaluate_workdir(
     Raises:
       UserError: config, data, workdir or checkpoint are unusable.
     """
-    validate(config)
-    folder = existing_workdir(workdir)
-    # No training batch is split here, so that any number of devices will do.
-    mesh = make_mesh(batch_size=jax.device_count(), bn_group_size=1)
-    with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
-        step = checkpoints.require_step(wanted_step(checkpoint, folder))
-        check_same_run(config, folder, sections=("model", "data"))
-        source = open_split(config, "test")
-        check_same_data(source, folder, same_images=False)
-        graphdef, *shapes = setup.abstract_weights(config, source.num_classes, mesh)
-        weights = {"raw": checkpoints.restore_weights(*shapes, step=step)}
-        if checkpoints.has_ema(step):
-            weights["ema"] = checkpoints.restore_weights(*shapes, step=step, ema=True)
-    evaluation = Evaluation(config, source, graphdef, mesh)
-    return step, {name: evaluation.run(*arrays) for name, arrays in weights.items()}
+    rows = evaluate_all(config, [workdir], checkpoint=checkpoint).rows
+    scored = [(member, row.result) for row in rows for member in row.members]
+    step = scored[0][0].step
+    assert step is not None
+    return step, {member.weights: result for member, result in scored}

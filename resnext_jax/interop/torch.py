@@ -16,10 +16,10 @@ c's.
 What is refused, by names and shapes that do not fit: timm's deep stems and pooled shortcuts
 (`resnet50c`, `d`, `s`, `t`, `resnext50d_32x4d`), attention (`seresnext...`, `ecaresnet...`,
 `skresnext...`, `resnetrs...`), group norm (`resnet50_gn`), blocks of two layers (`resnet18`,
-`resnet34`), and pre-activation (`resnetv2...`; for such networks of ours there are no usual
-names). What leaves no trace in names and shapes cannot be refused, and would compute something
-else: timm's anti-aliased networks (`resnetaa50`, `resnetblur50`), other activations than ReLU, dilated strides, and networks with the stride on the
-first 1x1 of a block, as Caffe's.
+`resnet34`), and pre-activation (`resnetv2...`; for such networks of ours there are no usual names).
+What leaves no trace in names and shapes cannot be refused, and would compute something else: timm's
+anti-aliased networks (`resnetaa50`, `resnetblur50`), other activations than ReLU, dilated strides,
+and networks with the stride on the first 1x1 of a block, as Caffe's.
 
 Strictness. Every name must be there and fit, both ways; one `WeightsError` lists those that do
 not. Passed over are only PyTorch's counters of batches, `num_batches_tracked`; they are not

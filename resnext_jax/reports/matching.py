@@ -7,13 +7,14 @@ A run stands where the paper has a figure for
 2. with or without shortcuts, as there,
 3. its data set, and
 4. its test: one centre crop of 224 (short side 256) or of 320 (short side 320), or CIFAR's whole
-   image of 32, by the `config.data` of its `config.json`,
+   image of 32, by the `config.data` of its `config.json`; or an evaluation on such a crop,
+   otherwise made as that test, in its `eval.json`,
 
-if it is finished: its last test was made at its last step. That test counts, as the paper reports
-the errors at the end, and not the best one. Runs whose configs differ in nothing but the seed (and
-in fields that change no result, `runs.IMMATERIAL`) are averaged; the first of several with the same
-seed counts. A recipe other than the paper's keeps no run out, but its figure has a star, and what
-differs is named below the table.
+if it is finished: its last test was made at its last step. That test counts, or an evaluation of
+that step, as the paper reports the errors at the end, and not the best one. Runs whose configs
+differ in nothing but the seed (and in fields that change no result, `runs.IMMATERIAL`) are
+averaged; the first of several with the same seed counts. A recipe other than the paper's keeps no
+run out, but its figure has a star, and what differs is named below the table.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from resnext_jax.models.registry import parse_name
-from resnext_jax.reports.runs import Run, settings
+from resnext_jax.reports.runs import Run, Tests, settings
 from resnext_jax.training.config import base_config, set_field
 
 
@@ -65,9 +66,39 @@ class Place:
         return (
             run.config.data.name == self.data
             and run.config.model.residual == self.residual
-            and scored_crop(run.config) == self.crop
+            and (scored_crop(run.config) == self.crop or bool(self.tests(run)))
             and run.architecture == parse_name(self.model)
         )
+
+    def tests(self, run: Run) -> Tests:
+        """Return the records of the run's end on this crop, by weights; {} where there is none."""
+        if scored_crop(run.config) == self.crop:
+            return run.last_test
+        found = {}
+        for evaluation in run.evaluations:
+            member, *others = evaluation["members"]
+            end = run.last_test.get(member["weights"], {}).get("step")
+            data = evaluation["data"]
+            if (
+                not others
+                and evaluation["protocol"] == _protocol(run.config, self.crop)
+                and (data["name"], data["version"]) == (run.config.data.name, run.data_version)
+                and member["step"] == end
+            ):
+                found[str(member["weights"])] = evaluation
+        return found
+
+
+def _protocol(config: ConfigDict, crop: Crop) -> dict[str, Any]:
+    """Return the protocol of testing as a config says, but on this crop; as `eval.json` has it."""
+    interpolation = config.data.eval_interpolation or config.data.interpolation
+    return {
+        "crops": "centre",
+        "image_size": crop.size,
+        "short_sides": None if crop.short_side is None else [crop.short_side],
+        "interpolation": interpolation,
+        "antialias": config.data.eval_antialias and interpolation != "torch7",
+    }
 
 
 def scored_crop(config: ConfigDict) -> Crop | None:

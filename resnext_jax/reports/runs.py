@@ -7,13 +7,14 @@ import math
 import os
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from resnext_jax.errors import WorkdirError
+from resnext_jax.evaluation.record import EVAL_FILE, read_evaluations
 from resnext_jax.models.registry import resolve
 from resnext_jax.models.resnext import Architecture
 from resnext_jax.reports.errors import ReportError
@@ -48,6 +49,10 @@ IMMATERIAL = frozenset(
 )
 
 
+# Records of a test, by weights: "raw" or "ema".
+Tests = Mapping[str, dict[str, Any]]
+
+
 def settings(config: ConfigDict) -> dict[str, Any]:
     """Return what of a config an experiment is: fields by dotted name, as JSON has them."""
     names = sorted(set(field_names(config)) - IMMATERIAL)
@@ -65,6 +70,7 @@ class Run:
       classes: number of classes it was trained on.
       data_version: version of its data set.
       records: the lines of `metrics.jsonl`.
+      evaluations: those of `eval.json`, see `evaluation.record`.
     """
 
     workdir: str
@@ -72,6 +78,7 @@ class Run:
     classes: int
     data_version: str
     records: Sequence[dict[str, Any]]
+    evaluations: Sequence[dict[str, Any]] = ()
 
     @property
     def seed(self) -> int:
@@ -118,7 +125,9 @@ def read_run(workdir: str) -> Run:
     stored = _stored(folder / CONFIG_FILE)
     try:
         config.update(stored)
-        run = Run(workdir, config, *_data_set(folder / DATA_SET_FILE), read_metrics(folder))
+        data_set, records = _data_set(folder / DATA_SET_FILE), read_metrics(folder)
+        evaluations = tuple(read_evaluations(folder / EVAL_FILE).values())
+        run = Run(workdir, config, *data_set, records, evaluations)
         _ = run.architecture, run.seed, settings(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise WorkdirError(
@@ -243,9 +252,21 @@ class Group:
         """One of the runs."""
         return self.runs[0] if self.runs else self.others[0][0]
 
-    def score(self, metric: str, weights: str) -> Score | None:
-        """Average a number of the last test over the seeds; None where no run has it."""
-        tests = [run.last_test.get(weights, {}) for run in self.runs]
+    def score(
+        self,
+        metric: str,
+        weights: str,
+        tests_of: Callable[[Run], Tests] = lambda run: run.last_test,
+    ) -> Score | None:
+        """Average a number of a test over the seeds; None where no run has it.
+
+        Args:
+          metric: name of the number.
+          weights: "raw" or "ema".
+          tests_of: the test of a run, by weights; the last one of the training unless told
+            otherwise.
+        """
+        tests = [tests_of(run).get(weights, {}) for run in self.runs]
         values = [test[metric] for test in tests if isinstance(test.get(metric), int | float)]
         if not values:
             return None

@@ -15,7 +15,7 @@ from resnext_jax.reports.capacity_tables import (
 )
 from resnext_jax.reports.matching import departures, scored_crop
 from resnext_jax.reports.paper import Cell, ErrorTable, Row
-from resnext_jax.reports.runs import Group, Run, labels
+from resnext_jax.reports.runs import Group, Run, Score, Tests, labels
 
 _CAPACITY_TABLES: dict[str, Callable[[], list[str]]] = {"1": table_1, "2": table_2}
 _ERROR_TABLES = {table.key: table for table in paper.ERROR_TABLES}
@@ -35,7 +35,8 @@ as the paper's figures have them, and in parentheses with batch norm's scale and
 Errors of ours are those of the weights at the end of a run, not the best on the way: the mean over
 seeds, ± the sample standard deviation where there are several; "ema" marks averaged weights. The
 numbers in brackets name the runs below the table. A run stands where network, shortcuts, data set
-and test images are the paper's; a star marks one whose recipe is not, and what differs is below.
+and test images are the paper's; with other test images than its training had, by its `eval.json`,
+which eval.py writes. A star marks a run whose recipe is not the paper's, and what differs is below.
 """
 
 
@@ -131,25 +132,27 @@ def _ours(cell: Cell, groups: Iterable[Group], notes: _Notes) -> str:
     """Write what of ours belongs into a place: a figure for each experiment and kind of weights."""
     figures = []
     for group in groups:
-        if cell.place is None or not group.runs or not cell.place.takes(group.example):
+        if cell.place is None or not any(map(cell.place.takes, group.runs)):
             continue
-        for weights in _weights(group):
+        for weights in _weights(group, cell.place.tests):
             star = "*" if departures(group.example.config) else ""
             mark = f"[{notes.number(group)}{star}]"
-            figures.append(f"{_figure(group, cell.metric, weights)} {mark}")
+            score = group.score(cell.metric, weights, cell.place.tests)
+            figures.append(f"{_figure(group, score, weights)} {mark}")
     return "<br>".join(figures) or cell.empty
 
 
-def _figure(group: Group, metric: str, weights: str) -> str:
-    score = group.score(metric, weights)
+def _figure(group: Group, score: Score | None, weights: str) -> str:
     told = "not tested" if score is None else str(score)
     if score is not None and score.count < len(group.runs):
         told += f" ({score.count} of {len(group.runs)} seeds)"
     return f"ema {told}" if weights == "ema" else told
 
 
-def _weights(group: Group) -> list[str]:
-    tested = {weights for run in group.runs for weights in run.last_test}
+def _weights(
+    group: Group, tests_of: Callable[[Run], Tests] = lambda run: run.last_test
+) -> list[str]:
+    tested = {weights for run in group.runs for weights in tests_of(run)}
     return [weights for weights in ("raw", "ema") if weights in tested]
 
 

@@ -3,18 +3,20 @@
 from typing import Any
 
 import jax
-from flax import nnx
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import Source
-from resnext_jax.evaluation.evaluator import EvalResult
+from resnext_jax.evaluation.evaluator import EvalResult, Network
 from resnext_jax.evaluation.run import Evaluation
-from resnext_jax.models.variables import Arrays, split
+from resnext_jax.interop.state_dicts import weights_from_torch
+from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.training import setup
 from resnext_jax.training.config import base_config
 from resnext_jax.training.mesh import make_mesh, replicated_sharding
 from resnext_jax.training.validation import validate
 from tests.data.images import noise_file
+from tests.interop.weights import random_state_dict
 
 CLASSES = 7
 # With a short side of 8 these make images of 8x8, 8x12 and 12x8.
@@ -52,18 +54,24 @@ def small_config(**data: Any) -> ConfigDict:
     return config
 
 
-def small_weights(config: ConfigDict) -> tuple[Any, Arrays, Arrays]:
+def small_weights(config: ConfigDict, seed: int = 0) -> tuple[Any, Arrays, Arrays]:
     """Return graph, parameters and statistics that give each image other logits."""
-    model = setup.build_model(config, CLASSES)
-    graphdef, params, batch_stats = split(model)
-    key = nnx.Rngs(1).params()
-    shifted = {
-        name: value + 0.2 * jax.random.uniform(key, value.shape)
-        for name, value in batch_stats.items()
-    }
-    # As they begin, all classes score alike.
-    params["fc.kernel"] *= 30
-    return graphdef, params, shifted
+    graphdef, *shapes = setup.abstract_weights(config, CLASSES, make_mesh(8, None))
+    spec = merge(graphdef, *shapes).spec
+    # Drawn, and not initialised: that compiles a program for each shape.
+    params, batch_stats = weights_from_torch(random_state_dict(spec, seed), spec)
+    params["fc.kernel"] *= 5
+    return graphdef, params, batch_stats
+
+
+def small_networks(config: ConfigDict, count: int, mesh: Mesh) -> list[Network]:
+    """Return networks with weights of their own, on all devices of a mesh."""
+    sharding = replicated_sharding(mesh)
+    networks = []
+    for seed in range(count):
+        graphdef, *weights = small_weights(config, seed)
+        networks.append(Network(graphdef, *jax.device_put(weights, sharding)))
+    return networks
 
 
 def score(config: ConfigDict, source: Source, devices: int = 1) -> EvalResult:

@@ -81,7 +81,7 @@ def test_the_batch_size_counts_crops(
     shapes: set[tuple[int, ...]] = set()
 
     def batches_only(
-        step: Any, params: Any, batch_stats: Any, batches: Any, *_: Any, **__: Any
+        scorer: Any, networks: Any, rows: Any, batches: Any, *_: Any, **__: Any
     ) -> None:
         shapes.update(batch["image"].shape for batch in batches)
 
@@ -90,5 +90,5 @@ def test_the_batch_size_counts_crops(
     config.eval_batch_size = eval_batch_size
     mesh = make_mesh(64, None, jax.devices()[:devices])
     source = images_of(SIZES, IMAGES)
-    crops_module.CropEvaluation(config, source, None, mesh).run({}, {})
+    crops_module.CropEvaluation(config, source, mesh).score([], [])
     assert shapes == {(images, 10, 8, 8, 3) if crops == "ten" else (images, 8, 8, 3)}

@@ -13,6 +13,7 @@ from resnext_jax.data.decode import decode_rgb
 from resnext_jax.errors import DataError
 from resnext_jax.evaluation import dense
 from resnext_jax.evaluation.dense import DenseEvaluation, DenseScores, short_sides
+from resnext_jax.evaluation.evaluator import Network
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.training import setup
@@ -103,8 +104,7 @@ def test_says_once_how_often_it_compiles(
     use_scales(monkeypatch, 8, 14)
     config = small_config(eval_crops="dense")
     mesh = make_mesh(64, None, jax.devices()[:1])
-    graphdef, params, batch_stats = small_weights(config)
-    evaluation = DenseEvaluation(config, images_of([(8, 8), (16, 28)], 4), graphdef, mesh)
+    evaluation = DenseEvaluation(config, images_of([(8, 8), (16, 28)], 4), mesh)
     compiled: set[tuple[int, ...]] = set()
 
     def step(params: Arrays, batch_stats: Arrays, batch: Batch) -> dict[str, jax.Array]:
@@ -116,10 +116,10 @@ def test_says_once_how_often_it_compiles(
             "mask": batch["mask"],
         }
 
-    monkeypatch.setattr(evaluation, "_step", step)
+    monkeypatch.setattr(evaluation, "_step", lambda graphdef: step)
     assert capsys.readouterr().err == ""
     for _ in range(2):
-        evaluation.run(params, batch_stats)
+        evaluation.score([Network(None, {}, {})], [(0,)])
     line = "dense testing compiles once for each of 4 image shapes\n"
     assert capsys.readouterr().err == line
     assert evaluation.shapes == len(compiled) == 4
@@ -133,13 +133,13 @@ def test_only_process_0_says_how_often_it_compiles(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(dense.DenseEvaluation, "_batches", no_batches)
-    monkeypatch.setattr(dense.DenseEvaluation, "_make_plan", lambda self, size: [])
-    monkeypatch.setattr(DenseScores, "result", lambda self, scales, first_classes: None)
+    monkeypatch.setattr(dense.DenseEvaluation, "_make_plan", lambda self: [])
+    monkeypatch.setattr(DenseScores, "results", lambda self, *_, **__: None)
     config = small_config(eval_crops="dense")
     for process, lines in ((0, 1), (1, 0)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
         mesh = make_mesh(64, None, jax.devices()[:1])
-        DenseEvaluation(config, images_of(SIZES, 1), None, mesh).run({}, {})
+        DenseEvaluation(config, images_of(SIZES, 1), mesh).score([], [])
         assert capsys.readouterr().err.count("\n") == lines
 
 
@@ -171,14 +171,14 @@ def test_nothing_but_bad_images_is_an_error() -> None:
 
 
 def test_an_image_that_lacks_a_scale_is_skipped() -> None:
-    scores = DenseScores.empty(images=4, classes=3)
+    scores = DenseScores.empty(networks=1, images=4, classes=3)
     labels = np.array([2, 0, 1])
     logits = np.eye(3, dtype=np.float32)[[2, 0, 0]]
     mask = np.array([True, True, False])
-    scores.add(np.array([3, 1, -1]), {"logits": logits, "label": labels, "mask": mask})
+    scores.add(np.array([3, 1, -1]), [{"logits": logits, "label": labels, "mask": mask}])
     mask = np.array([False, True, True])
-    scores.add(np.array([1, 3, 0]), {"logits": logits[:, ::-1], "label": labels, "mask": mask})
+    scores.add(np.array([1, 3, 0]), [{"logits": logits[:, ::-1], "label": labels, "mask": mask}])
     assert scores.scales.tolist() == [1, 1, 0, 2]
-    np.testing.assert_array_equal(scores.logits[3], [0, 0, 2])
-    result = scores.result(scales=2, first_classes=None)
+    np.testing.assert_array_equal(scores.logits[0, 3], [0, 0, 2])
+    (result,) = scores.results(2, [(0,)], None)
     assert (result.images, result.skipped) == (1, 3)

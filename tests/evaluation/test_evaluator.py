@@ -1,6 +1,7 @@
 """Evaluation is exact on any number of devices."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -11,10 +12,11 @@ import pytest
 
 from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.errors import DataError
-from resnext_jax.evaluation.evaluator import EvalResult, evaluate, make_eval_step
-from resnext_jax.models.variables import merge, split
-from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
-from tests.training.tiny import CLASSES, TRANSFORM, tiny_batch, tiny_model
+from resnext_jax.evaluation.evaluator import EvalResult, Scorer, evaluate
+from resnext_jax.models.variables import merge
+from resnext_jax.training.mesh import batch_sharding, make_mesh
+from tests.evaluation.small_test_sets import CLASSES, small_config, small_networks, small_weights
+from tests.training.tiny import TRANSFORM, tiny_batch
 
 IMAGES = 53  # divides nothing
 
@@ -37,6 +39,12 @@ def batches(batch_size: int, sharding: jax.sharding.Sharding) -> list[Batch]:
     ]
 
 
+@functools.cache
+def scorer_on(mesh: jax.sharding.Mesh, first_classes: int | None) -> Scorer:
+    """Keep what has been compiled for further tests."""
+    return Scorer(TRANSFORM.test, mesh, first_classes=first_classes)
+
+
 def score(
     devices: int,
     batch_size: int,
@@ -44,20 +52,29 @@ def score(
     change: Callable[[Batch], Batch] = lambda batch: batch,
 ) -> EvalResult:
     mesh = make_mesh(64, None, jax.devices()[:devices])
-    graphdef, *weights = split(tiny_model("float32", None))
-    params, batch_stats = jax.device_put(weights, replicated_sharding(mesh))
-    step = make_eval_step(graphdef, TRANSFORM.test, mesh, first_classes=first_classes)
+    (network,) = small_networks(small_config(), 1, mesh)
     changed = map(change, batches(batch_size, batch_sharding(mesh)))
-    return evaluate(step, params, batch_stats, changed, IMAGES, first_classes=first_classes)
+    (result,) = evaluate(scorer_on(mesh, first_classes), [network], [(0,)], changed, IMAGES)
+    assert result.guesses is None
+    return result
+
+
+@jax.jit
+def _logits(images: jax.Array) -> jax.Array:
+    model = merge(*small_weights(small_config()))
+    model.eval()
+    found: jax.Array = model(TRANSFORM.test({"image": images}))
+    return found
+
+
+def logits_of(images: np.ndarray) -> np.ndarray:
+    """Run the network that `score` scores; float64 `[N, K]`."""
+    return np.asarray(_logits(images), "float64")
 
 
 def test_result_is_the_average_over_each_image_once() -> None:
-    graphdef, params, batch_stats = split(tiny_model("float32", None))
-    model = merge(graphdef, params, batch_stats)
-    model.eval()
     images = tiny_batch(IMAGES)
-    normalised = TRANSFORM.test(jax.tree.map(jnp.asarray, images))
-    logits = np.asarray(model(normalised), "float64")
+    logits = logits_of(images["image"])
     labels = images["label"]
     order = np.argsort(-logits, axis=1)
     wrong1 = (order[:, 0] != labels).sum()
@@ -86,11 +103,10 @@ def test_devices_and_batch_size_do_not_matter() -> None:
 
 def test_a_lost_image_is_an_error() -> None:
     mesh = make_mesh(64, None, jax.devices()[:1])
-    graphdef, params, batch_stats = split(tiny_model("float32", None))
-    step = make_eval_step(graphdef, TRANSFORM.test, mesh)
+    (network,) = small_networks(small_config(), 1, mesh)
     lost = batches(27, batch_sharding(mesh))[:1]
     with pytest.raises(RuntimeError, match="saw 27 images and skipped 0 of a data set of 53"):
-        evaluate(step, params, batch_stats, lost, IMAGES)
+        evaluate(Scorer(TRANSFORM.test, mesh), [network], [(0,)], lost, IMAGES)
 
 
 def test_scores_among_the_first_classes_are_added() -> None:
@@ -119,11 +135,7 @@ def test_logits_of_several_crops_are_averaged() -> None:
     rng = np.random.default_rng(1)
     shape = (IMAGES, crops, 8, 8, 3)
     pixels = rng.integers(0, 256, shape, dtype=np.uint8)
-    graphdef, *weights = split(tiny_model("float32", None))
-    model = merge(graphdef, *weights)
-    model.eval()
-    single = [model(TRANSFORM.test({"image": jnp.asarray(pixels[:, c])})) for c in range(crops)]
-    logits = np.mean([np.asarray(x, "float64") for x in single], axis=0)
+    logits = np.mean([logits_of(pixels[:, crop]) for crop in range(crops)], axis=0)
     labels = tiny_batch(IMAGES)["label"]
     losses = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(IMAGES), labels]
 

@@ -1,102 +1,181 @@
-"""Evaluation by eval.py, from a checkpoint to the line that it prints."""
+"""Evaluation of workdirs and files, from their weights to the results."""
 
-import contextlib
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import digits_resnext29
 from resnext_jax.data.sources import open_split
-from resnext_jax.errors import CheckpointError, ConfigError
-from resnext_jax.evaluation.run import Evaluation, evaluate_workdir
-from resnext_jax.training import setup
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.errors import CheckpointError, ConfigError, DataError, UserError
+from resnext_jax.evaluation.members import stored_config
+from resnext_jax.evaluation.run import Evaluation, Report, evaluate_all, evaluate_workdir
+from resnext_jax.interop.errors import WeightsError
+from resnext_jax.interop.files import read_state_dict, write_state_dict
 from resnext_jax.training.mesh import make_mesh
-
-ROOT = Path(__file__).parent.parent.parent
-CHANGES = {
-    "model.name": "resnext11_2x4d",
-    "model.stem_width": 8,
-    "model.template_width": 16,
-    "data.image_size": 8,
-    "data.crop": "random_sized",
-}
+from resnext_jax.training.workdir import CONFIG_FILE
+from tests.commands import run
+from tests.evaluation.workdirs import CHANGES, digits_config, make_workdir, write_weights
 
 
 @pytest.fixture(scope="module")
 def config(data_dir: Path) -> ConfigDict:
-    """Digits in crops, as they would be trained on with random sized ones."""
-    config = digits_resnext29.get_config()
-    config.update_from_flattened_dict(CHANGES)
-    config.data.data_dir = str(data_dir)
+    config = digits_config(data_dir)
     open_split(config, "test")  # preparing would print its progress
     return config
 
 
 @pytest.fixture(scope="module")
-def workdir(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a network that has learned nothing."""
-    optimizer = setup.build_optimizer(config, lambda step: jnp.asarray(0.1))
-    _, state = setup.build_state(config, 10, optimizer, make_mesh(8, None))
-    folder = tmp_path_factory.mktemp("run")
-    with contextlib.closing(Checkpoints(folder)) as checkpoints:
-        checkpoints.save(state, {})
-    return folder
+def workdirs(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two runs: one with an average and two checkpoints, one of a wider network in form b."""
+    folder = tmp_path_factory.mktemp("runs")
+    other = config.copy_and_resolve_references()
+    other.model.name, other.model.form = "resnext11_4x4d", "b"
+    first = make_workdir(folder / "first", config, ema=True, steps=(0, 7))
+    return [first, make_workdir(folder / "other", other, seed=5)]
 
 
-@pytest.mark.parametrize(
-    ("crops", "protocol"),
-    [
-        ("centre", ""),
-        ("ten", " in ten crops each, logits averaged"),
-        ("dense", " at five scales each, logits averaged over positions and scales"),
-    ],
-)
-def test_eval_says_how_it_tests(
-    config: ConfigDict, workdir: Path, crops: str, protocol: str
-) -> None:
-    fields = CHANGES | {"data.data_dir": config.data.data_dir, "data.eval_crops": crops}
-    result = subprocess.run(
-        [
-            *(sys.executable, "eval.py", "--config=configs/digits_resnext29.py"),
-            *(f"--config.{name}={value}" for name, value in fields.items()),
-            f"--workdir={workdir}",
-        ],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+@pytest.fixture(scope="module")
+def file(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of the first run."""
+    return write_weights(tmp_path_factory.mktemp("weights") / "a.safetensors", config)
+
+
+@pytest.fixture(scope="module")
+def report(config: ConfigDict, workdirs: list[Path], file: Path) -> Report:
+    """All of them at once."""
+    return evaluate_all(config, workdirs, [file], guesses=True)
+
+
+def test_eval_prints_a_table(config: ConfigDict, workdirs: list[Path]) -> None:
+    fields = CHANGES | {"data.data_dir": config.data.data_dir, "data.eval_crops": "ten"}
+    result = run(
+        *("eval.py", "--config=configs/digits_resnext29.py", f"--workdir={workdirs[0]}"),
+        *(f"--config.{name}={value}" for name, value in fields.items()),
     )
     assert result.returncode == 0, result.stderr
-    number = r"\d+\.\d+"
-    line = (
-        f"step 0: 359 test images{protocol}, loss {number}, "
-        f"top-1 error {number} %, top-5 error {number} %\n"
+    assert result.stderr == ""
+    row = r" +ten 8 of 9 +359 +\d+\.\d+ +\d+\.\d+ % +\d+\.\d+ %\n"
+    table = (
+        r"digits 1\.0\.0, split test, 10 classes; bicubic\n"
+        r"weights +test +images +loss +top-1 error +top-5 error\n"
+        rf"step 7{row}step 7, averaged{row}written: {workdirs[0]}/eval\.json\n"
     )
-    assert re.fullmatch(line, result.stdout), result.stdout
+    assert re.fullmatch(table, result.stdout), result.stdout
+
+
+def test_each_weights_and_the_ensemble(report: Report, workdirs: list[Path], file: Path) -> None:
+    rows = [
+        [(member.origin, member.model, member.step, member.weights) for member in row.members]
+        for row in report.rows
+    ]
+    first, average, other, of_file = (row[0] for row in rows[:4])
+    assert first == (str(workdirs[0]), "resnext11_2x4d", 7, "raw")
+    assert average == (str(workdirs[0]), "resnext11_2x4d", 7, "ema")
+    assert other == (str(workdirs[1]), "resnext11_4x4d", 0, "raw")
+    assert of_file == (str(file), "resnext11_2x4d", None, "raw")
+    assert rows[4] == [average, other, of_file]
+    losses = [row.result.loss for row in report.rows]
+    assert losses[0] == losses[3]
+    assert len(set(losses)) == 4
+    assert all(row.result.images == 359 for row in report.rows)
+    assert report.protocol.short_sides == (9,)
+
+
+def test_a_workdir_alone_scores_as_among_others(
+    config: ConfigDict, workdirs: list[Path], report: Report
+) -> None:
+    step, results = evaluate_workdir(config, workdirs[0])
+    assert step == 7
+    assert results == {
+        "raw": report.rows[0].result,
+        "ema": report.rows[1].result,
+    }
+
+
+def test_a_file_alone_is_no_ensemble(config: ConfigDict, file: Path, report: Report) -> None:
+    """Its network is its own, whatever the config's."""
+    changed = config.copy_and_resolve_references()
+    changed.model.name = "resnet50"
+    (row,) = evaluate_all(changed, [], [file]).rows
+    assert row.result == report.rows[0].result
+    assert row.result.guesses is None
+
+
+def test_weights_have_a_hash(report: Report, config: ConfigDict, file: Path) -> None:
+    """Of the arrays: whatever holds them, in whatever form."""
+    hashes = [row.members[0].hash() for row in report.rows[:4]]
+    assert hashes[0] == hashes[3]
+    assert len(set(hashes)) == 3
+    assert all(re.fullmatch("[0-9a-f]{64}", one) for one in hashes)
+    changed = config.copy_and_resolve_references()
+    changed.model.form = "a"
+    (row,) = evaluate_all(changed, [], [file]).rows
+    assert row.members[0].network.params.keys() != report.rows[0].members[0].network.params.keys()
+    assert row.members[0].hash() == hashes[0]
 
 
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        ("7", "there is no checkpoint .*7; the steps that have one: 0"),
+        ("5", "there is no checkpoint .*5; the steps that have one: 0, 7"),
         ("newest", "'newest' must be latest, best or a step"),
         ("best", "best.json is missing"),
     ],
 )
 def test_a_checkpoint_that_is_not_there(
-    config: ConfigDict, workdir: Path, checkpoint: str, message: str
+    config: ConfigDict, workdirs: list[Path], checkpoint: str, message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        evaluate_workdir(config, workdir, checkpoint)
+        evaluate_workdir(config, workdirs[0], checkpoint)
+
+
+def test_members_must_fit_the_data(
+    config: ConfigDict, workdirs: list[Path], tmp_path: Path
+) -> None:
+    """One sentence each, before anything is scored."""
+
+    def refused(
+        kind: type[UserError], message: str, *, files: list[Path], paths: list[Path]
+    ) -> None:
+        with pytest.raises(kind, match=message):
+            evaluate_all(config, paths, files)
+
+    few = write_weights(tmp_path / "few.safetensors", config, classes=7)
+    message = "few.safetensors is for 7 classes, but data set 'digits' has 10; give weights"
+    refused(WeightsError, message, files=[few], paths=[])
+    (tmp_path / "text.pth").write_text("weights")
+    refused(WeightsError, "neither .safetensors nor", files=[tmp_path / "text.pth"], paths=[])
+    refused(WeightsError, "No such file", files=[tmp_path / "none.pth"], paths=[])
+    broken = read_state_dict(few)
+    del broken["layer1.0.bn1.bias"]
+    write_state_dict(broken, tmp_path / "broken.safetensors")
+    message = r"does not fit resnext11_2x4d: 1 name missing \(layer1.0.bn1.bias\)"
+    refused(WeightsError, message, files=[tmp_path / "broken.safetensors"], paths=[])
+    other = make_workdir(tmp_path / "letters", config, names=tuple("abcdefghij"))
+    refused(DataError, "trained on other classes", files=[], paths=[workdirs[0], other])
+    changed = config.copy_and_resolve_references()
+    changed.data.mean = (1.0, 2.0, 3.0)
+    other = make_workdir(tmp_path / "mean", changed)
+    refused(ConfigError, r"another config \(data.mean is", files=[], paths=[workdirs[0], other])
+    # Alone, a workdir's run is the config's.
+    refused(ConfigError, r"another config \(model.form is", files=[], paths=workdirs[1:])
+
+
+def test_a_config_of_a_workdir_that_cannot_be_read(workdirs: list[Path], tmp_path: Path) -> None:
+    assert stored_config(workdirs[1]).model.form == "b"
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        stored_config(tmp_path)
+    for text, message in (
+        ("{", "is damaged"),
+        ("[1]", "is damaged"),
+        ('{"model": 3}', "is damaged"),
+        ('{"seed": -1}', r"cannot be used: config\.seed=-1 must be"),
+        ('{"sede": 3}', "cannot be used: the config has a field 'sede'"),
+    ):
+        (tmp_path / CONFIG_FILE).write_text(text)
+        with pytest.raises(UserError, match=rf"config\.json {message}"):
+            stored_config(tmp_path)
 
 
 @pytest.mark.parametrize("crops", ["centre", "ten", "dense"])

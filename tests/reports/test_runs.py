@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext_jax.errors import WorkdirError
+from resnext_jax.errors import UserError, WorkdirError
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import Score, find_workdirs, group_runs, labels, read_run
 from resnext_jax.training.workdir import CONFIG_FILE, DATA_SET_FILE
@@ -91,6 +91,7 @@ def test_a_run_without_a_test_is_no_error(tmp_path: Path) -> None:
         (DATA_SET_FILE, None, r"has no data_set\.json"),
         (DATA_SET_FILE, '{"classes": []}', r"data_set\.json does not tell the classes"),
         ("metrics.jsonl", "nonsense\n", r"metrics\.jsonl is damaged"),
+        ("eval.json", "{}", r"eval\.json is no file of evaluations, or damaged"),
         (
             "metrics.jsonl",
             '{"step": 7, "epoch": 1, "split": "test", "weights": "raw"}\n',
@@ -107,7 +108,7 @@ def test_a_damaged_workdir_is_one_sentence(
         path.unlink()
     else:
         path.write_text(content)
-    with pytest.raises(WorkdirError, match=message):
+    with pytest.raises(UserError, match=message):
         read_run(workdir)
 
 

@@ -10,7 +10,14 @@ from resnext_jax.reports import paper, tables
 from resnext_jax.reports.runs import group_runs, read_run
 from resnext_jax.reports.tables import RUNS, TABLES, render
 from tests.reports.test_capacity_tables import cells
-from tests.reports.workdirs import changed, digits, imagenet_run, write_run
+from tests.reports.workdirs import (
+    EPOCH_STEPS,
+    changed,
+    digits,
+    imagenet_run,
+    write_evaluation,
+    write_run,
+)
 
 
 @pytest.fixture
@@ -115,6 +122,41 @@ def test_a_run_stands_wherever_the_paper_has_its_figure(tmp_path: Path) -> None:
         "22.0 | 22.40 [1] | 6.0 | 5.60 [1] | - | 20.80 [3] | - | 5.20 [3]"
     )
     assert rows(text, "Table 5")[2][-8:] == ["-", "-", "-", "-", "21.2", "-", "5.6", "-"]
+
+
+@pytest.mark.usefixtures("_no_counting")
+def test_further_crops_are_read_from_evaluations(tmp_path: Path) -> None:
+    """Table 5's 320 by eval.py, of the weights at the run's end, of each seed that has it."""
+    seeds = [
+        write_run(
+            tmp_path / str(seed),
+            imagenet_run("resnet101", seed=seed, **{"ema.decay": 0.9}),
+            22.0,
+            ema=21.5,
+        )
+        for seed in range(3)
+    ]
+    step = 100 * EPOCH_STEPS
+    write_evaluation(tmp_path / "0", 20.5, step, size=320)
+    write_evaluation(tmp_path / "0", 20.0, step, "ema", size=320)
+    write_evaluation(tmp_path / "1", 21.5, step, size=320)
+    # None of these is such a test: of another step, crop, filter or data, or of several networks.
+    for other in (
+        {"step": 1},
+        {"size": 299},
+        {"interpolation": "bilinear"},
+        {"version": "2.0.0"},
+        {"members": 2},
+    ):
+        write_evaluation(tmp_path / "2", 1.0, **({"step": step, "size": 320} | other))
+    text = rendered(seeds, "5")
+    assert " | ".join(rows(text, "Table 5")[0][-8:]) == (
+        "22.0 | 22.00 ± 0.00 [1*]<br>ema 21.50 ± 0.00 [1*] | "
+        "6.0 | 5.50 ± 0.00 [1*]<br>ema 5.38 ± 0.00 [1*] | "
+        "- | 21.00 ± 0.71 (2 of 3 seeds) [1*]<br>ema 20.00 (1 of 3 seeds) [1*] | "
+        "- | 5.25 ± 0.18 (2 of 3 seeds) [1*]<br>ema 5.00 (1 of 3 seeds) [1*]"
+    )
+    assert rows(text, "Table 5")[1][-4:] == ["20.1", "not run", "4.8", "not run"]
 
 
 @pytest.mark.usefixtures("_no_counting")

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import digits_resnext29, imagenet
+from resnext_jax.evaluation.record import EVAL_FILE, merge_into
 from resnext_jax.training.logging import METRICS_FILE
 from resnext_jax.training.workdir import DATA_SET_FILE, write_config
 
@@ -84,3 +85,32 @@ def write_run(
 def write_records(workdir: Path, records: list[dict[str, Any]]) -> None:
     """Write `metrics.jsonl`."""
     (workdir / METRICS_FILE).write_text("".join(json.dumps(one) + "\n" for one in records))
+
+
+def write_evaluation(
+    workdir: Path,
+    error: float,
+    step: int,
+    weights: str = "raw",
+    *,
+    size: int = 224,
+    interpolation: str = "bicubic",
+    version: str = "1.0.0",
+    members: int = 1,
+) -> None:
+    """Add to `eval.json` what eval.py finds on one crop of ImageNet's images, as large as they."""
+    protocol = {
+        "crops": "centre",
+        "image_size": size,
+        "short_sides": [size],
+        "interpolation": interpolation,
+        "antialias": True,
+    }
+    evaluation = {
+        "members": [{"step": step, "weights": weights}] * members,
+        "protocol": protocol,
+        "data": {"name": "imagenet2012", "version": version, "split": "test", "classes": 1000},
+        "top1_error": error,
+        "top5_error": error / 4,
+    }
+    merge_into(workdir / EVAL_FILE, {json.dumps(evaluation): evaluation})

@@ -1,0 +1,306 @@
+"""Weights to be scored: the checkpoints of workdirs, and files of PyTorch's weights."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnext_jax.data.sources import Source
+from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError, one_line
+from resnext_jax.evaluation.evaluator import Network
+from resnext_jax.interop.errors import WeightsError
+from resnext_jax.interop.files import read_state_dict
+from resnext_jax.interop.files import source as file_source
+from resnext_jax.interop.identify import identify
+from resnext_jax.interop.state_dicts import weights_from_torch
+from resnext_jax.models.equivalence import convert_arrays
+from resnext_jax.models.resnext import NetworkSpec
+from resnext_jax.models.variables import merge
+from resnext_jax.training import packing, setup
+from resnext_jax.training.best import wanted_step
+from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.training.config import base_config
+from resnext_jax.training.mesh import make_mesh
+from resnext_jax.training.validation import validate
+from resnext_jax.training.workdir import (
+    CONFIG_FILE,
+    DATA_SET_FILE,
+    check_same_data,
+    existing_workdir,
+    stored_classes,
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Member:
+    """Weights that are scored, alone or in an ensemble.
+
+    Attributes:
+      origin: workdir or file, as it was given.
+      model: name of the network.
+      step: of the checkpoint; None for a file.
+      weights: "ema" for an average of weights, otherwise "raw".
+      spec: of the network.
+      network: what computes.
+    """
+
+    origin: str
+    model: str
+    step: int | None
+    weights: str
+    spec: NetworkSpec
+    network: Network
+
+    @property
+    def short_name(self) -> str:
+        """What it is called where the origin is known."""
+        average = ", averaged" if self.weights == "ema" else ""
+        return f"{self.model if self.step is None else f'step {self.step}'}{average}"
+
+    def hash(self) -> str:
+        """Return the SHA-256 of the weights.
+
+        Of all parameters and running statistics by name, with dtypes and shapes, in block form c:
+        the same for a checkpoint, the files that were exported from it, and every block form.
+        """
+        digest, spec = hashlib.sha256(), self.spec
+        for tree in (self.network.params, self.network.batch_stats):
+            arrays = convert_arrays(tree, spec.architecture.cardinality, spec.form, "c")
+            for name, array in sorted(jax.device_get(arrays).items()):
+                digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+
+class Entrant(Protocol):
+    """Where members come from: found and checked, and not yet loaded.
+
+    Attributes:
+      origin: workdir or file, as it was given.
+      config: of its network.
+    """
+
+    origin: str
+    config: ConfigDict
+
+    def check_data(self, source: Source) -> None:
+        """Raise UserError unless its classes are those of a data set."""
+
+    def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
+        """Put the weights on all devices: the raw ones, and their average where there is one.
+
+        Raises:
+          UserError: they cannot be read, or do not fit.
+        """
+
+
+class WorkdirEntrant:
+    """A checkpoint of a run."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        checkpoint: str,
+        closing: contextlib.ExitStack,
+        config: ConfigDict | None = None,
+    ):
+        """Find the checkpoint.
+
+        Args:
+          workdir: of the run.
+          checkpoint: "latest", "best" (that of `best.json`), or a step.
+          closing: closes what is opened.
+          config: of its network; None: what `config.json` says.
+
+        Raises:
+          UserError: there is no such workdir or checkpoint.
+        """
+        self.origin = str(workdir)
+        self.folder = existing_workdir(workdir)
+        self._checkpoints = closing.enter_context(
+            contextlib.closing(Checkpoints(self.folder, read_only=True))
+        )
+        self.step = self._checkpoints.require_step(wanted_step(checkpoint, self.folder))
+        self.config = stored_config(self.folder) if config is None else config
+
+    def check_data(self, source: Source) -> None:
+        """See `Entrant`; nothing is wrong where the workdir does not tell."""
+        check_same_data(source, self.folder, same_images=False)
+
+    def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
+        """See `Entrant`."""
+        graphdef, *shapes = setup.abstract_weights(self.config, num_classes, mesh)
+        spec: NetworkSpec = merge(graphdef, *shapes).spec
+        members = []
+        for weights in ("raw", "ema"):
+            average = weights == "ema"
+            if average and not self._checkpoints.has_ema(self.step):
+                continue
+            arrays = self._checkpoints.restore_weights(*shapes, step=self.step, ema=average)
+            network = Network(graphdef, *arrays)
+            name = str(self.config.model.name)
+            members.append(Member(self.origin, name, self.step, weights, spec, network))
+        return members
+
+
+class FileEntrant:
+    """A file of PyTorch's weights. Its network is what its names and shapes tell.
+
+    Attributes:
+      num_classes: that the network tells apart.
+    """
+
+    def __init__(self, config: ConfigDict, path: str | os.PathLike[str], *, ema: bool = False):
+        """Read the file, and find its network.
+
+        Args:
+          config: its block form and dtypes count. Its network does where the file's is none of
+            this package: the error then tells the names that differ.
+          path: `.safetensors` or `.pth`.
+          ema: the average that a training saved beside the weights.
+
+        Raises:
+          WeightsError: it cannot be read, or no network fits.
+        """
+        self.origin, self._source = str(path), file_source(path)
+        self._weights = "ema" if ema else "raw"
+        self._state_dict = read_state_dict(path, ema=ema)
+        self.config = config.copy_and_resolve_references()
+        model = self.config.model
+        try:
+            identity = identify(self._state_dict, self._source)
+        except WeightsError:
+            self._tell_misfit()
+            raise
+        model.name, model.residual, model.preactivation = identity.name, identity.residual, None
+        model.stem_width, model.template_width = identity.stem_width, identity.template_width
+        self.num_classes = identity.num_classes
+
+    def check_data(self, source: Source) -> None:
+        """See `Entrant`."""
+        if self.num_classes != source.num_classes:
+            raise WeightsError(
+                f"{self._source} is for {self.num_classes} classes, but data set {source.name!r} "
+                f"has {source.num_classes}; give weights that were trained on its classes."
+            )
+
+    def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
+        """See `Entrant`."""
+        graphdef, *shapes = setup.abstract_weights(self.config, num_classes, mesh)
+        spec: NetworkSpec = merge(graphdef, *shapes).spec
+        arrays = weights_from_torch(self._state_dict, spec, source=self._source)
+        placed = [
+            packing.place(jax.device_get(tree), like)
+            for tree, like in zip(arrays, shapes, strict=True)
+        ]
+        network = Network(graphdef, *placed)
+        name = str(self.config.model.name)
+        return [Member(self.origin, name, None, self._weights, spec, network)]
+
+    def _tell_misfit(self) -> None:
+        """Raise what tells how the names differ from those of the config's network, if it can."""
+        if not self.config.model.name:
+            return
+        classes = max(1, np.size(self._state_dict.get("fc.bias", 0)))
+        mesh = make_mesh(1, None, jax.local_devices()[:1])
+        spec = merge(*setup.abstract_weights(self.config, classes, mesh)).spec
+        if not spec.architecture.preactivation:  # those have no such names
+            weights_from_torch(self._state_dict, spec, source=self._source)
+
+
+def stored_config(workdir: Path) -> ConfigDict:
+    """Read a workdir's `config.json`; fields that it lacks have their defaults.
+
+    Raises:
+      WorkdirError: it is missing or damaged.
+    """
+    path = workdir / CONFIG_FILE
+    config = base_config()
+    try:
+        config.update(json.loads(path.read_text()))
+        validate(config)
+    except FileNotFoundError:
+        raise WorkdirError(
+            f"workdir {workdir} has no {CONFIG_FILE}; give the folder of a whole run."
+        ) from None
+    except ConfigError as error:
+        raise WorkdirError(f"{path} cannot be used: {error}") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise WorkdirError(
+            f"{path} is damaged ({one_line(error)}); put the run's config back."
+        ) from error
+    return config
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Single:
+    """One network with its weights, on one device, and what its run says of images and classes.
+
+    Attributes:
+      member: the weights.
+      config: of its network, and of how its images are made.
+      class_names: of a workdir's data, in label order; None for a file, which has none.
+    """
+
+    member: Member
+    config: ConfigDict
+    class_names: tuple[str, ...] | None
+
+
+def load_single(
+    *,
+    workdir: str | os.PathLike[str] | None = None,
+    file: str | os.PathLike[str] | None = None,
+    checkpoint: str = "latest",
+    ema: bool = False,
+) -> Single:
+    """Load a run's weights or a file's.
+
+    Args:
+      workdir: of a run; or
+      file: of PyTorch's weights. It does not tell how its images are made: as the paper's are, in
+        the network's usual size.
+      checkpoint: of the workdir, see `WorkdirEntrant`.
+      ema: the average of the weights.
+
+    Raises:
+      UserError: they cannot be read, or fit no network; or there is no average.
+    """
+    mesh = make_mesh(1, None, jax.local_devices()[:1])
+    if workdir is None:
+        assert file is not None
+        found = FileEntrant(base_config(), file, ema=ema)
+        (member,) = found.load(found.num_classes, mesh)
+        architecture = member.spec.architecture
+        found.config.data.image_size = architecture.usual_image_size
+        if architecture.stem == "cifar":
+            found.config.data.crop = "whole"
+        return Single(member, found.config, None)
+    with contextlib.ExitStack() as closing:
+        run = WorkdirEntrant(workdir, checkpoint, closing)
+        names = stored_class_names(run.folder)
+        members = {one.weights: one for one in run.load(len(names), mesh)}
+    weights = "ema" if ema else "raw"
+    if weights not in members:
+        raise CheckpointError(
+            f"step {run.step} of {run.folder} has no average of the weights (ema); leave --ema out."
+        )
+    return Single(members[weights], run.config, names)
+
+
+def stored_class_names(workdir: Path) -> tuple[str, ...]:
+    """Return the names of the classes that a workdir's run tells apart.
+
+    Raises:
+      WorkdirError: `data_set.json` does not tell.
+    """
+    stored_classes(workdir)  # tells what is wrong with the file
+    return tuple(map(str, json.loads((workdir / DATA_SET_FILE).read_text())["classes"]))

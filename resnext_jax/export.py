@@ -1,0 +1,234 @@
+"""Networks as StableHLO, with their weights, for programs without this package.
+
+    python -m resnext_jax.export --workdir=runs/flowers --out=flowers.stablehlo --batch=any
+    python -m resnext_jax.export --weights=resnext50_32x4d.pth --out=resnext50.stablehlo --batch=8
+
+What is written is the file of `jax.export`: one function, from images to logits, that JAX alone
+reads and runs:
+
+    exported = jax.export.deserialize(open("flowers.stablehlo", "rb").read())
+    logits = exported.call(images)
+"""
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import export as jax_export
+
+from resnext_jax.data.augment import DeviceTransform
+from resnext_jax.errors import CommandParser, UserError, one_line, reports_user_errors
+from resnext_jax.evaluation.members import load_single
+from resnext_jax.evaluation.outputs import check_writable, write_output
+from resnext_jax.models.variables import merge, split
+from resnext_jax.training import setup
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+# Images that an export is checked with.
+_CHECKED = 3
+
+
+def export(
+    model: nnx.Module,
+    *,
+    image_size: int,
+    batch_size: int | None = None,
+    preprocess: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
+    platforms: Sequence[str] | None = None,
+) -> jax_export.Exported:
+    """Turn a network into a function from images to logits that needs none of its code.
+
+    The lowering of grouped convolutions is the one for the platform that exports, whatever
+    `platforms` says: right everywhere, but not everywhere the fastest.
+
+    Args:
+      model: of `create_model`, with its weights; used as in testing, and left as it is.
+      image_size: S, side of the images.
+      batch_size: N; None for any, told when the function is called.
+      preprocess: from `{"image": uint8 [N, S, S, 3]}` to normalised images, such as
+        `DeviceTransform.test`: the function then takes uint8 pixels, RGB. None: it takes
+        normalised images, float32.
+      platforms: that it shall run on, of `PLATFORMS`; None for the one that exports.
+
+    Returns:
+      The function, of images `[N, S, S, 3]`, to logits `[N, K]`.
+
+    Raises:
+      ValueError: an unknown platform.
+    """
+    unknown = [name for name in platforms or () if name not in PLATFORMS]
+    if unknown:
+        raise ValueError(f"unknown platform {unknown[0]!r}; choose of {', '.join(PLATFORMS)}.")
+    graphdef, params, batch_stats = split(model)
+
+    def logits(images: jax.Array) -> jax.Array:
+        network = merge(graphdef, params, batch_stats)
+        network.eval()
+        found: jax.Array = network(preprocess({"image": images}) if preprocess else images)
+        return found
+
+    count = "n" if batch_size is None else str(batch_size)
+    shape = jax_export.symbolic_shape(f"{count}, {image_size}, {image_size}, 3")
+    images = jax.ShapeDtypeStruct(shape, jnp.uint8 if preprocess else jnp.float32)
+    return jax_export.export(jax.jit(logits), platforms=platforms)(images)
+
+
+def read_export(path: str | os.PathLike[str]) -> jax_export.Exported:
+    """Read what the command wrote, or what `Exported.serialize` gives.
+
+    Raises:
+      UserError: the file cannot be read, or is something else.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path.") from error
+    try:
+        return jax_export.deserialize(bytearray(data))
+    except Exception as error:  # damaged bytes make the reader raise anything
+        raise UserError(
+            f"{path} is damaged, or no file of jax.export ({one_line(error)}); export it again."
+        ) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """How far an export that was read again is from its network.
+
+    Attributes:
+      images: how many random ones both were given.
+      difference: largest absolute difference of their logits.
+      largest: largest absolute logit.
+    """
+
+    images: int
+    difference: float
+    largest: float
+
+
+def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTransform) -> Check:
+    """Compare an export from uint8 pixels with its network, on random images.
+
+    Raises:
+      UserError: they differ by more than rounding.
+    """
+    (images,) = exported.in_avals
+    count = images.shape[0] if isinstance(images.shape[0], int) else _CHECKED
+    pixels = np.random.default_rng(0).integers(0, 256, (count, *images.shape[1:]), np.uint8)
+    graphdef, params, batch_stats = split(model)
+
+    @jax.jit
+    def logits(images: jax.Array) -> jax.Array:
+        network = merge(graphdef, params, batch_stats)
+        network.eval()
+        found: jax.Array = network(transform.test({"image": images}))
+        return found
+
+    expected, actual = (np.asarray(run(pixels)) for run in (logits, exported.call))
+    found = Check(count, float(abs(actual - expected).max()), float(abs(expected).max()))
+    # Compiled anew, sums may be taken in another order.
+    if not found.difference <= 1e-3 * max(found.largest, 1.0):
+        raise UserError(
+            f"the export's logits differ from the network's by {found.difference:.3g} of "
+            f"{found.largest:.3g}; check that its weights are finite."
+        )
+    return found
+
+
+@reports_user_errors
+def main(argv: Sequence[str]) -> None:
+    """Export, as the command line says."""
+    options = _parse(argv)
+    check_writable(options.out, "--out")
+    found = load_single(
+        workdir=options.workdir,
+        file=options.weights,
+        checkpoint=options.checkpoint,
+        ema=options.ema,
+    )
+    network = found.member.network
+    model = merge(network.graphdef, network.params, network.batch_stats)
+    transform = setup.device_transform(found.config)
+    exported = export(
+        model,
+        image_size=options.image_size or setup.eval_transform(found.config).image_size,
+        batch_size=options.batch,
+        preprocess=transform.test,
+        platforms=options.platforms,
+    )
+    write_output(options.out, bytes(exported.serialize()), "--out")
+    (images,), (logits,) = exported.in_avals, exported.out_avals
+    print(f"network: {found.member.origin}, {found.member.short_name}")
+    mean, std = (", ".join(map(str, numbers)) for numbers in (transform.mean, transform.std))
+    print(f"takes: {images.str_short()}, pixels in RGB (inside: less {mean}, then by {std})")
+    print(f"gives: {logits.str_short()}, logits")
+    print(f"runs on: {', '.join(exported.platforms)}")
+    print(f"file: {options.out}, {options.out.stat().st_size:,} bytes")
+    here = jax_export.default_export_platform()
+    if here not in exported.platforms:
+        print(f"not checked: this machine has {here}")
+        return
+    checked = check(read_export(options.out), model, transform)
+    print(
+        f"checked: read again, its logits of {checked.images} random images differ from the "
+        f"network's by at most {checked.difference:.2g} (the largest is {checked.largest:.3g})"
+    )
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(
+        prog="python -m resnext_jax.export",
+        description="Write a network with its weights as StableHLO.",
+        allow_abbrev=False,
+    )
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--weights", metavar="FILE", type=Path, help=".safetensors or .pth")
+    origin.add_argument("--workdir", metavar="DIR", type=Path, help="of a run")
+    parser.add_argument("--out", required=True, metavar="FILE", type=Path, help="to write")
+    parser.add_argument(
+        "--checkpoint", default="latest", help="of the run: latest (the default), best, or a step"
+    )
+    parser.add_argument("--ema", action="store_true", help="the average of the weights")
+    parser.add_argument(
+        "--batch", type=_batch, default=None, metavar="N", help="images at a time, or any (default)"
+    )
+    parser.add_argument(
+        "--image_size", type=_positive, metavar="S", help="side of the images (as in testing)"
+    )
+    parser.add_argument(
+        "--platforms",
+        type=_platforms,
+        metavar="NAMES",
+        help=f"of {', '.join(PLATFORMS)}, separated by commas (this machine's)",
+    )
+    return parser.parse_args(argv)
+
+
+def _batch(text: str) -> int | None:
+    return None if text == "any" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _platforms(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in PLATFORMS:
+            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PLATFORMS)}")
+    return names
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,334 @@
+"""What images show: the best classes with their names and probabilities.
+
+    python -m resnext_jax.predict --weights=resnext50_32x4d.pth photo.jpg folder 'more/*.png'
+    python -m resnext_jax.predict --workdir=runs/flowers --json photo.jpg
+
+Images are made as for testing: of a run as its config says, in one crop from the centre; for a
+file of weights the short side becomes 256 and the centre 224 (in proportion, for another
+`--image_size`), bicubic. An image that cannot be read is told, and the others are predicted all
+the same; the exit status is 2 then.
+"""
+
+import argparse
+import dataclasses
+import glob
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from resnext_jax import cli
+from resnext_jax.data.builders.synsets import imagenet1k
+from resnext_jax.data.decode import UndecodableImageError, decode_rgb
+from resnext_jax.data.resize import INTERPOLATIONS
+from resnext_jax.data.transforms import EvalTransform
+from resnext_jax.errors import (
+    EXIT_USER_ERROR,
+    CommandParser,
+    DataError,
+    UserError,
+    reports_user_errors,
+)
+from resnext_jax.evaluation.members import Single, load_single
+from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.training import setup
+from resnext_jax.training.validation import validate
+
+# Files that a folder stands for.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+_THREADS = 4
+# As in testing: an image longer than so many times its width would be resized to gigabytes.
+_LARGEST_RATIO = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Guess:
+    """A class that an image may be of.
+
+    Attributes:
+      label: of the class, from 0.
+      name: of the class.
+      probability: 0 to 1.
+    """
+
+    label: int
+    name: str
+    probability: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What an image shows.
+
+    Attributes:
+      path: of the image.
+      guesses: the best first; none for an image that cannot be read.
+      error: why it cannot be read, in a sentence; "" if it can.
+    """
+
+    path: str
+    guesses: tuple[Guess, ...] = ()
+    error: str = ""
+
+    def as_json(self) -> str:
+        """Return a line of strict JSON."""
+        if self.error:
+            return json.dumps({"image": self.path, "error": self.error})
+        guesses = [dataclasses.asdict(guess) for guess in self.guesses]
+        return json.dumps({"image": self.path, "predictions": guesses}, allow_nan=False)
+
+    def __str__(self) -> str:
+        """Return a line for the image, and one for each guess."""
+        lines = [f"{100 * guess.probability:8.2f} %  {guess.name}" for guess in self.guesses]
+        return "\n".join([self.path, *lines])
+
+
+class Predictor:
+    """A network that is ready to predict images, batch by batch, on one device."""
+
+    def __init__(
+        self, network: Single, names: Sequence[str], *, top: int = 5, batch_size: int = 32
+    ):
+        """Prepare; the program compiles when first run.
+
+        Args:
+          network: with its weights.
+          names: of the classes, in label order.
+          top: how many classes to tell; all if there are fewer.
+          batch_size: images at a time.
+        """
+        self._names, self._batch_size = tuple(names), batch_size
+        self._transform = setup.eval_transform(network.config)
+        self._weights = network.member.network.params, network.member.network.batch_stats
+        graphdef = network.member.network.graphdef
+        normalise, top = setup.device_transform(network.config).test, min(top, len(self._names))
+
+        @jax.jit
+        def run(
+            params: Arrays, batch_stats: Arrays, images: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
+            model = merge(graphdef, params, batch_stats)
+            model.eval()
+            probabilities = jax.nn.softmax(model(normalise({"image": images})))
+            return jax.lax.top_k(probabilities, top)
+
+        self._run: Callable[[Arrays, Arrays, np.ndarray], tuple[jax.Array, jax.Array]] = run
+
+    def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
+        """Predict image files, in their order.
+
+        Raises:
+          UserError: the network's scores are not numbers.
+        """
+        size = self._transform.image_size
+        waiting: list[tuple[list[str], list[np.ndarray | str], tuple[jax.Array, jax.Array]]] = []
+        paths = iter(paths)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            while part := list(itertools.islice(paths, self._batch_size)):
+                read = list(threads.map(lambda path: _read(path, self._transform), part))
+                batch = np.zeros((self._batch_size, size, size, 3), np.uint8)
+                for place, image in enumerate(read):
+                    if not isinstance(image, str):
+                        batch[place] = image
+                # The next images are read while the device works on these.
+                waiting.append((part, read, self._run(*self._weights, batch)))
+                if len(waiting) > 1:
+                    yield from self._told(*waiting.pop(0))
+        for one in waiting:
+            yield from self._told(*one)
+
+    def _told(
+        self,
+        paths: list[str],
+        read: list[np.ndarray | str],
+        results: tuple[jax.Array, jax.Array],
+    ) -> Iterator[Prediction]:
+        probabilities, labels = jax.device_get(results)
+        for path, image, some, best in zip(paths, read, probabilities, labels, strict=False):
+            if isinstance(image, str):
+                yield Prediction(path, error=image)
+                continue
+            if not np.isfinite(some).all():
+                raise UserError(
+                    f"the network's scores of {path} are not numbers; check its weights."
+                )
+            guesses = zip(best.tolist(), some.tolist(), strict=True)
+            yield Prediction(
+                path, tuple(Guess(label, self._names[label], share) for label, share in guesses)
+            )
+
+
+def _read(path: str, transform: EvalTransform) -> np.ndarray | str:
+    """Return the image `[S, S, 3]` as the network gets it, uint8, or why there is none."""
+    try:
+        image = decode_rgb(Path(path).read_bytes())
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}."
+    except UndecodableImageError as error:
+        return f"{path} cannot be decoded ({error})."
+    height, width = image.shape[:2]
+    if max(height, width) > _LARGEST_RATIO * min(height, width):
+        return f"{path} is {width}x{height} pixels, too long and thin to be cut."
+    prepared: np.ndarray = transform({"image": image})["image"]
+    return prepared
+
+
+def find_images(arguments: Iterable[str]) -> list[str]:
+    """List image files.
+
+    Args:
+      arguments: files; folders, which stand for the images in them (`IMAGE_SUFFIXES`); and
+        patterns such as `photos/*.jpg` (`**` is any folders).
+
+    Raises:
+      DataError: a folder has no images, or a pattern fits no file.
+    """
+    found: list[str] = []
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            files = [str(file) for file in sorted(path.iterdir()) if _is_image(file)]
+            if not files:
+                raise DataError(
+                    f"folder {argument} has no images ({', '.join(IMAGE_SUFFIXES)}); for those "
+                    f"in its folders give a pattern, as in '{path / '**' / '*.jpg'}'."
+                )
+        elif glob.has_magic(argument) and not path.exists():
+            fitting = sorted(glob.glob(argument, recursive=True))
+            files = [file for file in fitting if Path(file).is_file()]
+            if not files:
+                raise DataError(f"no file fits the pattern {argument!r}; check it.")
+        else:
+            files = [argument]  # one that is not there is told with those that cannot be read
+        found += files
+    return found
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def class_names(network: Single, file: Path | None) -> tuple[list[str], str]:
+    """Return the names of a network's classes, and what is to be said of them.
+
+    Args:
+      network: see there. Its run's names are taken; where it has none, and the network is of 1000
+        classes of ImageNet's images, ImageNet-1K's WordNet ids; otherwise numbers.
+      file: with a name in each line, in label order; None for none.
+
+    Raises:
+      UserError: the file cannot be read, or has another number of names.
+    """
+    classes = network.member.spec.num_classes
+    if file is not None:
+        try:
+            names = file.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is no text"
+            raise UserError(
+                f"class names {file} cannot be read: {reason}; check --classes."
+            ) from error
+        if len(names) != classes:
+            raise UserError(
+                f"{file} has {len(names)} class names, one a line, but {network.member.origin} is "
+                f"for {classes} classes; give the names of its classes."
+            )
+        return names, ""
+    if network.class_names is not None:
+        return list(network.class_names), ""
+    if classes == 1000 and network.member.spec.architecture.stem == "imagenet":
+        return list(imagenet1k()), (
+            "names are ImageNet-1K's WordNet ids, supposing that its classes are these in the "
+            "usual order; --classes=FILE gives other names"
+        )
+    return [f"class {label}" for label in range(classes)], (
+        "a file of weights has no names of classes; --classes=FILE gives some"
+    )
+
+
+@reports_user_errors
+def main(argv: Sequence[str]) -> None:
+    """Predict, as the command line says."""
+    options = _parse(argv)
+    cli.keep_compiled_programs()
+    paths = find_images(options.image)
+    network = load_single(
+        workdir=options.workdir,
+        file=options.weights,
+        checkpoint=options.checkpoint,
+        ema=options.ema,
+    )
+    _set_data(network, options.image_size, options.interpolation)
+    names, remark = class_names(network, options.classes)
+    if remark:
+        print(f"note: {remark}", file=sys.stderr)
+    predictor = Predictor(
+        network, names, top=options.top, batch_size=min(options.batch_size, len(paths))
+    )
+    status = 0
+    for prediction in predictor.predict(paths):
+        if prediction.error:
+            print(f"error: {prediction.error}", file=sys.stderr)
+            status = EXIT_USER_ERROR
+        if options.json or not prediction.error:
+            print(prediction.as_json() if options.json else prediction, flush=True)
+    if status:
+        sys.exit(status)
+
+
+def _set_data(network: Single, image_size: int | None, interpolation: str | None) -> None:
+    data = network.config.data
+    data.eval_crops = "centre"
+    if image_size is not None:
+        data.eval_image_size, data.eval_short_side = image_size, None
+    if interpolation is not None:
+        data.eval_interpolation = interpolation
+    validate(network.config)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = CommandParser(
+        prog="python -m resnext_jax.predict",
+        description="Tell what images show.",
+        allow_abbrev=False,
+    )
+    origin = parser.add_mutually_exclusive_group(required=True)
+    origin.add_argument("--weights", metavar="FILE", type=Path, help=".safetensors or .pth")
+    origin.add_argument("--workdir", metavar="DIR", type=Path, help="of a run")
+    parser.add_argument(
+        "image", nargs="+", metavar="IMAGE", help="files, folders, or patterns in quotes"
+    )
+    parser.add_argument(
+        "--checkpoint", default="latest", help="of the run: latest (the default), best, or a step"
+    )
+    parser.add_argument("--ema", action="store_true", help="the average of the weights")
+    parser.add_argument(
+        "--classes", metavar="FILE", type=Path, help="names of the classes, one a line"
+    )
+    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to tell (5)")
+    parser.add_argument("--json", action="store_true", help="an object of JSON a line")
+    parser.add_argument(
+        "--image_size", type=_positive, metavar="S", help="side of the crop, in pixels"
+    )
+    parser.add_argument(
+        "--interpolation", choices=INTERPOLATIONS, help="when resizing (as in testing)"
+    )
+    parser.add_argument(
+        "--batch_size", type=_positive, default=32, metavar="N", help="images at a time (32)"
+    )
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

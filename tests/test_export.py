@@ -1,0 +1,184 @@
+"""Networks as StableHLO: exported, read again, and compared."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from resnext_jax.data.augment import DeviceTransform
+from resnext_jax.errors import UserError
+from resnext_jax.evaluation.members import load_single
+from resnext_jax.export import check, export, main, read_export
+from resnext_jax.models.variables import merge
+from resnext_jax.training import setup
+from resnext_jax.training.mesh import make_mesh
+from tests.evaluation.workdirs import digits_config, make_workdir, write_weights
+
+SIZE = 8
+TRANSFORM = DeviceTransform(mean=(120.0, 110.0, 100.0), std=(60.0, 61.0, 62.0))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workdir(tmp_path_factory.mktemp("runs") / "run", digits_config(), ema=True)
+
+
+@pytest.fixture(scope="module")
+def model(workdir: Path) -> nnx.Module:
+    network = load_single(workdir=workdir).member.network
+    found: nnx.Module = merge(network.graphdef, network.params, network.batch_stats)
+    return found
+
+
+def images(count: int) -> np.ndarray:
+    rng = np.random.default_rng(count)
+    return rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def logits(model: nnx.Module, pixels: np.ndarray) -> np.ndarray:
+    model.eval()
+    run = jax.jit(lambda x: model(TRANSFORM.test({"image": x})))
+    return np.asarray(run(pixels))
+
+
+@pytest.mark.parametrize("batch_size", [3, None])
+def test_what_is_read_again_gives_the_same_logits(
+    batch_size: int | None, model: nnx.Module, tmp_path: Path
+) -> None:
+    exported = export(model, image_size=SIZE, batch_size=batch_size, preprocess=TRANSFORM.test)
+    (tmp_path / "file").write_bytes(exported.serialize())
+    again = read_export(tmp_path / "file")
+    # Of any number of images, or of the one that was said.
+    for count in (3,) if batch_size else (1, 4):
+        np.testing.assert_array_equal(again.call(images(count)), logits(model, images(count)))
+    wrong = images(4) if batch_size else np.zeros((4, SIZE + 1, SIZE, 3), np.uint8)
+    with pytest.raises(ValueError, match="Shape mismatch"):
+        again.call(wrong)
+
+
+def test_normalised_images_and_other_networks() -> None:
+    """Pre-activation, in bfloat16, blocks compiled as a loop, and in training mode until then."""
+    config = digits_config()
+    config.update_from_flattened_dict(
+        {"model.preactivation": True, "model.scan_blocks": True, "model.dtype": "bfloat16"}
+    )
+    graphdef, *shapes = setup.abstract_weights(config, 3, make_mesh(8, None))
+    rng = np.random.default_rng(0)
+    arrays = [
+        {
+            name: jnp.asarray(0.1 + 0.2 * rng.random(like.shape, np.float32))
+            for name, like in tree.items()
+        }
+        for tree in shapes
+    ]
+    model = merge(graphdef, *arrays)
+    exported = export(model, image_size=SIZE)
+    assert not model.norm.use_running_average  # the model is as it was
+    normalised = jnp.asarray(images(2), jnp.float32) / 100 - 1
+    found = exported.call(normalised)
+    assert (found.shape, found.dtype) == ((2, 3), jnp.float32)
+    model.eval()
+    np.testing.assert_array_equal(found, jax.jit(lambda x: model(x))(normalised))
+
+
+def test_other_platforms(model: nnx.Module) -> None:
+    exported = export(model, image_size=SIZE, batch_size=2, platforms=("cpu", "cuda", "tpu"))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    with pytest.raises(ValueError, match="unknown platform 'gpu'; choose of cpu, cuda"):
+        export(model, image_size=SIZE, platforms=["gpu"])
+
+
+def test_an_export_of_other_weights_is_found_out(model: nnx.Module) -> None:
+    exported = export(model, image_size=SIZE, preprocess=TRANSFORM.test)
+    assert check(exported, model, TRANSFORM).difference == 0
+    other = DeviceTransform(mean=(0.0, 0.0, 0.0), std=(60.0, 61.0, 62.0))
+    with pytest.raises(UserError, match="logits differ from the network's by"):
+        check(exported, model, other)
+
+
+def test_the_command(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "a.stablehlo"
+    main([f"--workdir={workdir}", f"--out={out}", "--ema"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"network: {workdir}, step 0, averaged"
+    assert lines[1].startswith("takes: uint8[n,8,8,3], pixels in RGB")
+    assert lines[2] == "gives: float32[n,10], logits"
+    assert lines[3] == "runs on: cpu"
+    assert lines[4] == f"file: {out}, {out.stat().st_size:,} bytes"
+    assert lines[5].startswith("checked: read again, its logits of 3 random images differ")
+    # The average, and not the weights themselves.
+    single = load_single(workdir=workdir, ema=True)
+    network = single.member.network
+    average = merge(network.graphdef, network.params, network.batch_stats)
+    average.eval()
+    data = single.config.data
+    normalised = (images(2).astype(np.float32) - data.mean) / np.asarray(data.std)
+    expected = jax.jit(lambda x: average(x))(jnp.asarray(normalised, jnp.float32))
+    np.testing.assert_allclose(read_export(out).call(images(2)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_file_of_weights_and_other_platforms(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = write_weights(tmp_path / "a.safetensors", digits_config())
+    out = tmp_path / "a.stablehlo"
+    arguments = [f"--weights={weights}", f"--out={out}", "--batch=2", "--image_size=16"]
+    main([*arguments, "--platforms=cuda,tpu"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("takes: uint8[2,16,16,3]")
+    assert lines[3:4] == ["runs on: cuda, tpu"]
+    assert lines[5] == "not checked: this machine has cpu"
+    with pytest.raises(ValueError, match="platform"):
+        read_export(out).call(np.zeros((2, 16, 16, 3), np.uint8))
+
+
+def test_an_export_needs_nothing_but_jax(model: nnx.Module, tmp_path: Path) -> None:
+    exported = export(model, image_size=SIZE, preprocess=TRANSFORM.test)
+    (tmp_path / "file").write_bytes(exported.serialize())
+    np.save(tmp_path / "images.npy", images(3))
+    script = (
+        "import sys, jax, numpy as np, jax.export\n"
+        "exported = jax.export.deserialize(open('file', 'rb').read())\n"
+        "np.save('logits.npy', exported.call(np.load('images.npy')))\n"
+        "assert not {'flax', 'resnext_jax'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), logits(model, images(3)))
+
+
+def test_mistakes_are_told_in_a_sentence(
+    workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = f"--workdir={workdir}", f"--out={tmp_path / 'a'}"
+    for arguments, part in (
+        ([run], "--out"),
+        ([out], "--weights --workdir is required"),
+        ([run, out, "--batch=0"], "'0' is no whole number above 0"),
+        ([run, out, "--image_size=x"], "'x' is no whole number above 0"),
+        ([run, out, "--platforms=cpu,gpu"], "'gpu' is none of cpu, cuda, rocm, tpu"),
+        ([run, f"--out={tmp_path}/none/a"], "there is no folder"),
+        ([f"--workdir={tmp_path}/none", out], "does not exist"),
+        ([f"--weights={workdir}/config.json", out], "neither .safetensors nor"),
+    ):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        captured = capsys.readouterr()
+        assert (left.value.code, captured.out) == (2, "")
+        (sentence,) = captured.err.splitlines()
+        assert part in sentence, sentence
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_file_that_is_no_export(tmp_path: Path, model: nnx.Module) -> None:
+    whole = export(model, image_size=SIZE).serialize()
+    for name, data in (("text", b"abc" * 100), ("cut", bytes(whole[:1000])), ("empty", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=r"is damaged, or no file of jax\.export"):
+            read_export(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        read_export(tmp_path / "none")
