@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import Source
-from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError, one_line
+from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError
 from resnext_jax.evaluation.evaluator import Network
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict
@@ -32,10 +32,10 @@ from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import (
     CONFIG_FILE,
-    DATA_SET_FILE,
     check_same_data,
     existing_workdir,
-    stored_classes,
+    stored_class_names,
+    stored_config,
 )
 
 
@@ -129,7 +129,7 @@ class WorkdirEntrant:
             contextlib.closing(Checkpoints(self.folder, read_only=True))
         )
         self.step = self._checkpoints.require_step(wanted_step(checkpoint, self.folder))
-        self.config = stored_config(self.folder) if config is None else config
+        self.config = _stored_config(self.folder) if config is None else config
 
     def check_data(self, source: Source) -> None:
         """See `Entrant`; nothing is wrong where the workdir does not tell."""
@@ -216,27 +216,13 @@ class FileEntrant:
             weights_from_torch(self._state_dict, spec, source=self._source)
 
 
-def stored_config(workdir: Path) -> ConfigDict:
-    """Read a workdir's `config.json`; fields that it lacks have their defaults.
-
-    Raises:
-      WorkdirError: it is missing or damaged.
-    """
-    path = workdir / CONFIG_FILE
-    config = base_config()
+def _stored_config(workdir: Path) -> ConfigDict:
+    """Read the config of a classifier's run; raises WorkdirError."""
+    config = stored_config(workdir)
     try:
-        config.update(json.loads(path.read_text()))
         validate(config)
-    except FileNotFoundError:
-        raise WorkdirError(
-            f"workdir {workdir} has no {CONFIG_FILE}; give the folder of a whole run."
-        ) from None
     except ConfigError as error:
-        raise WorkdirError(f"{path} cannot be used: {error}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WorkdirError(
-            f"{path} is damaged ({one_line(error)}); put the run's config back."
-        ) from error
+        raise WorkdirError(f"{workdir / CONFIG_FILE} cannot be used: {error}") from error
     return config
 
 
@@ -294,13 +280,3 @@ def load_single(
             f"step {run.step} of {run.folder} has no average of the weights (ema); leave --ema out."
         )
     return Single(members[weights], run.config, names)
-
-
-def stored_class_names(workdir: Path) -> tuple[str, ...]:
-    """Return the names of the classes that a workdir's run tells apart.
-
-    Raises:
-      WorkdirError: `data_set.json` does not tell.
-    """
-    stored_classes(workdir)  # tells what is wrong with the file
-    return tuple(map(str, json.loads((workdir / DATA_SET_FILE).read_text())["classes"]))

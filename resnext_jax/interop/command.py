@@ -1,23 +1,18 @@
 """The command `python -m resnext_jax.interop.torch`."""
 
 import argparse
-import contextlib
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from resnext_jax.errors import CommandParser, WorkdirError, reports_user_errors
+from resnext_jax.errors import CommandParser, reports_user_errors
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, source, write_state_dict
 from resnext_jax.interop.identify import identify
-from resnext_jax.interop.names import model_name, table
+from resnext_jax.interop.names import model_name
 from resnext_jax.interop.state_dicts import weights_to_torch
-from resnext_jax.models.resnext import NetworkSpec
-from resnext_jax.models.variables import Arrays, merge
 
 
 @reports_user_errors
@@ -79,62 +74,14 @@ def _summary(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _export(workdir: Path, out: Path, *, checkpoint: str, ema: bool) -> None:
-    step, spec, weights = _restore(workdir, checkpoint, ema=ema)
-    state_dict = weights_to_torch(*weights, spec)
+    # Late: files of weights are read without what training needs.
+    from resnext_jax.evaluation.members import load_single
+
+    member = load_single(workdir=workdir, checkpoint=checkpoint, ema=ema).member
+    state_dict = weights_to_torch(member.network.params, member.network.batch_stats, member.spec)
     write_state_dict(state_dict, out)
-    name = model_name(spec.architecture)
-    print(f"model: {name} with {spec.num_classes} classes, form {spec.form}")
-    print(f"weights: {'ema' if ema else 'raw'}, step {step}")
+    name = model_name(member.spec.architecture)
+    print(f"model: {name} with {member.spec.num_classes} classes, form {member.spec.form}")
+    print(f"weights: {member.weights}, step {member.step}")
     print(_summary(state_dict))
     print(f"file: {out}")
-
-
-def _restore(
-    path: Path, checkpoint: str, *, ema: bool
-) -> tuple[int, NetworkSpec, tuple[Arrays, Arrays]]:
-    """Read a checkpoint's weights, for the network of the run's `config.json`."""
-    # Late: files of weights are read without what training needs.
-    import jax
-
-    from resnext_jax.training import setup
-    from resnext_jax.training.best import wanted_step
-    from resnext_jax.training.checkpoint import Checkpoints
-    from resnext_jax.training.mesh import make_mesh
-    from resnext_jax.training.validation import validate
-    from resnext_jax.training.workdir import existing_workdir, stored_classes
-
-    workdir = existing_workdir(path)
-    config, num_classes = _stored_config(workdir), stored_classes(workdir)
-    validate(config)
-    mesh = make_mesh(batch_size=1, bn_group_size=1, devices=jax.devices()[:1])
-    graphdef, *shapes = setup.abstract_weights(config, num_classes, mesh)
-    spec = merge(graphdef, *shapes).spec
-    table(spec)  # refuses a network without names, before anything is read
-    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        step = checkpoints.require_step(wanted_step(checkpoint, workdir))
-        weights = checkpoints.restore_weights(*shapes, step=step, ema=ema)
-    return step, spec, weights
-
-
-def _stored_config(workdir: Path) -> Any:
-    """Read `config.json`; fields that it does not have get their defaults."""
-    from resnext_jax.training.config import base_config
-    from resnext_jax.training.workdir import CONFIG_FILE
-
-    config, path = base_config(), workdir / CONFIG_FILE
-    try:
-        config.update(_stored(path))
-    except (TypeError, ValueError) as error:
-        raise WorkdirError(
-            f"{path} is damaged ({error}); put the run's config back, or use another --workdir."
-        ) from error
-    return config
-
-
-def _stored(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise WorkdirError(
-            f"{path} cannot be read ({error}); give the folder of a whole run with --workdir=..."
-        ) from error

@@ -18,7 +18,7 @@ from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.finetune import is_backbone
 from resnext_jax.training.mesh import replicated_sharding
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_classes
+from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
 
 _FILES = (".safetensors", ".pth", ".pt")
 
@@ -64,7 +64,7 @@ def _from_workdir(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, A
     except ConfigError as error:
         raise ConfigError(f"config.init_from cannot be started from: {error}") from error
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        _, *shapes = setup.abstract_weights(config, stored_classes(workdir), mesh)
+        _, *shapes = setup.abstract_weights(config, len(stored_class_names(workdir)), mesh)
         return checkpoints.restore_weights(*shapes, ema=checkpoints.has_ema())
 
 

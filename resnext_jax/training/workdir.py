@@ -207,8 +207,8 @@ def write_data_set(source: DataSet, workdir: Path) -> None:
     write_atomically(workdir / DATA_SET_FILE, text + "\n")
 
 
-def stored_classes(workdir: Path) -> int:
-    """Return how many classes the data of a workdir's run has.
+def stored_class_names(workdir: Path) -> tuple[str, ...]:
+    """Return the names of the classes of a workdir's run, in label order.
 
     Raises:
       WorkdirError: `data_set.json` does not tell.
@@ -222,7 +222,7 @@ def stored_classes(workdir: Path) -> int:
         ) from error
     if not isinstance(classes, list) or not classes:
         raise WorkdirError(f"{path} does not tell the classes; give the folder of a whole run.")
-    return len(classes)
+    return tuple(map(str, classes))
 
 
 def stored_config(workdir: Path) -> ConfigDict:

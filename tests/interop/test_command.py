@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -16,6 +17,9 @@ from configs import digits_resnext29
 from resnext_jax.interop.command import main
 from resnext_jax.interop.files import read_state_dict, write_state_dict
 from resnext_jax.interop.state_dicts import weights_from_torch
+from resnext_jax.models.preact import PreActResNeXt
+from resnext_jax.models.registry import network_spec
+from resnext_jax.models.variables import skeleton, split
 from resnext_jax.training.best import Best, write_best
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
@@ -39,6 +43,17 @@ def make_state(step: int, *, ema: bool) -> TrainState:
     )
 
 
+def preactivated_state(step: int) -> TrainState:
+    """Make the state of a pre-activation network, all zeros."""
+    spec = network_spec(
+        "resnext11_2x1d", num_classes=3, preactivation=True, stem_width=4, template_width=4
+    )
+    _, *shapes = split(skeleton(lambda rngs: PreActResNeXt(spec, rngs=rngs)))
+    params, batch_stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    state = TrainState.create(params, batch_stats, optax.sgd(0.1))
+    return dataclasses.replace(state, step=jnp.asarray(step, jnp.int32))
+
+
 def make_workdir(path: Path, *, ema: bool = True, preactivation: bool | None = None) -> Path:
     """Make what a run of the golden network, in form b, leaves: checkpoints 10 and 20."""
     path.mkdir()
@@ -52,7 +67,8 @@ def make_workdir(path: Path, *, ema: bool = True, preactivation: bool | None = N
     (path / DATA_SET_FILE).write_text(json.dumps(classes))
     with contextlib.closing(Checkpoints(path, keep=2)) as checkpoints:
         for step in (10, 20):
-            checkpoints.save(make_state(step, ema=ema), {})
+            state = preactivated_state(step) if preactivation else make_state(step, ema=ema)
+            checkpoints.save(state, {})
     write_best(Best(10, "top1_error", 1.5, "raw"), path)
     return path
 
@@ -114,8 +130,7 @@ def test_export_refuses(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFix
     out = f"--out={tmp_path / 'out.safetensors'}"
     run = f"--workdir={workdir}"
     assert "does not exist" in refused(capsys, "export", f"--workdir={tmp_path / 'none'}", out)
-    message = refused(capsys, "export", f"--workdir={tmp_path}", out)
-    assert "config.json cannot be read" in message
+    assert "no checkpoint" in refused(capsys, "export", f"--workdir={tmp_path}", out)
     assert "there is no checkpoint" in refused(capsys, "export", run, out, "--checkpoint=15")
     assert "'newest' must be" in refused(capsys, "export", run, out, "--checkpoint=newest")
     assert "must end in" in refused(capsys, "export", run, f"--out={tmp_path / 'out.npz'}")
@@ -134,7 +149,9 @@ def test_export_refuses_damaged_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     (workdir / CONFIG_FILE).write_text(config.replace('"form": "b"', '"form": 3'))
     assert "config.json is damaged" in refused(capsys, *arguments)
     (workdir / CONFIG_FILE).write_text("[1, 2]")
-    assert "config.json cannot be read" in refused(capsys, *arguments)
+    assert "config.json is damaged" in refused(capsys, *arguments)
+    (workdir / CONFIG_FILE).unlink()
+    assert "has no config.json" in refused(capsys, *arguments)
 
 
 def test_export_refuses_preactivation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
