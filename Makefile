@@ -1,9 +1,11 @@
 # make demo  trains and evaluates on the embedded data set
 # make test  runs the tests
-# Both make the environment (.venv) first. Another Python: make PYTHON=python3.12 demo
+# make detection-demo  trains a detector on scenes made of the embedded digits
+# All make the environment (.venv) first. Another Python: make PYTHON=python3.12 demo
 
 PYTHON ?= python3
 WORKDIR ?= runs/digits
+DETECTOR ?= runs/digit_detector
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Two files at a time: most of a test's time is compiling, which takes one core.
@@ -11,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 
-.PHONY: install demo test test-all lint format check-notebooks notebooks
+.PHONY: install demo detection-demo test test-all lint format check-notebooks notebooks
 
 install: $(STAMP)
 
@@ -26,6 +28,21 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 demo: install
 	$(BIN)/python train.py --config=configs/digits_resnext29.py --workdir=$(WORKDIR)
 	$(BIN)/python eval.py --config=configs/digits_resnext29.py --workdir=$(WORKDIR)
+
+detection-demo: install
+	$(BIN)/python train.py --config=configs/digit_scenes.py --workdir=$(DETECTOR)/classifier
+	$(BIN)/python train.py --config=configs/digit_scenes_rpn.py --workdir=$(DETECTOR)/rpn \
+		--config.init_from=$(DETECTOR)/classifier
+	$(BIN)/python -m resnext_jax.detection.proposals --workdir=$(DETECTOR)/rpn \
+		--out=$(DETECTOR)/proposals
+	$(BIN)/python train.py --config=configs/digit_scenes_fast_rcnn.py \
+		--workdir=$(DETECTOR)/fast_rcnn --config.init_from=$(DETECTOR)/classifier \
+		--config.data.proposals=$(DETECTOR)/proposals
+	$(BIN)/python eval.py --config=configs/digit_scenes_fast_rcnn.py \
+		--workdir=$(DETECTOR)/fast_rcnn --config.data.proposals=$(DETECTOR)/proposals
+	$(BIN)/python -m resnext_jax.detection.infer --rpn=$(DETECTOR)/rpn \
+		--workdir=$(DETECTOR)/fast_rcnn --out=$(DETECTOR)/pictures --enlarge=3 \
+		'runs/digit_scenes/test/00000[0-5].png'
 
 test: install
 	$(PYTEST) -m "not slow"

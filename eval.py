@@ -1,14 +1,16 @@
-"""Evaluate a trained ResNeXt: python eval.py --config=CONFIG --workdir=WORKDIR.
+"""Evaluate a trained ResNeXt, or a detector: python eval.py --config=CONFIG --workdir=WORKDIR.
 
 Scores the newest checkpoint of the workdir (or --checkpoint=best, or a step) on
 every test image once, and the averaged weights too where the run has some; or
 PyTorch's weights (--weights=FILE). Several, separated by commas or with the flag
-repeated, are also scored as an ensemble. docs/evaluation.md has examples, and
-docs/distributed.md several hosts. Exit status: 0 when scored, 2 for a mistake in
-config, data, workdir or weights, 75 when another host did not come or was lost.
+repeated, are also scored as an ensemble. docs/evaluation.md has examples,
+docs/detection.md detectors, docs/distributed.md several hosts. Exit status: 0 when
+scored, 2 for a mistake in config, data, workdir or weights, 75 when another host did
+not come or was lost.
 """
 
 import os
+import pkgutil
 from collections.abc import Sequence
 
 from absl import app, flags
@@ -16,6 +18,7 @@ from ml_collections import config_flags
 
 from resnext_jax import cli
 from resnext_jax.errors import reports_user_errors
+from resnext_jax.training.config import task_entry
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe the run was trained with, or of the data and the protocol."
@@ -46,8 +49,7 @@ def main(argv: Sequence[str]) -> None:
 
     workdirs, files = _listed(_WORKDIR.value), _listed(_WEIGHTS.value)
     with connected(**cli.host_flags()):
-        from resnext_jax.evaluation.command import evaluate
-
+        evaluate = pkgutil.resolve_name(task_entry(_CONFIG.value).evaluation)
         evaluate(
             _CONFIG.value,
             workdirs if workdirs or files else [cli.default_workdir()],

@@ -20,6 +20,7 @@ Parts: price        ResNeXt-101 32x4d against ResNet-101, training, bfloat16
        conv_large   3x3 convolutions of ResNeXt-101 64x4d, bfloat16
        forms_bc     ResNeXt-50 32x4d in forms b and c, training, bfloat16
        forms_ac     the same in forms a and c
+       detection    both stages of a detector, full size, bfloat16 (needs the data libraries too)
 
 Environment: PYTHON         interpreter (default: python3)
              SUITE_SECONDS  limit of the whole (default: 585)
@@ -115,6 +116,9 @@ part forms_bc 90 train_step.py --models resnext50_32x4d --forms c b --dtypes bfl
     --batches 64 --modes training "${quick[@]}"
 part forms_ac 150 train_step.py --models resnext50_32x4d --forms c a --dtypes bfloat16 \
     --batches 64 --modes training "${quick[@]}"
+
+part detection 200 detection_steps.py --models resnet50 resnext50_32x4d --dtype bfloat16 \
+    --batch 2 --steps 20 "${quick[@]}"
 
 echo "== summary"
 if [ ${#summary[@]} -eq 0 ]; then

@@ -10,7 +10,10 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(
-    *arguments: str | Path, devices: int = 1, env: Mapping[str, str] | None = None
+    *arguments: str | Path,
+    devices: int = 1,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
     """Run Python in the project's folder, with so many virtual CPU devices, to its end.
 
@@ -18,6 +21,7 @@ def run(
       arguments: of Python: a script and its arguments, say.
       devices: of the process.
       env: variables besides this process's own.
+      timeout: in seconds.
     """
     settings = {
         "JAX_PLATFORMS": "cpu",
@@ -29,6 +33,6 @@ def run(
         env=os.environ | settings | dict(env or {}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=timeout,
         check=False,
     )

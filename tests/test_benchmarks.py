@@ -413,6 +413,7 @@ def test_gpu_suite_goes_on_after_a_failure(tmp_path: Path) -> None:
         ("conv_large", "done"),
         ("forms_bc", "done"),
         ("forms_ac", "done"),
+        ("detection", "done"),
     ]
     one = run(SUITE, tmp_path / "one", "forms_ac", PYTHON=str(python))
     assert one.returncode == 0

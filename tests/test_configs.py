@@ -60,11 +60,30 @@ IMAGENET5K = {
     "imagenet5k": Expected("resnext50_32x4d", "imagenet5k"),
     "imagenet5k_resnext50_32x4d": Expected("resnext50_32x4d", "imagenet5k"),
 }
-DIGITS = {"digits_resnext29": Expected("resnext29_8x4d", "digits")}
+DIGITS = {
+    "digits_resnext29": Expected("resnext29_8x4d", "digits"),
+    "digit_scenes": Expected("resnext14_8x4d", "digits"),
+}
 OWN_IMAGES = {"folder": Expected("resnext50_32x4d", "folder")}
 PAPERS = CIFAR | IMAGENET | IMAGENET5K | DIGITS | OWN_IMAGES
 MODERN = {"imagenet_resnext50_32x4d_modern": Expected("resnext50_32x4d", "imagenet2012")}
 ALL = PAPERS | MODERN
+# Detectors: what else they say is tested in tests/detection/test_config.py.
+COCO = {
+    f"coco_{model}_{stage}": Expected(model, "coco")
+    for model in ("resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d")
+    for stage in ("rpn", "fast_rcnn")
+} | {"coco": Expected("resnext50_32x4d", "coco")}
+# Both stages as one network.
+COCO |= {
+    f"coco_resnext50_32x4d_{form}": Expected("resnext50_32x4d", "coco")
+    for form in ("faster_rcnn", "fpn")
+}
+SCENES = {
+    f"digit_scenes_{stage}": Expected("resnext14_8x4d", "digit_scenes")
+    for stage in ("rpn", "fast_rcnn", "faster_rcnn", "fpn")
+}
+DETECTORS = COCO | SCENES
 
 
 def module(name: str) -> types.ModuleType:
@@ -87,7 +106,8 @@ def widths(config: ConfigDict) -> tuple[int, int]:
 
 
 def test_every_file_is_expected_here() -> None:
-    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == ALL.keys()
+    expected = ALL.keys() | DETECTORS.keys()
+    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == expected
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -106,7 +126,7 @@ def test_fits_one_device_and_eight(name: str) -> None:
         assert mesh.size == count
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", ALL | DETECTORS)
 def test_docstring_has_source_command_and_expected_result(name: str) -> None:
     text = module(name).__doc__
     assert text is not None

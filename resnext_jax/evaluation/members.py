@@ -129,7 +129,7 @@ class WorkdirEntrant:
             contextlib.closing(Checkpoints(self.folder, read_only=True))
         )
         self.step = self._checkpoints.require_step(wanted_step(checkpoint, self.folder))
-        self.config = _stored_config(self.folder) if config is None else config
+        self.config = classifier_config(self.folder) if config is None else config
 
     def check_data(self, source: Source) -> None:
         """See `Entrant`; nothing is wrong where the workdir does not tell."""
@@ -216,7 +216,7 @@ class FileEntrant:
             weights_from_torch(self._state_dict, spec, source=self._source)
 
 
-def _stored_config(workdir: Path) -> ConfigDict:
+def classifier_config(workdir: Path) -> ConfigDict:
     """Read the config of a classifier's run; raises WorkdirError."""
     config = stored_config(workdir)
     try:

@@ -14,10 +14,12 @@ class TaskEntry(NamedTuple):
     Attributes:
       base_config: makes the config of defaults.
       training: a `training.task.Task`.
+      evaluation: what eval.py does, see `evaluation.command.evaluate`.
     """
 
     base_config: str
     training: str
+    evaluation: str
 
 
 # By `config.task`.
@@ -25,14 +27,22 @@ TASKS = {
     "classification": TaskEntry(
         "resnext_jax.training.config:base_config",
         "resnext_jax.training.classification:Classification",
+        "resnext_jax.evaluation.command:evaluate",
     ),
     "rpn": TaskEntry(
         "resnext_jax.detection.config:rpn_config",
         "resnext_jax.detection.train_rpn:RPNTraining",
+        "resnext_jax.detection.testing:evaluate",
     ),
     "fast_rcnn": TaskEntry(
         "resnext_jax.detection.config:fast_rcnn_config",
         "resnext_jax.detection.train_fast_rcnn:FastRCNNTraining",
+        "resnext_jax.detection.testing:evaluate",
+    ),
+    "faster_rcnn": TaskEntry(
+        "resnext_jax.detection.config:faster_rcnn_config",
+        "resnext_jax.detection.train_joint:JointTraining",
+        "resnext_jax.detection.testing:evaluate",
     ),
 }
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import open_split
 from resnext_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from resnext_jax.evaluation.members import stored_config
+from resnext_jax.evaluation.members import classifier_config
 from resnext_jax.evaluation.run import Evaluation, Report, evaluate_all, evaluate_workdir
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, write_state_dict
@@ -163,9 +163,9 @@ def test_members_must_fit_the_data(
 
 
 def test_a_config_of_a_workdir_that_cannot_be_read(workdirs: list[Path], tmp_path: Path) -> None:
-    assert stored_config(workdirs[1]).model.form == "b"
+    assert classifier_config(workdirs[1]).model.form == "b"
     with pytest.raises(UserError, match=r"has no config\.json"):
-        stored_config(tmp_path)
+        classifier_config(tmp_path)
     for text, message in (
         ("{", "is damaged"),
         ("[1]", "is damaged"),
@@ -175,7 +175,7 @@ def test_a_config_of_a_workdir_that_cannot_be_read(workdirs: list[Path], tmp_pat
     ):
         (tmp_path / CONFIG_FILE).write_text(text)
         with pytest.raises(UserError, match=rf"config\.json {message}"):
-            stored_config(tmp_path)
+            classifier_config(tmp_path)
 
 
 @pytest.mark.parametrize("crops", ["centre", "ten", "dense"])

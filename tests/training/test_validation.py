@@ -316,7 +316,7 @@ def test_a_task_that_there_is_not_is_told() -> None:
     config = complete_config()
     config.task = "clasification"
     assert sentence(config) == (
-        "config.task='clasification' must be one of classification, rpn, fast_rcnn."
+        "config.task='clasification' must be one of classification, rpn, fast_rcnn, faster_rcnn."
     )
 
 

@@ -1,0 +1,18 @@
+"""ResNet-101 on COCO, second stage: Fast R-CNN on stored proposals (the paper's Table 8).
+
+Source: the paper's Sec. 5.4, App. B and Table 8; see configs/coco.py. Trained on train2017 (the
+paper's trainval35k), tested on val2017 (its minival), from an ImageNet-1K classifier.
+Command: python train.py --config=configs/coco_resnet101_fast_rcnn.py --workdir=WORKDIR
+--config.init_from=CLASSIFIER --config.data.data_dir=COCO
+--config.data.proposals=PROPOSALS
+Expected: AP@.5 51.1 and AP 29.8 (the paper's figures; not run here).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import coco
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    return coco.get_config("fast_rcnn,resnet101")

@@ -1,0 +1,30 @@
+"""The embedded detection set, both stages as one network on a feature pyramid.
+
+Source: none; Lin et al. 2017 (feature pyramid networks) in small: anchors have half their sides,
+and the canonical side of regions is 64.
+Command: python train.py --config=configs/digit_scenes_fpn.py --workdir=WORKDIR
+--config.init_from=CLASSIFIER, of a run of configs/digit_scenes.py.
+Expected: AP50 of at least .50 (measured figures in docs/results.md).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import digit_scenes, digit_scenes_faster_rcnn
+from resnext_jax.detection.config import faster_rcnn_config
+
+
+def get_config() -> ConfigDict:
+    """Return the recipe."""
+    config = faster_rcnn_config(pyramid=True)
+    digit_scenes.set_detection(config)
+    config.schedule.warmup_epochs = 0.5
+    config.optimizer.learning_rate = 0.02
+    config.anchors.scales = (4.0,)
+    digit_scenes_faster_rcnn.set_samples(config)
+    config.proposals.train_before = config.proposals.test_before = 300
+    config.detections.nms_iou = 0.3
+    config.proposals.width = 64
+    config.pyramid.width = 64
+    config.pyramid.canonical_side = 64.0
+    config.pyramid.head_width = 128
+    return config

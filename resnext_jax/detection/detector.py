@@ -1,0 +1,123 @@
+"""From regions to detections: the trained Fast R-CNN on images and their proposals."""
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from resnext_jax.data.augment import Batch
+from resnext_jax.detection import boxes as geometry
+from resnext_jax.detection.coco import CocoSplit
+from resnext_jax.detection.evaluate import Detections
+from resnext_jax.detection.loading import Proposals
+from resnext_jax.detection.nms import detect
+from resnext_jax.detection.setup import ImagePass
+from resnext_jax.detection.sizes import original_boxes
+from resnext_jax.detection.targets import RegionTargetSpec
+from resnext_jax.models.variables import Arrays
+
+_STD = RegionTargetSpec().std
+
+
+def detect_in_batch(
+    logits: jax.Array,
+    deltas: jax.Array,
+    regions: jax.Array,
+    valid: jax.Array,
+    sizes: jax.Array,
+    config: ConfigDict,
+) -> dict[str, jax.Array]:
+    """Turn what a network says of the regions of a batch's images into detections.
+
+    Args:
+      logits: `[N, R, K]`.
+      deltas: `[N, R, K, 4]`, in units of their standard deviations.
+      regions: `[N, R, 4]`.
+      valid: bool `[N, R]`, which of them are boxes and not padding.
+      sizes: `[N, 2]`, of the images without padding.
+      config: of the run: what is a detection.
+
+    Returns:
+      Arrays `boxes`, `scores`, `classes` and `valid`, `[N, D, ...]`; see `nms.Detections`.
+    """
+    spec = config.detections
+
+    def of_image(
+        logits: jax.Array, deltas: jax.Array, regions: jax.Array, valid: jax.Array, size: jax.Array
+    ) -> dict[str, jax.Array]:
+        moved = geometry.decode(deltas * jnp.asarray(_STD, deltas.dtype), regions[:, None])
+        found = detect(
+            jax.nn.softmax(logits),
+            geometry.clip(moved, size),
+            valid,
+            score_threshold=spec.score,
+            iou_threshold=spec.nms_iou,
+            max_per_image=spec.most,
+        )
+        return {
+            "boxes": found.boxes,
+            "scores": found.scores,
+            "classes": found.classes,
+            "valid": found.valid,
+        }
+
+    return jax.vmap(of_image)(logits, deltas, regions, valid, sizes)
+
+
+def detections_of(image: Mapping[str, np.ndarray]) -> Detections:
+    """Take what `detect_in_batch` found in an image to the image as it is stored.
+
+    Args:
+      image: of `setup.ImagePass.run`.
+    """
+    valid = image["valid"]
+    boxes = original_boxes(image["boxes"][valid], float(image["scale"]), image["original_size"])
+    scores = image["scores"][valid].astype(np.float32)
+    return Detections(boxes, scores, image["classes"][valid])
+
+
+class Detector:
+    """Fast R-CNN, ready to be run on the images of a split."""
+
+    def __init__(self, config: ConfigDict, graphdef: Any, mesh: Mesh):
+        """Prepare the step (it compiles when first run)."""
+        self._most = config.data.test_proposals
+
+        def results(model: Any, images: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+            regions, valid = batch["proposals"], batch["proposals_valid"]
+            logits, deltas = model(images, regions)
+            return detect_in_batch(logits, deltas, regions, valid, batch["size"], config)
+
+        self._pass = ImagePass(config, graphdef, mesh, results)
+
+    def run(
+        self,
+        split: CocoSplit,
+        proposals: Proposals,
+        params: Arrays,
+        batch_stats: Arrays,
+        between_batches: Callable[[], None] = lambda: None,
+    ) -> Generator[tuple[int, Detections], None, None]:
+        """Yield the index of each image, and what was found in it, on all hosts.
+
+        Args:
+          split: the images.
+          proposals: of each, see `loading.Proposals`.
+          params: of the network.
+          batch_stats: of the network.
+          between_batches: called before each batch; what it raises ends the pass.
+        """
+        found = self._pass.run(
+            split,
+            params,
+            batch_stats,
+            proposals=proposals,
+            max_proposals=self._most,
+            between_batches=between_batches,
+        )
+        for index, image in found:
+            yield index, detections_of(image)

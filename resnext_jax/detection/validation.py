@@ -1,0 +1,126 @@
+"""What each field of a detector's configuration may be, checked before anything is built."""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnext_jax.detection.models import check_architecture
+from resnext_jax.detection.targets import CROWDS
+from resnext_jax.errors import ConfigError
+from resnext_jax.training import setup
+from resnext_jax.training.validation import (
+    AT_LEAST_ONE,
+    AT_MOST_ONE,
+    NONE_OR_AT_LEAST_ONE,
+    NOT_NEGATIVE_FINITE,
+    POSITIVE,
+    RULES,
+    Rule,
+    check_fields,
+    check_frozen_stages,
+    check_model,
+    check_schedule,
+    numbers,
+    one_of,
+)
+
+DATA_SETS = ("coco", "digit_scenes")
+ROI_KINDS = ("pool", "align")
+
+
+def _any_numbers(value: Any) -> bool:
+    return len(value) > 0 and numbers(None, positive=True)[0](value)
+
+
+_POSITIVE_NUMBERS: Rule = (_any_numbers, "must be a tuple of one or more positive numbers")
+
+_RULES: dict[str, Rule] = {
+    **RULES,
+    "optimizer.new_bias_rate": NOT_NEGATIVE_FINITE,
+    "data.name": one_of(*DATA_SETS),
+    "data.short_side": AT_LEAST_ONE,
+    "data.long_side": AT_LEAST_ONE,
+    "data.max_boxes": AT_LEAST_ONE,
+    "data.train_proposals": AT_LEAST_ONE,
+    "data.test_proposals": AT_LEAST_ONE,
+    "anchors.base": AT_LEAST_ONE,
+    "anchors.ratios": _POSITIVE_NUMBERS,
+    "anchors.scales": _POSITIVE_NUMBERS,
+    "proposals.width": AT_LEAST_ONE,
+    "proposals.nms_iou": AT_MOST_ONE,
+    "proposals.min_side": NOT_NEGATIVE_FINITE,
+    "proposals.train_before": NONE_OR_AT_LEAST_ONE,
+    "proposals.train": AT_LEAST_ONE,
+    "proposals.test_before": NONE_OR_AT_LEAST_ONE,
+    "proposals.test": AT_LEAST_ONE,
+    "targets.samples": AT_LEAST_ONE,
+    "targets.positives": AT_LEAST_ONE,
+    "targets.foregrounds": AT_LEAST_ONE,
+    "targets.positive_iou": AT_MOST_ONE,
+    "targets.negative_iou": AT_MOST_ONE,
+    "targets.foreground_iou": AT_MOST_ONE,
+    "targets.background_iou": AT_MOST_ONE,
+    "targets.crowds": one_of(*CROWDS),
+    "regions.samples": AT_LEAST_ONE,
+    "regions.foregrounds": AT_LEAST_ONE,
+    "regions.foreground_iou": AT_MOST_ONE,
+    "regions.background_iou": AT_MOST_ONE,
+    "roi.kind": one_of(*ROI_KINDS),
+    "roi.size": AT_LEAST_ONE,
+    "roi.sampling_ratio": AT_LEAST_ONE,
+    "detections.score": AT_MOST_ONE,
+    "detections.nms_iou": AT_MOST_ONE,
+    "detections.most": AT_LEAST_ONE,
+    "pyramid.width": AT_LEAST_ONE,
+    "pyramid.canonical_side": POSITIVE,
+    "pyramid.head_width": AT_LEAST_ONE,
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Check the whole configuration of a detector's run before anything is built.
+
+    Raises:
+      ConfigError: names the first wrong field, its value and what is allowed.
+    """
+    check_fields(config, _RULES)
+    check_model(config.model)
+    try:
+        check_architecture(setup.model_spec(config, num_classes=2))
+    except ValueError as error:
+        raise ConfigError(f"config.model.name={config.model.name!r}: {error}") from error
+    check_frozen_stages(config)
+    check_schedule(config)
+    if config.data.name == "coco" and config.data.data_dir is None:
+        raise ConfigError(
+            "config.data.data_dir is not set; name the folder of COCO's images and annotations "
+            "with --config.data.data_dir=..."
+        )
+    targets = config.targets
+    if config.task != "fast_rcnn" and targets.negative_iou > targets.positive_iou:
+        raise ConfigError(
+            f"config.targets.negative_iou={config.targets.negative_iou} must be at most "
+            f"config.targets.positive_iou={config.targets.positive_iou}."
+        )
+    if config.task == "fast_rcnn" and config.data.proposals is None:
+        raise ConfigError(
+            "config.data.proposals is not set; make proposals from a trained RPN with python -m "
+            "resnext_jax.detection.proposals, and name their folder with "
+            "--config.data.proposals=..."
+        )
+    if config.task == "faster_rcnn" and config.pyramid.enabled:
+        _check_pyramid(config)
+
+
+def _check_pyramid(config: ConfigDict) -> None:
+    if config.roi.kind != "align":
+        raise ConfigError(
+            f"config.roi.kind={config.roi.kind!r} must be align with "
+            "config.pyramid.enabled=True: regions are pooled from one map alone."
+        )
+    # The finest level's anchors have a quarter of it.
+    if config.anchors.base % 4:
+        raise ConfigError(
+            f"config.anchors.base={config.anchors.base} must be a multiple of 4 with "
+            "config.pyramid.enabled=True."
+        )

@@ -1,0 +1,167 @@
+"""The detectors' recipes: the paper's figures, and what is refused."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from resnext_jax.detection.config import fast_rcnn_config, rpn_config
+from resnext_jax.detection.setup import anchor_spec, build_fast_rcnn, image_spec
+from resnext_jax.detection.stage import Stage
+from resnext_jax.detection.validation import validate
+from resnext_jax.errors import ConfigError, DataError
+from resnext_jax.models.variables import skeleton, split
+from resnext_jax.training import setup
+from resnext_jax.training.config import field_names, optional_fields, set_field
+from resnext_jax.training.task import find_task
+from tests.detection.small import small_config, small_proposals, small_scenes
+
+MODELS = ("resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d")
+# Table 8: AP@.5 and AP.
+TABLE_8 = dict(zip(MODELS, ((47.6, 26.5), (49.7, 27.5), (51.1, 29.8), (51.9, 30.0)), strict=True))
+TRAIN2017 = 118_287
+
+
+def load(name: str) -> ConfigDict:
+    config = importlib.import_module(f"configs.{name}").get_config()
+    assert isinstance(config, ConfigDict)
+    return config
+
+
+def named(config: ConfigDict) -> ConfigDict:
+    """Name the files, which no recipe knows."""
+    config.data.data_dir = "/data/coco"
+    if config.task == "fast_rcnn":
+        config.data.proposals = "/data/proposals"
+    return config
+
+
+def sentence(config: ConfigDict) -> str:
+    with pytest.raises(ConfigError) as error:
+        validate(config)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("stage", "batch", "peak"), [("rpn", 16, 0.02), ("fast_rcnn", 8, 0.005)])
+def test_the_paper_s_schedule_and_its_scaling(
+    stage: str, batch: int, peak: float, model: str
+) -> None:
+    """App. B: 120k steps, then 60k at a tenth; with another batch as many images."""
+    config = named(load(f"coco_{model}_{stage}"))
+    validate(config)
+    assert (config.task, config.model.name) == (stage, model)
+    for scale in (1, 2):
+        config.batch_size = scale * batch
+        steps = setup.num_steps(config, TRAIN2017)
+        assert steps == 180_000 // scale
+        schedule = setup.build_schedule(config, TRAIN2017)
+        fall = 120_000 // scale
+        for step, rate in ((0, peak), (fall - 1, peak), (fall, peak / 10), (steps - 1, peak / 10)):
+            assert float(schedule(step)) == pytest.approx(scale * rate)
+    optimizer = config.optimizer
+    assert (optimizer.weight_decay, optimizer.momentum, optimizer.nesterov) == (1e-4, 0.9, False)
+    assert optimizer.new_bias_rate == 2
+    assert (config.finetune.frozen_stages, config.finetune.frozen_norms) == (2, True)
+    assert config.schedule.warmup_epochs == 0
+    assert image_spec(config).canvases == ((608, 1008), (1008, 608))
+    text = " ".join(str(importlib.import_module(f"configs.coco_{model}_{stage}").__doc__).split())
+    ap50, ap = TABLE_8[model]
+    assert f"AP@.5 {ap50} and AP {ap} (the paper's figures; not run here)" in text
+
+
+def test_numbers_of_both_stages_are_those_of_the_specification() -> None:
+    rpn, fast = rpn_config(), fast_rcnn_config()
+    assert anchor_spec(rpn).per_position == 12
+    assert (rpn.targets.samples, rpn.targets.positives) == (256, 128)
+    assert (rpn.targets.positive_iou, rpn.targets.negative_iou) == (0.7, 0.3)
+    assert rpn.targets.crowds == "ignore"
+    proposals = rpn.proposals
+    assert (proposals.nms_iou, proposals.min_side, proposals.width) == (0.7, 16, 512)
+    assert (proposals.train_before, proposals.train) == (None, 2000)
+    assert (proposals.test_before, proposals.test) == (6000, 300)
+    assert (fast.targets.samples, fast.targets.foregrounds) == (64, 16)
+    assert (fast.targets.foreground_iou, fast.targets.background_iou) == (0.5, 0.0)
+    assert (fast.roi.kind, fast.roi.size) == ("pool", 14)
+    detections = fast.detections
+    assert (detections.score, detections.nms_iou, detections.most) == (0.05, 0.3, 100)
+    assert (fast.data.train_proposals, fast.data.test_proposals) == (2000, 300)
+
+
+def test_biases_of_new_layers_move_twice_as_fast_and_frozen_ones_do_not_decay(
+    tmp_path: Path,
+) -> None:
+    scenes = small_scenes(tmp_path / "scenes")
+    small_proposals(scenes)
+    config = small_config("fast_rcnn", scenes)
+    config.optimizer.weight_decay = 0.1
+    task = find_task(config)(config)
+    assert isinstance(task, Stage)
+    task.open()
+    model = skeleton(lambda rngs: build_fast_rcnn(config, 11))
+    params = {name: jnp.ones(x.shape, x.dtype) for name, x in split(model)[1].items()}
+    optimizer = setup.build_optimizer(
+        config, lambda step: jnp.asarray(1.0), rate_factor=task.rate_factor
+    )
+    gradients = {name: jnp.zeros_like(x) for name, x in params.items()}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    moves = {name: float(x.ravel()[0]) for name, x in updates.items()}
+    assert moves["cls.kernel"] == pytest.approx(-0.1)
+    assert moves["cls.bias"] == moves["box.bias"] == pytest.approx(-0.2)
+    assert moves["stages.conv3.0.conv1.kernel"] == pytest.approx(-0.1)
+    still = {name for name, move in moves.items() if move == 0}
+    assert still == {
+        name for name in moves if ".norm" in name or name.startswith(("stem.", "stages.conv2."))
+    }
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "part"),
+    [
+        ("rpn", {"data.name": "voc"}, "config.data.name='voc' must be one of coco, digit_scenes"),
+        ("rpn", {"data.data_dir": None}, "config.data.data_dir is not set"),
+        ("rpn", {"anchors.scales": ()}, "config.anchors.scales=() must be a tuple of one or more"),
+        ("rpn", {"anchors.ratios": (1.0, 0.0)}, "one or more positive numbers"),
+        ("rpn", {"targets.negative_iou": 0.8}, "must be at most config.targets.positive_iou=0.7"),
+        ("rpn", {"targets.crowds": "no"}, "must be one of ignore, legacy"),
+        ("rpn", {"proposals.test_before": 0}, "must be None or at least 1"),
+        ("rpn", {"model.name": "resnext29_8x64d"}, "a network of ImageNet's design"),
+        ("rpn", {"model.name": "resnet51"}, "config.model.name: impossible model"),
+        ("rpn", {"optimizer.new_bias_rate": -1.0}, "must be at least 0 and finite"),
+        ("fast_rcnn", {"data.proposals": None}, "resnext_jax.detection.proposals"),
+        ("fast_rcnn", {"roi.kind": "crop"}, "must be one of pool, align"),
+        ("fast_rcnn", {"detections.nms_iou": 1.5}, "must be at least 0 and at most 1"),
+        ("fast_rcnn", {"finetune.frozen_stages": 6}, "must be at most 5"),
+    ],
+)
+def test_what_cannot_be_run_is_one_sentence(stage: str, changes: dict[str, Any], part: str) -> None:
+    config = named(load(f"coco_resnet50_{stage}"))
+    for name, value in changes.items():
+        set_field(config, name, value)
+    assert part in sentence(config)
+
+
+def test_fields_of_other_tasks_are_refused() -> None:
+    config = named(load("coco_resnet50_rpn"))
+    with config.unlocked():
+        config.data.mixup = 0.2
+    assert "a field 'data.mixup' that nothing reads" in sentence(config)
+    assert "bn_group_size" not in field_names(config)
+    assert {"data.data_dir", "proposals.train_before"} <= set(optional_fields(config))
+    assert "data.proposals" in optional_fields(fast_rcnn_config())
+
+
+@pytest.mark.parametrize("choice", ["", "rpn", "rpn,", "mask_rcnn,resnet50"])
+def test_coco_names_stage_and_network(choice: str) -> None:
+    with pytest.raises(ConfigError, match="names no stage and network"):
+        importlib.import_module("configs.coco").get_config(choice)
+
+
+def test_missing_files_are_told_before_anything_is_made(tmp_path: Path) -> None:
+    config = load("coco_resnet50_rpn")
+    config.data.data_dir = str(tmp_path)
+    with pytest.raises(DataError, match=r"instances_train2017\.json is missing; unpack COCO"):
+        find_task(config)(config)

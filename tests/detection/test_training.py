@@ -1,0 +1,205 @@
+"""Training of both stages: what it changes, what it leaves, and that nothing else matters."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from resnext_jax.detection import stage
+from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate
+from resnext_jax.errors import DataError, UserError, WorkdirError
+from resnext_jax.training import loop, setup
+from resnext_jax.training.finetune import Freezing
+from resnext_jax.training.logging import read_metrics
+from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.training.state import TrainState
+from resnext_jax.training.step import TrainStep, make_step
+from resnext_jax.training.task import find_task
+from tests.detection.small import STEPS, small_config, small_proposals, small_scenes
+from tests.training.runs import assert_same_state, without_timings
+
+TASKS = ("rpn", "fast_rcnn")
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = small_scenes(tmp_path_factory.mktemp("scenes") / "small")
+    small_proposals(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def config(request: pytest.FixtureRequest, scenes: Path) -> ConfigDict:
+    return small_config(request.param, scenes)
+
+
+@pytest.fixture(scope="module")
+def whole(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
+    """A run that nobody stopped."""
+    workdir = tmp_path_factory.mktemp(config.task)
+    return workdir, jax.device_get(loop.train(config, workdir))
+
+
+def test_a_run_logs_scores_and_writes_its_data(
+    config: ConfigDict, whole: tuple[Path, TrainState]
+) -> None:
+    records = read_metrics(whole[0])
+    trained = [record for record in records if record["split"] == "train"]
+    assert [record["step"] for record in trained] == [*range(1, STEPS + 1)]
+    for record in trained:
+        assert record["loss"] == pytest.approx(record["class_loss"] + record["box_loss"], rel=1e-5)
+        assert record["foreground"] > 0
+    measure = find_task(config).measure
+    assert 0 <= records[-1][measure.name] <= 100
+    best = json.loads((whole[0] / "best.json").read_text())
+    assert (best["step"], best["measure"]) == (STEPS, measure.name)
+    stored = json.loads((whole[0] / "data_set.json").read_text())
+    assert stored["classes"] == [str(digit) for digit in range(10)]
+    assert (whole[0] / "plots" / "training_curve.png").exists()
+
+
+def test_frozen_arrays_stay_bit_for_bit_and_all_others_move(
+    config: ConfigDict, whole: tuple[Path, TrainState]
+) -> None:
+    """Weight decay alone would move what has no gradient."""
+    task = find_task(config)(config)
+    task.open()
+    _, fresh = task.build(lambda step: jax.numpy.asarray(0.0))
+    frozen = Freezing(stages=2, norms=True)
+    assert config.optimizer.weight_decay > 0
+    for name, before in jax.device_get(fresh.params).items():
+        assert np.array_equal(before, whole[1].params[name]) == frozen(name), name
+    for name, before in jax.device_get(fresh.batch_stats).items():
+        assert frozen(name)
+        assert np.array_equal(before, whole[1].batch_stats[name]), name
+
+
+def test_stopped_and_resumed_it_is_the_same_run(
+    config: ConfigDict,
+    whole: tuple[Path, TrainState],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stopping(*args: Any) -> TrainStep:
+        step = make_step(*args)
+
+        def stop_at_3(state: TrainState, batch: Any) -> Any:
+            if int(state.step) == 2:
+                signal.raise_signal(signal.SIGTERM)
+            return step(state, batch)
+
+        return stop_at_3
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "make_step", stopping)
+        with pytest.raises(loop.InterruptedRunError, match="SIGTERM after step 3"):
+            loop.train(config, tmp_path)
+    assert_same_state(jax.device_get(loop.train(config, tmp_path)), whole[1])
+    assert without_timings(read_metrics(tmp_path)) == without_timings(read_metrics(whole[0]))
+
+
+def test_other_data_does_not_resume(
+    config: ConfigDict, whole: tuple[Path, TrainState], tmp_path: Path
+) -> None:
+    scenes = small_scenes(tmp_path / "scenes")
+    small_proposals(scenes)
+    path = scenes / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["annotations"][0]["bbox"][2] -= 1
+    path.write_text(json.dumps(content))
+    changed = small_config(config.task, scenes)
+    changed.data.proposals = config.data.get("proposals")
+    if config.task == "rpn":
+        del changed.data.proposals
+    with pytest.raises(DataError, match="images were added, removed or changed"):
+        loop.train(changed, whole[0])
+
+
+def test_other_categories_to_test_on_are_refused(config: ConfigDict, tmp_path: Path) -> None:
+    """Not by eval.py either: a class is a place among the categories."""
+    scenes = small_scenes(tmp_path / "scenes")
+    small_proposals(scenes)
+    path = scenes / "annotations" / "instances_test.json"
+    content = json.loads(path.read_text())
+    content["categories"][0]["name"] = "zero"
+    path.write_text(json.dumps(content))
+    changed = small_config(config.task, scenes)
+    with pytest.raises(DataError, match=r"other categories \(zero, 1, 2, 3, 4, \.\.\.\) than"):
+        find_task(changed)(changed).open()
+
+
+@pytest.mark.usefixtures("float64")
+def test_one_and_eight_devices_train_alike(config: ConfigDict) -> None:
+    """20 steps in float64, in one batch and in micro-batches; and no step gathers arrays."""
+    changed = config.copy_and_resolve_references()
+    changed.model.dtype = changed.model.param_dtype = "float64"
+    changed.optimizer.learning_rate = 0.001
+    changed.num_epochs = 20.0
+    losses: dict[int, list[float]] = {}
+    for devices in (1, 8):
+        task = find_task(changed)(changed)
+        task.mesh = make_mesh(changed.batch_size, 1, jax.devices()[:devices])
+        images = task.open()
+        optimizer, state = task.build(setup.build_schedule(changed, images))
+        step = task.train_step(optimizer)
+        losses[devices] = []
+        for batch in task.batches(0, 20):
+            if not losses[devices] and devices == 8:
+                compiled = step.lower(state, batch).compile().as_text()  # type: ignore[attr-defined]
+                assert "all-reduce" in compiled
+                assert "all-gather" not in compiled
+            state, metrics = step(state, batch)
+            losses[devices].append(float(metrics["loss"]))
+    assert len(losses[8]) == 20
+    assert losses[8] == pytest.approx(losses[1], rel=1e-9)
+    assert batch_sharding(task.mesh).num_devices == 8
+
+
+def test_a_run_is_scored_as_it_was_while_it_trained(
+    config: ConfigDict, whole: tuple[Path, TrainState], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By eval.py's function: the same numbers, and detections that COCO's server takes."""
+    evaluate(config, [str(whole[0])], [])
+    stored = json.loads((whole[0] / SCORES_FILE).read_text())
+    assert (stored["step"], stored["weights"], stored["images"]) == (STEPS, "raw", 5)
+    record = read_metrics(whole[0])[-1]
+    told = capsys.readouterr().out
+    if config.task == "rpn":
+        assert stored["scores"]["recall100"] == record["recall100"]
+        assert f"recall100 {record['recall100']:.2f} %" in told
+        return
+    assert 100 * stored["scores"]["AP50"] == pytest.approx(record["AP50"])
+    rows = json.loads((whole[0] / RESULTS_FILE).read_text())
+    assert rows
+    for row in rows:
+        assert set(row) == {"image_id", "category_id", "bbox", "score"}
+    assert f"{len(rows)} detections" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "part"),
+    [
+        ([["a", "b"], []], {}, "give one --workdir"),
+        ([[], ["w.pth"]], {}, "--weights is for classifiers"),
+        ([["a"], []], {"per_class": "a.csv"}, "--per_class is for classifiers"),
+        ([["nowhere"], []], {}, "nowhere does not exist"),
+    ],
+)
+def test_what_cannot_be_scored_is_one_sentence(
+    arguments: list[list[str]], options: dict[str, str], part: str, config: ConfigDict
+) -> None:
+    with pytest.raises(UserError, match=part):
+        evaluate(config, *arguments, **options)  # type: ignore[arg-type]
+
+
+def test_a_run_of_the_other_stage_is_refused(
+    config: ConfigDict, whole: tuple[Path, TrainState], scenes: Path
+) -> None:
+    other = small_config("rpn" if config.task == "fast_rcnn" else "fast_rcnn", scenes)
+    with pytest.raises(WorkdirError, match=f"holds a run of config.task='{config.task}'"):
+        evaluate(other, [str(whole[0])], [])
