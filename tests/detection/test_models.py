@@ -1,12 +1,14 @@
 """The two networks: parts of the classifier, in its names, and heads as the papers start them."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from resnext_jax.detection.models import RPN, STRIDE, FastRCNN, RoiSpec
+from resnext_jax.detection.models import RPN, STRIDE, FastRCNN, RoiSpec, RPNHead
 from resnext_jax.models import create_model
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.registry import network_spec
@@ -17,39 +19,39 @@ SPEC = network_spec("resnext14_2x4d", num_classes=8, stem_width=8, template_widt
 PAPER = network_spec("resnext50_32x4d", num_classes=81)
 
 
-@pytest.fixture(scope="module")
-def rpn() -> RPN:
-    return RPN(SPEC, anchors_per_position=3, rngs=nnx.Rngs(0))
-
-
-@pytest.fixture(scope="module")
-def detector() -> FastRCNN:
-    return FastRCNN(SPEC, roi=RoiSpec("align"), rngs=nnx.Rngs(5))
-
-
-def test_the_trunk_conv5_and_the_classifier_are_the_classifier(detector: FastRCNN) -> None:
-    """On 224x224, with running statistics as a training leaves them."""
-    classifier = create_model(
-        "resnext14_2x4d", num_classes=7, stem_width=8, template_width=16, rngs=nnx.Rngs(0)
-    )
-    graphdef, params, batch_stats = split(classifier)
-    rng = np.random.default_rng(1)
-    batch_stats = {
-        name: jnp.asarray(np.exp(0.2 * rng.standard_normal(x.shape)), x.dtype)
-        for name, x in batch_stats.items()
+def drawn(arrays: dict[str, Any], seed: int, *, positive: bool = False) -> dict[str, jax.Array]:
+    """Draw arrays of these shapes: making them as a network does compiles each."""
+    rng = np.random.default_rng(seed)
+    normal = {name: 0.2 * rng.standard_normal(x.shape) for name, x in sorted(arrays.items())}
+    return {
+        name: jnp.asarray(np.exp(x) if positive else x, jnp.float32) for name, x in normal.items()
     }
-    own_graphdef, own, _ = split(detector)
+
+
+def test_the_trunk_conv5_and_the_classifier_are_the_classifier() -> None:
+    """On 224x224, with running statistics as a training leaves them."""
+    classifier = skeleton(
+        lambda rngs: create_model(
+            "resnext14_2x4d", num_classes=7, stem_width=8, template_width=16, rngs=rngs
+        )
+    )
+    detector = skeleton(lambda rngs: FastRCNN(SPEC, rngs=rngs))
+    for model in (classifier, detector):
+        model.eval()
+    graphdef, params, batch_stats = split(classifier)
+    own_graphdef, own, own_stats = split(detector)
+    assert own_stats.keys() == batch_stats.keys()
     assert {name for name in own if name not in params} == {
         "cls.kernel",
         "cls.bias",
         "box.kernel",
         "box.bias",
     }
-    trained = merge(own_graphdef, own | {n: params[n] for n in own if n in params}, batch_stats)
+    params, batch_stats = drawn(params, 1), drawn(batch_stats, 2, positive=True)
+    own = drawn(own, 3) | {name: params[name] for name in own if name in params}
+    trained = merge(own_graphdef, own, batch_stats)
     classifier = merge(graphdef, params, batch_stats)
-    trained.eval()
-    classifier.eval()
-    images = jnp.asarray(rng.standard_normal((1, 224, 224, 3)), jnp.float32)
+    images = jnp.asarray(np.random.default_rng(4).standard_normal((1, 224, 224, 3)), jnp.float32)
 
     @jax.jit
     def both(images: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -82,18 +84,31 @@ def test_shapes_are_the_paper_s() -> None:
     }
 
 
-def test_heads_start_as_the_papers_say(rpn: RPN, detector: FastRCNN) -> None:
-    for layer, stddev in (
-        (rpn.rpn.conv, 0.01),
-        (rpn.rpn.cls, 0.01),
-        (rpn.rpn.box, 0.01),
-        (detector.cls, 0.01),
-        (detector.box, 0.001),
-    ):
-        # Of a thousand numbers or more.
-        assert np.std(layer.kernel.get_value()) == pytest.approx(stddev, rel=0.1)
-        assert layer.bias is not None
-        assert not np.any(layer.bias.get_value())
+def test_heads_start_as_the_papers_say() -> None:
+    @jax.jit
+    def heads() -> dict[str, jax.Array]:
+        networks = (
+            RPN(SPEC, anchors_per_position=3, rngs=nnx.Rngs(0)),
+            FastRCNN(SPEC, roi=RoiSpec("align"), rngs=nnx.Rngs(5)),
+        )
+        params = [split(network)[1] for network in networks]
+        new = ("rpn.", "cls.", "box.")
+        return {n: x for some in params for n, x in some.items() if n.startswith(new)}
+
+    started = heads()
+    deviations = {name: np.std(x) for name, x in started.items() if name.endswith("kernel")}
+    # Of a thousand numbers or more.
+    assert deviations == pytest.approx(
+        {
+            "rpn.conv.kernel": 0.01,
+            "rpn.cls.kernel": 0.01,
+            "rpn.box.kernel": 0.01,
+            "cls.kernel": 0.01,
+            "box.kernel": 0.001,
+        },
+        rel=0.1,
+    )
+    assert not any(np.any(x) for name, x in started.items() if name.endswith("bias"))
 
 
 def test_convolutions_are_the_project_s_grouped_ones() -> None:
@@ -108,11 +123,11 @@ def test_convolutions_are_the_project_s_grouped_ones() -> None:
     assert "stages.conv5.2.conv2" in grouped
 
 
-def test_positions_of_the_map_are_in_the_order_of_the_anchors(rpn: RPN) -> None:
+def test_positions_of_the_map_are_in_the_order_of_the_anchors() -> None:
     """A head that copies channel 0 shows where each output comes from."""
     shared = jnp.arange(2 * 3, dtype=jnp.float32).reshape(1, 2, 3, 1)
     shared = jnp.broadcast_to(shared, (1, 2, 3, 64))
-    head = nnx.clone(rpn.rpn)
+    head = RPNHead(SPEC, 64, 3, 512, rngs=nnx.Rngs(0))
     width = head.conv.kernel.get_value().shape[-1]
     head.conv.kernel.set_value(jnp.zeros((3, 3, 64, width)).at[1, 1, 0, 0].set(1.0))
     for layer in (head.cls, head.box):

@@ -133,6 +133,7 @@ def test_other_categories_to_test_on_are_refused(config: ConfigDict, tmp_path: P
         find_task(changed)(changed).open()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_one_and_eight_devices_train_alike(config: ConfigDict) -> None:
     """20 steps in float64, in one batch and in micro-batches; and no step gathers arrays."""
