@@ -30,8 +30,6 @@ RUN_FILE = "run.json"
 
 # In an item's metadata of Orbax: which arrays its vectors are made of.
 _INDEX = "arrays"
-# Vectors are written in parts, at the same time.
-_PART_BYTES = 2**24
 
 Answer = TypeVar("Answer")
 
@@ -414,7 +412,7 @@ def _copy_to_host(tree: Any) -> Any:
 
 def _save_args(tree: Any) -> ocp.args.PyTreeSave:
     vectors = packing.pack(tree)
-    parts = {dtype: ocp.SaveArgs(chunk_byte_size=_PART_BYTES) for dtype in vectors}
+    parts = {dtype: ocp.SaveArgs(chunk_byte_size=packing.PART_BYTES) for dtype in vectors}
     return ocp.args.PyTreeSave(
         vectors, save_args=parts, custom_metadata={_INDEX: packing.index_of(tree)}
     )

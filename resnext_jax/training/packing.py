@@ -15,6 +15,9 @@ Tree = TypeVar("Tree")
 # Name, dtype and shape of each array, in the order of the vectors; JSON.
 Index = list[list[Any]]
 
+# A vector is written in parts of so many bytes, at the same time.
+PART_BYTES = 2**24
+
 
 def index_of(tree: Any) -> Index:
     """List the arrays of a tree, or what has their shapes and dtypes.
@@ -48,11 +51,27 @@ def differences(stored: Index, wanted: Index) -> list[str]:
 
 
 def pack(tree: Any) -> dict[str, np.ndarray]:
-    """Join all NumPy arrays of a tree that have the same dtype to one vector, by its name."""
+    """Join all NumPy arrays of a tree that have the same dtype to one vector, by its name.
+
+    One that is longer than a part is filled up with zeros to whole parts. Orbax cuts a vector into
+    equal parts only: where a length has a large prime factor, they would be some elements each,
+    millions of them, and fill the memory.
+    """
     parts: dict[str, list[np.ndarray]] = {}
     for array in jax.tree.leaves(tree):
         parts.setdefault(array.dtype.name, []).append(array.ravel())
-    return {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}
+    vectors = {}
+    for dtype, arrays in parts.items():
+        length = sum(map(np.size, arrays))
+        missing = _whole_parts(length, np.dtype(dtype)) - length
+        vectors[dtype] = np.concatenate([*arrays, np.zeros(missing, dtype)])
+    return vectors
+
+
+def _whole_parts(length: int, dtype: np.dtype) -> int:
+    """Return the length of a vector filled up, if it needs to be."""
+    part = PART_BYTES // dtype.itemsize
+    return length if length <= part else -(-length // part) * part
 
 
 def unpack(vectors: Mapping[str, np.ndarray], index: Index) -> dict[str, np.ndarray]:
@@ -67,7 +86,12 @@ def unpack(vectors: Mapping[str, np.ndarray], index: Index) -> dict[str, np.ndar
         begin = places[dtype]
         places[dtype] = begin + int(np.prod(shape))
         arrays[name] = vectors[dtype][begin : places[dtype]].reshape(shape)
-    if any(len(vectors[dtype]) != place for dtype, place in places.items()):
+    # Not filled up before, where that was needed to no avail.
+    fits = (
+        len(vectors[dtype]) in (length, _whole_parts(length, vectors[dtype].dtype))
+        for dtype, length in places.items()
+    )
+    if not all(fits):
         raise ValueError("the vectors are not as long as their arrays")
     return arrays
 

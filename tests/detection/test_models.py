@@ -84,6 +84,24 @@ def test_shapes_are_the_paper_s() -> None:
     }
 
 
+def test_in_bfloat16_the_maps_are_and_what_losses_see_is_not() -> None:
+    spec = network_spec(
+        "resnext14_2x4d", num_classes=8, stem_width=8, template_width=16, dtype=jnp.bfloat16
+    )
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    boxes = jax.ShapeDtypeStruct((1, 4, 4), jnp.float32)
+    for model, arguments in (
+        (skeleton(lambda rngs: RPN(spec, anchors_per_position=3, rngs=rngs)), (images,)),
+        (skeleton(lambda rngs: FastRCNN(spec, rngs=rngs)), (images, boxes)),
+    ):
+        model.eval()
+        shared = nnx.eval_shape(lambda model: model.shared_map(jnp.zeros((1, 64, 64, 3))), model)
+        assert shared.dtype == jnp.bfloat16
+        outputs = nnx.eval_shape(lambda model, *x: model(*x), model, *arguments)
+        assert [output.dtype for output in outputs] == [jnp.float32] * 2
+        assert {x.dtype for x in split(model)[1].values()} == {jnp.dtype(jnp.float32)}
+
+
 def test_heads_start_as_the_papers_say() -> None:
     @jax.jit
     def heads() -> dict[str, jax.Array]:

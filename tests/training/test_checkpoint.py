@@ -23,7 +23,7 @@ from resnext_jax.training import manifest, packing
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.distributed import connected
 from resnext_jax.training.ema import EmaSpec
-from resnext_jax.training.mesh import replicated_sharding
+from resnext_jax.training.mesh import make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec
 from tests.training.hosts import run_hosts
@@ -96,6 +96,20 @@ def test_gives_back_every_array_bit_for_bit(run_folder: Path, run: TinyRun) -> N
     assert same(restored, state_at(7, run))
     assert str(jax.tree.structure(restored)) == str(jax.tree.structure(run.state))
     assert not warnings
+
+
+def test_long_vectors_are_stored_in_parts_of_megabytes(tmp_path: Path) -> None:
+    """Of a prime number of elements, such as a network may have; then read on two devices."""
+    weights = jnp.arange(4_194_319, dtype=jnp.float32)
+    state = TrainState.create({"a": weights}, {}, optax.identity())
+    with opened(tmp_path) as (checkpoints, _):
+        checkpoints.save(state, RUN)
+        checkpoints.wait()
+        sharding = replicated_sharding(make_mesh(2, 1, jax.devices()[:2]))
+        restored, _ = checkpoints.restore(jax.device_put(state, sharding))
+    assert same(jax.device_get(restored), jax.device_get(state))
+    files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
+    assert len(files) < 100
 
 
 def test_restores_onto_other_devices(run_folder: Path, run: TinyRun) -> None:

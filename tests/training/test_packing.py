@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from resnext_jax.training.guard import GuardState
-from resnext_jax.training.packing import differences, index_of, pack, place, unpack
+from resnext_jax.training.packing import PART_BYTES, differences, index_of, pack, place, unpack
 
 
 def make_tree() -> dict[str, Any]:
@@ -101,3 +101,20 @@ def test_differences_are_told_with_an_example_each() -> None:
         "1 arrays of another shape (such as b)",
         "1 arrays of another dtype (such as c)",
     ]
+
+
+def test_a_long_vector_is_filled_up_to_whole_parts() -> None:
+    """A prime length has no equal parts but single elements."""
+    part = PART_BYTES // 4
+    tree = {"a": np.arange(part, dtype=np.float32), "b": np.ones((15, 1), np.float32)}
+    assert part + 15 == 4_194_319  # prime
+    (vector,) = pack(tree).values()
+    assert vector.shape == (2 * part,)
+    for stored in (vector, vector[: part + 15]):  # also as it was stored before
+        arrays = unpack({"float32": stored}, index_of(tree))
+        assert np.array_equal(arrays["a"], tree["a"])
+        assert np.array_equal(arrays["b"], tree["b"])
+    with pytest.raises(ValueError, match="not as long"):
+        unpack({"float32": vector[:-1]}, index_of(tree))
+    (short,) = pack({"a": np.ones(part, np.float32)}).values()
+    assert short.shape == (part,)
