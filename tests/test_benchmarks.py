@@ -172,6 +172,7 @@ def test_scaling_finds_faults() -> None:
     assert len(scaling.faults_of(more, alone)) == 2
 
 
+@pytest.mark.slow
 def test_scaling_on_two_devices(tmp_path: Path) -> None:
     written, printed = run_benchmark(
         "scaling.py",

@@ -237,6 +237,7 @@ def test_compiled_programs_are_kept_where_the_user_says(
         jax.config.update(name, before)
 
 
+@pytest.mark.slow
 def test_training_fills_the_cache_and_a_second_run_uses_it(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

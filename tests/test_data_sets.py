@@ -75,7 +75,9 @@ def train_and_evaluate(config: str, images: int, tmp_path: Path, *arguments: str
     return lines[1:3]
 
 
-@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+@pytest.mark.parametrize(
+    ("name", "classes"), [("cifar10", 10), pytest.param("cifar100", 100, marks=pytest.mark.slow)]
+)
 def test_cifar(name: str, classes: int, tmp_path: Path) -> None:
     archive = tmp_path / f"{name}.tar.gz"
     write_cifar_archive(archive, name, train=12, test=5)
@@ -117,7 +119,7 @@ def test_imagenet2012(tmp_path: Path) -> None:
     assert re.match(r"step 2 +centre \d+ of \d+ +11 ", scores)
 
 
-@pytest.mark.parametrize("layout", ["folder", "whole"])
+@pytest.mark.parametrize("layout", ["folder", pytest.param("whole", marks=pytest.mark.slow)])
 def test_imagenet5k(layout: str, tmp_path: Path) -> None:
     """From more than 5,000 synsets; the score among ImageNet-1K's classes comes with it."""
     write_validation(tmp_path, range(1, 12))

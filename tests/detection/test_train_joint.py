@@ -169,6 +169,7 @@ def test_its_losses_are_those_of_both_stages_on_the_same_proposals(drawn: Drawn)
         assert losses[index] == pytest.approx(sum(parts), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_no_gradient_flows_through_the_proposals(drawn: Drawn) -> None:
     """The regions' losses teach the trunk, but not the head that has proposed the regions."""
 

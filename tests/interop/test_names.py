@@ -119,7 +119,7 @@ def test_model_names_are_found_again() -> None:
             assert model_name(dataclasses.replace(architecture, stem_width=8)) == name
     unlisted = dataclasses.replace(parse_name("resnet50"), blocks=(3, 4, 5, 4))
     assert model_name(unlisted) is None
-    assert model_name(dataclasses.replace(parse_name("resnet50"), blocks=(2, 2, 2, 2))) is None
+    assert model_name(dataclasses.replace(parse_name("resnet50"), blocks=(2, 2, 2, 1))) is None
 
 
 def test_preactivation_is_refused() -> None:

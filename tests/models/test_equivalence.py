@@ -197,7 +197,11 @@ def test_blocks_train_the_same(case: tuple[int, int, int, int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "output", "gradient"), [("float64", 1e-9, 1e-9), ("float32", 1e-4, 1e-2)]
+    ("dtype", "output", "gradient"),
+    [
+        ("float64", 1e-9, 1e-9),
+        pytest.param("float32", 1e-4, 1e-2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_whole_network_agrees(dtype: str, output: float, gradient: float) -> None:
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
@@ -212,6 +216,7 @@ def test_a_whole_network_agrees(dtype: str, output: float, gradient: float) -> N
             assert worst_difference(convert_arrays(stats_form, 3, form, "c"), stats) < output
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_a_whole_network_trains_the_same_in_every_form() -> None:
     expected, expected_state = train(small_network("c"), 3)

@@ -19,7 +19,14 @@ STEPS = 5
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("group", [4, 32, None], ids=lambda group: f"group_{group}")
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(4, id="group_4", marks=pytest.mark.slow),
+        pytest.param(32, id="group_32"),
+        pytest.param(None, id="group_None"),
+    ],
+)
 def test_five_steps_do_not_depend_on_the_devices(group: int | None) -> None:
     """With 64 images a step, 8 devices hold 8 each: group 32 spans four of them, None all."""
     alone = TinyRun(1, group)
@@ -32,7 +39,7 @@ def test_five_steps_do_not_depend_on_the_devices(group: int | None) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("form", ["a", "b"])
+@pytest.mark.parametrize("form", [pytest.param("a", marks=pytest.mark.slow), "b"])
 def test_block_forms_take_the_same_steps_on_eight_devices(form: Form) -> None:
     expected = TinyRun(1, 32, learning_rate=0.01).train(2)
     assert TinyRun(8, 32, learning_rate=0.01, form=form).train(2) == pytest.approx(
