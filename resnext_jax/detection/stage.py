@@ -78,7 +78,8 @@ class Stage(Task):
         order = training_order(
             self.train, self.images, seed=config.seed, batch_size=config.batch_size
         )
-        return len(order)
+        self._train_images = len(order)
+        return self._train_images
 
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """See `Task`."""
@@ -106,7 +107,7 @@ class Stage(Task):
 
     def train_step(self, optimizer: optax.GradientTransformation) -> TrainStep:
         """See `Task`."""
-        spec = setup.step_spec(self.config, self.config.images_per_epoch)
+        spec = setup.step_spec(self.config, self._train_images)
         loss = make_loss(self.graphdef, self.image_losses, self.config)
         return make_step(loss, optimizer, self.mesh, spec)
 

@@ -120,6 +120,18 @@ def test_other_data_does_not_resume(
         loop.train(changed, whole[0])
 
 
+def test_an_epoch_may_be_all_images(config: ConfigDict) -> None:
+    """Also where the average of the weights has to know how long that is."""
+    changed = config.copy_and_resolve_references()
+    changed.images_per_epoch = None
+    changed.ema.decay = 0.9
+    task = find_task(changed)(changed)
+    images = task.open()
+    assert images == 12  # not mirrored
+    optimizer, _ = task.build(setup.build_schedule(changed, images))
+    assert callable(task.train_step(optimizer))
+
+
 def test_other_categories_to_test_on_are_refused(config: ConfigDict, tmp_path: Path) -> None:
     """Not by eval.py either: a class is a place among the categories."""
     scenes = small_scenes(tmp_path / "scenes")
