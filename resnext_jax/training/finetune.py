@@ -44,9 +44,10 @@ class Freezing:
 
     def set_modes(self, model: Any) -> None:
         """Put a network into training mode, but what is frozen normalises as in testing."""
-        model.train()
         if self.norms:
             model.eval()
+            return
+        model.train()
         if self.stages:
             model.stem.eval()
         for stage in range(2, self.stages + 1):

@@ -187,8 +187,7 @@ def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
         hint = f"did you mean {near[0]!r}?" if near else "remove it."
         raise ConfigError(f"the config has a field {name!r} that nothing reads; {hint}")
     for name, (holds, allowed) in rules.items():
-        value = field(config, name) if name in known else None
-        if name in known and not holds(value):
+        if name in known and not holds(value := field(config, name)):
             raise ConfigError(f"config.{name}={value!r} {allowed}.")
     uses_float64 = "float64" in (config.model.dtype, config.model.param_dtype)
     if uses_float64 and not jax.config.read("jax_enable_x64"):
