@@ -12,7 +12,7 @@ A run stands where the paper has a figure for
 
 if it is finished: its last test was made at its last step. That test counts, or an evaluation of
 that step, as the paper reports the errors at the end, and not the best one. Runs whose configs
-differ in nothing but the seed (and in fields that change no result, `runs.IMMATERIAL`) are
+differ in nothing but the seed (and in fields that change no result, `workdir.IMMATERIAL`) are
 averaged; the first of several with the same seed counts. A recipe other than the paper's keeps no
 run out, but its figure has a star, and what differs is named below the table.
 """

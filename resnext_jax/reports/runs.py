@@ -20,34 +20,15 @@ from resnext_jax.models.resnext import Architecture
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.training.config import base_config, field, field_names
 from resnext_jax.training.logging import METRICS_FILE, read_metrics
-from resnext_jax.training.workdir import CONFIG_FILE, DATA_SET_FILE, existing_workdir
-
-# Fields that change how a run is computed, stored or logged, but not what is measured. Runs that
-# differ in these alone are one experiment; so are runs that differ in the seed.
-IMMATERIAL = frozenset(
-    {
-        "seed",
-        "accumulate_steps",
-        "model.remat",
-        "model.scan_blocks",
-        "data.data_dir",
-        "data.eval_first_classes",
-        "data.manual_dir",
-        "data.num_workers",
-        "data.on_error",
-        "eval_batch_size",
-        "eval_every_epochs",
-        "checkpoint_every_epochs",
-        "checkpoint_every_minutes",
-        "checkpoint_every_steps",
-        "guard.max_skipped",
-        "keep_checkpoints",
-        "keep_every_epochs",
-        "log_every_steps",
-        "profile_steps",
-    }
+from resnext_jax.training.workdir import (
+    CONFIG_FILE,
+    DATA_SET_FILE,
+    IMMATERIAL,
+    existing_workdir,
 )
 
+# Runs that differ in these alone are one experiment.
+_OF_A_RUN = IMMATERIAL | {"seed"}
 
 # Records of a test, by weights: "raw" or "ema".
 Tests = Mapping[str, dict[str, Any]]
@@ -55,7 +36,7 @@ Tests = Mapping[str, dict[str, Any]]
 
 def settings(config: ConfigDict) -> dict[str, Any]:
     """Return what of a config an experiment is: fields by dotted name, as JSON has them."""
-    names = sorted(set(field_names(config)) - IMMATERIAL)
+    names = sorted(set(field_names(config)) - _OF_A_RUN)
     named: dict[str, Any] = json.loads(json.dumps({name: field(config, name) for name in names}))
     return named
 

@@ -21,39 +21,42 @@ CONFIG_FILE = "config.json"
 DATA_SET_FILE = "data_set.json"
 LOCK_FILE = ".lock"
 
-# Fields that may differ when a run resumes: they change what is computed by rounding at most, or
-# (data.on_error, guard, optimizer.clip_norm) are what a run that stopped may need to go on.
-_MAY_CHANGE = frozenset(
+# Fields that change how a run is computed, stored or logged, but not what is measured.
+IMMATERIAL = frozenset(
     {
         "accumulate_steps",
         "model.remat",
         "model.scan_blocks",
         "data.data_dir",
+        "data.eval_first_classes",
         "data.manual_dir",
         "data.num_workers",
         "data.on_error",
-        "data.eval_image_size",
-        "data.eval_short_side",
-        "data.eval_interpolation",
-        "data.eval_antialias",
-        "data.eval_crops",
-        "data.eval_first_classes",
         "eval_batch_size",
         "eval_every_epochs",
         "checkpoint_every_epochs",
         "checkpoint_every_minutes",
         "checkpoint_every_steps",
         "guard.max_skipped",
-        "guard.on_nonfinite",
-        "guard.spike_factor",
-        "init_from",
         "keep_checkpoints",
         "keep_every_epochs",
         "log_every_steps",
-        "optimizer.clip_norm",
         "profile_steps",
     }
 )
+# Fields that may differ when a run resumes: those, how it is tested, where it began, and (guard,
+# optimizer.clip_norm) what a run that stopped may need to go on.
+_MAY_CHANGE = IMMATERIAL | {
+    "data.eval_image_size",
+    "data.eval_short_side",
+    "data.eval_interpolation",
+    "data.eval_antialias",
+    "data.eval_crops",
+    "guard.on_nonfinite",
+    "guard.spike_factor",
+    "init_from",
+    "optimizer.clip_norm",
+}
 
 
 def open_workdir(path: str | os.PathLike[str]) -> Path:
