@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -56,8 +57,27 @@ def one_line(error: BaseException, longest: int | None = 200) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
+def positive_int(text: str) -> int:
+    """Read a whole number above 0, the `type` of an argument."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
 class CommandParser(argparse.ArgumentParser):
     """A parser whose user's mistakes are told as all others are."""
+
+    def add_network(self) -> None:
+        """Add what names a network with its weights, arguments of `members.load_single`."""
+        origin = self.add_mutually_exclusive_group(required=True)
+        origin.add_argument("--weights", metavar="FILE", type=Path, help=".safetensors or .pth")
+        origin.add_argument("--workdir", metavar="DIR", type=Path, help="of a run")
+        self.add_argument(
+            "--checkpoint",
+            default="latest",
+            help="of the run: latest (the default), best, or a step",
+        )
+        self.add_argument("--ema", action="store_true", help="the average of the weights")
 
     def error(self, message: str) -> NoReturn:
         """Leave with one sentence and status 2."""

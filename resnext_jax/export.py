@@ -24,7 +24,13 @@ from flax import nnx
 from jax import export as jax_export
 
 from resnext_jax.data.augment import DeviceTransform
-from resnext_jax.errors import CommandParser, UserError, one_line, reports_user_errors
+from resnext_jax.errors import (
+    CommandParser,
+    UserError,
+    one_line,
+    positive_int,
+    reports_user_errors,
+)
 from resnext_jax.evaluation.members import load_single
 from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.models.variables import merge, split
@@ -189,19 +195,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Write a network with its weights as StableHLO.",
         allow_abbrev=False,
     )
-    origin = parser.add_mutually_exclusive_group(required=True)
-    origin.add_argument("--weights", metavar="FILE", type=Path, help=".safetensors or .pth")
-    origin.add_argument("--workdir", metavar="DIR", type=Path, help="of a run")
+    parser.add_network()
     parser.add_argument("--out", required=True, metavar="FILE", type=Path, help="to write")
-    parser.add_argument(
-        "--checkpoint", default="latest", help="of the run: latest (the default), best, or a step"
-    )
-    parser.add_argument("--ema", action="store_true", help="the average of the weights")
     parser.add_argument(
         "--batch", type=_batch, default=None, metavar="N", help="images at a time, or any (default)"
     )
     parser.add_argument(
-        "--image_size", type=_positive, metavar="S", help="side of the images (as in testing)"
+        "--image_size", type=positive_int, metavar="S", help="side of the images (as in testing)"
     )
     parser.add_argument(
         "--platforms",
@@ -213,13 +213,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _batch(text: str) -> int | None:
-    return None if text == "any" else _positive(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+    return None if text == "any" else positive_int(text)
 
 
 def _platforms(text: str) -> list[str]:

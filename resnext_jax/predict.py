@@ -32,6 +32,7 @@ from resnext_jax.errors import (
     CommandParser,
     DataError,
     UserError,
+    positive_int,
     reports_user_errors,
 )
 from resnext_jax.evaluation.members import Single, load_single
@@ -297,37 +298,27 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="Tell what images show.",
         allow_abbrev=False,
     )
-    origin = parser.add_mutually_exclusive_group(required=True)
-    origin.add_argument("--weights", metavar="FILE", type=Path, help=".safetensors or .pth")
-    origin.add_argument("--workdir", metavar="DIR", type=Path, help="of a run")
+    parser.add_network()
     parser.add_argument(
         "image", nargs="+", metavar="IMAGE", help="files, folders, or patterns in quotes"
     )
     parser.add_argument(
-        "--checkpoint", default="latest", help="of the run: latest (the default), best, or a step"
-    )
-    parser.add_argument("--ema", action="store_true", help="the average of the weights")
-    parser.add_argument(
         "--classes", metavar="FILE", type=Path, help="names of the classes, one a line"
     )
-    parser.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to tell (5)")
+    parser.add_argument(
+        "--top", type=positive_int, default=5, metavar="N", help="classes to tell (5)"
+    )
     parser.add_argument("--json", action="store_true", help="an object of JSON a line")
     parser.add_argument(
-        "--image_size", type=_positive, metavar="S", help="side of the crop, in pixels"
+        "--image_size", type=positive_int, metavar="S", help="side of the crop, in pixels"
     )
     parser.add_argument(
         "--interpolation", choices=INTERPOLATIONS, help="when resizing (as in testing)"
     )
     parser.add_argument(
-        "--batch_size", type=_positive, default=32, metavar="N", help="images at a time (32)"
+        "--batch_size", type=positive_int, default=32, metavar="N", help="images at a time (32)"
     )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ from resnext_jax.errors import (
     DataError,
     UserError,
     one_line,
+    positive_int,
     reports_user_errors,
 )
 from resnext_jax.files import replacing
@@ -216,7 +217,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="the averages of the weights, of both")
     parser.add_argument(
         "--enlarge",
-        type=_positive,
+        type=positive_int,
         default=1,
         metavar="N",
         help="pictures N times as large as the images, for legible text on small ones (1)",
@@ -232,12 +233,6 @@ def _score(text: str) -> float:
     if not 0 <= score <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 1")
     return score
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":
