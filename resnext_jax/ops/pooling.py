@@ -51,7 +51,7 @@ def _forward(
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
     taps = _taps(x, window, strides, padding)
     _, largest = next(taps)
-    chosen = jnp.zeros(largest.shape, np.min_scalar_type(window * window - 1))
+    chosen = jnp.zeros(largest.shape, np.min_scalar_type(window * window))
     for tap, values in taps:
         chosen = jnp.where(values > largest, jnp.asarray(tap, chosen.dtype), chosen)
         largest = jnp.maximum(largest, values)
@@ -67,31 +67,35 @@ def _backward(
 ) -> tuple[jax.Array]:
     chosen, shape = residuals
     images, height, width, channels = shape
-    # Input elements fall into strides x strides phases. Those of one phase are
-    # at the same places of their windows, so that each place gives a shifted
-    # copy of `dy`, zero where the window chose another.
+    # Place `strides * i + a` of the padded input is seen by the windows i, i - 1, ... as
+    # their place a, a + strides, ...: each such distance gives a copy of dy, shifted, and
+    # zero where the window chose another. The places a are an axis of their own, so that
+    # all is broadcasting, which XLA runs as one loop.
     sizes = [-(-(size + 2 * padding) // strides) for size in (height, width)]
+    distances = range(-(-window // strides))
 
-    def phase(first_row: int, first_column: int) -> jax.Array:
-        total = jnp.zeros((images, *sizes, channels), dy.dtype)
-        for row in range(first_row, window, strides):
-            for column in range(first_column, window, strides):
-                given = jnp.where(chosen == row * window + column, dy, 0)
-                offsets = (row // strides, column // strides)
-                pads = [
-                    (offset, size - offset - given.shape[axis])
-                    for axis, offset, size in zip((1, 2), offsets, sizes, strict=True)
-                ]
-                total = total + jnp.pad(given, ((0, 0), *pads, (0, 0)))
-        return total
+    def shifted(x: jax.Array, rows: int, columns: int, fill: int) -> jax.Array:
+        """`x[n, i - rows, j - columns, c]`, `[N, *sizes, C]`, `fill` outside of x."""
+        pads = [
+            (distance, size - distance - length)
+            for distance, size, length in zip((rows, columns), sizes, x.shape[1:3], strict=True)
+        ]
+        return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
 
-    rows = [
-        jnp.stack([phase(row, column) for column in range(strides)], axis=3)
-        for row in range(strides)
-    ]
-    padded = jnp.stack(rows, axis=2).reshape(
-        images, sizes[0] * strides, sizes[1] * strides, channels
-    )
+    total = jnp.zeros((images, sizes[0], strides, sizes[1], strides, channels), dy.dtype)
+    none = window * window  # no window has such a place
+    for rows in distances:
+        for columns in distances:
+            places = np.full((strides, strides), none, chosen.dtype)
+            for a in range(min(strides, window - strides * rows)):
+                for b in range(min(strides, window - strides * columns)):
+                    places[a, b] = (a + strides * rows) * window + b + strides * columns
+            given, taken = (
+                shifted(x, rows, columns, fill)[:, :, None, :, None]
+                for x, fill in ((dy, 0), (chosen, 0))
+            )
+            total = total + jnp.where(taken == places[:, None, :, None], given, 0)
+    padded = total.reshape(images, sizes[0] * strides, sizes[1] * strides, channels)
     return (padded[:, padding : padding + height, padding : padding + width],)
 
 
