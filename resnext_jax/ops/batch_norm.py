@@ -14,10 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-# `_channel_sums_of_product`: in how many parts rows are added up, and how few are
-# left to a plain sum. Maps of 224-pixel images have rows in sevens.
-_PARTS = (7, 8, 5, 3, 2)
-_ROWS_LEFT_TO_SUM = 1024
+from resnext_jax.ops.sums import sum_rows
+from resnext_jax.ops.varying import varying_like
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -63,8 +61,8 @@ def _forward(
     # Two passes: the mean of squares minus the square of the mean cancels badly
     # in float32 where a channel's mean is far from zero.
     count = grouped.shape[1]
-    local_mean = _channel_sums(grouped) / count
-    variance = _channel_sums(jnp.square(grouped - local_mean)) / count
+    local_mean = sum_rows(grouped) / count
+    variance = sum_rows(jnp.square(grouped - local_mean)) / count
     mean = local_mean
     if _members(axis_name) > 1:
         mean = lax.pmean(local_mean, axis_name)
@@ -86,8 +84,8 @@ def _backward(
     grouped = _grouped(x, num_groups)
     dy = cotangents[0].reshape(grouped.shape)
     centred = grouped - mean
-    sum_dy = _channel_sums(dy)
-    sum_dy_normalised = _channel_sums_of_product(dy, centred) * inverse
+    sum_dy = sum_rows(dy)
+    sum_dy_normalised = sum_rows(dy * centred) * inverse
     # Where the output moves, so do the statistics it was normalised by: x's
     # gradient has no component along the mean and the deviation of its group.
     mean_dy = sum_dy / grouped.shape[1]
@@ -110,41 +108,9 @@ def _grouped(x: jax.Array, num_groups: int) -> jax.Array:
     return x.astype(jnp.promote_types(jnp.float32, x.dtype)).reshape(num_groups, -1, x.shape[-1])
 
 
-def _channel_sums(x: jax.Array) -> jax.Array:
-    """Sum `[G, M, C]` over M, to `[G, 1, C]`."""
-    return x.sum(axis=1, keepdims=True)
-
-
-def _channel_sums_of_product(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Sum the product of two `[G, M, C]` over M, to `[G, 1, C]`."""
-    product = x * y
-    if jax.default_backend() == "cpu":
-        # XLA's CPU library takes a product and its sum together, and is then
-        # some thirty times slower than memory (docs/performance.md). Adding
-        # distant parts first, in ordinary loops, keeps the two apart.
-        while product.shape[1] > _ROWS_LEFT_TO_SUM:
-            rows = product.shape[1]
-            parts = next((n for n in _PARTS if rows % n == 0), None)
-            if parts is None:
-                break
-            product = sum(jnp.split(product, parts, axis=1)[1:], start=product[:, : rows // parts])
-    return _channel_sums(product)
-
-
 def _members(axis_name: str | None) -> int:
     """How many devices share a group."""
     return lax.axis_size(axis_name) if axis_name is not None else 1
-
-
-def _varying_like(x: jax.Array, array: jax.Array) -> jax.Array:
-    """Give `array` the device-varying type of `x`, as a hand-written gradient needs.
-
-    Under `shard_map`, adding a zero taken from `x` makes a replicated parameter
-    vary over the devices as x does; the gradient of that is the sum over them.
-    Elsewhere nothing remains of it after compilation.
-    """
-    zero = jnp.where(False, lax.stop_gradient(x)[(0,) * x.ndim], 0)
-    return array + zero.astype(array.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -222,8 +188,8 @@ class BatchNorm(nnx.Module):
         num_groups = self._num_groups(x.shape[0])
         y, mean, variance = normalise_groups(
             x,
-            _varying_like(x, scale),
-            _varying_like(x, bias),
+            varying_like(x, scale),
+            varying_like(x, bias),
             num_groups,
             self.axis_name,
             self.epsilon,
@@ -237,7 +203,7 @@ class BatchNorm(nnx.Module):
         unbiased = variance * (count / (count - 1))
         # Statistics that devices share are typed as a device's own again, so that
         # a train step averages all layers' alike.
-        self._update_running(_varying_like(x, mean), _varying_like(x, unbiased))
+        self._update_running(varying_like(x, mean), varying_like(x, unbiased))
         return y.astype(self.dtype)
 
     def _update_running(self, mean: jax.Array, unbiased_variance: jax.Array) -> None:
