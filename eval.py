@@ -43,9 +43,12 @@ cli.define_host_flags()
 def main(argv: Sequence[str]) -> None:
     """Evaluate."""
     del argv
-    cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
+    from resnext_jax import cpu
     from resnext_jax.training.distributed import connected
+
+    cpu.keep_memory()
+    cli.keep_compiled_programs()
 
     workdirs, files = _listed(_WORKDIR.value), _listed(_WEIGHTS.value)
     with connected(**cli.host_flags()):

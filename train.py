@@ -29,9 +29,12 @@ cli.define_host_flags()
 def main(argv: Sequence[str]) -> None:
     """Train."""
     del argv
-    cli.keep_compiled_programs()
     # Imported late, so that a wrong flag is told at once.
+    from resnext_jax import cpu
     from resnext_jax.training.distributed import connected, is_first_host
+
+    cpu.keep_memory()
+    cli.keep_compiled_programs()
 
     stopped = None
     with connected(**cli.host_flags()):

@@ -113,9 +113,7 @@ class JaxNetwork:
         """Compile the training step; each run continues from the state of the one before."""
         state = self._fresh_state()
         step = training_step(self._graphdef, self._mesh)
-        # `TrainStep` promises a function and no more. What is compiled ahead of its
-        # first call must be a `jit`, and that one has to donate the state itself.
-        compiled, seconds = _compile(jax.jit(step, donate_argnums=0), state, self._batch)
+        compiled, seconds = _compile(step, state, self._batch)
 
         def run() -> Any:
             nonlocal state
@@ -236,7 +234,9 @@ def _idle_step(mesh: Mesh) -> TrainStep:
     )
 
 
-def _compile(function: jax.stages.Wrapped, *arguments: Any) -> tuple[jax.stages.Compiled, float]:
+def _compile(
+    function: jax.stages.Wrapped | TrainStep, *arguments: Any
+) -> tuple[jax.stages.Compiled, float]:
     start = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     return compiled, time.perf_counter() - start

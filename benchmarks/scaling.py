@@ -115,8 +115,7 @@ def compile_step(args: argparse.Namespace, devices: int) -> dict[str, Any]:
         _place(state, replicated_sharding(mesh)),
         _place(batch, batch_sharding(mesh)),
     )
-    step = jax.jit(training_step(graphdef, mesh), donate_argnums=0)
-    compiled = step.lower(*arguments).compile()
+    compiled = training_step(graphdef, mesh).lower(*arguments).compile()
     costs = compiled.cost_analysis() or {}
     memory = compiled.memory_analysis()
     return {

@@ -37,6 +37,7 @@ from benchmarks.jax_step import BLOCKS, JaxVariant
 from benchmarks.matrix_peak import matrix_peak
 from benchmarks.program import MODES, Mode, Network, Program, Setting, Variant
 from benchmarks.step_rows import Row, label, print_comparisons, print_rows, records
+from resnext_jax import cpu
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.training.mesh import make_mesh
@@ -237,6 +238,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = make_parser()
     args = parser.parse_args()
+    cpu.keep_memory()  # as train.py does; PyTorch, in the same process, has it too
     if args.torch:
         torch_device.share_gpu()
     try:

@@ -26,10 +26,15 @@ def keep_compiled_programs() -> None:
     In `~/.cache/resnext_jax` (or under `$XDG_CACHE_HOME`), unless JAX was told
     another folder (`JAX_COMPILATION_CACHE_DIR`) or none
     (`JAX_ENABLE_COMPILATION_CACHE=false`). Where that folder cannot be made,
-    programs are not kept.
+    programs are not kept. Nor are they on CPUs where oneDNN is to be had: its
+    programs cannot be kept, and are worth more (docs/performance.md).
     """
     import jax  # late, so that a wrong flag is told at once
 
+    from resnext_jax import cpu
+
+    if cpu.expects_onednn():
+        return
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         folder = home / "resnext_jax"

@@ -33,6 +33,7 @@ from resnext_jax.errors import (
 )
 from resnext_jax.evaluation.members import load_single
 from resnext_jax.evaluation.outputs import check_writable, write_output
+from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.training import setup
 
@@ -52,7 +53,7 @@ def export(
 ) -> jax_export.Exported:
     """Turn a network into a function from images to logits that needs none of its code.
 
-    The lowering of grouped convolutions is the one for the platform that exports, whatever
+    The lowering of convolutions is the "portable" one of the platform that exports, whatever
     `platforms` says: right everywhere, but not everywhere the fastest.
 
     Args:
@@ -78,6 +79,9 @@ def export(
     def logits(images: jax.Array) -> jax.Array:
         network = merge(graphdef, params, batch_stats)
         network.eval()
+        for _, layer in nnx.iter_graph(network):
+            if isinstance(layer, Conv):
+                layer.implementation = "portable"
         found: jax.Array = network(preprocess({"image": images}) if preprocess else images)
         return found
 
@@ -135,6 +139,9 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
     def logits(images: jax.Array) -> jax.Array:
         network = merge(graphdef, params, batch_stats)
         network.eval()
+        for _, layer in nnx.iter_graph(network):
+            if isinstance(layer, Conv):
+                layer.implementation = "portable"
         found: jax.Array = network(transform.test({"image": images}))
         return found
 

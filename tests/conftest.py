@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -20,6 +21,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process
 import jax
 from absl import flags
 
+from resnext_jax import cpu
+
 # Grain reads absl flags, which outside of an absl program nobody parses.
 flags.FLAGS.mark_as_parsed()
 
@@ -29,6 +32,19 @@ def float64() -> Iterator[None]:
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def onednn() -> Iterator[None]:
+    """Convolutions of oneDNN, which the cache of compiled programs above keeps away elsewhere."""
+    if not cpu.expects_onednn():
+        pytest.skip("oneDNN is used with versions of jaxlib that were tried")
+    name = "jax_persistent_cache_min_compile_time_secs"
+    usual = jax.config.values[name]
+    jax.config.update(name, 1e9)  # none of its programs is stored
+    with mock.patch.object(cpu, "has_onednn", return_value=True):
+        yield
+    jax.config.update(name, usual)
 
 
 @pytest.fixture(scope="session")

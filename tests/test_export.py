@@ -18,6 +18,7 @@ from resnext_jax.models.variables import merge
 from resnext_jax.training import setup
 from resnext_jax.training.mesh import make_mesh
 from tests.evaluation.workdirs import digits_config, make_workdir, write_weights
+from tests.numerics import relative_difference
 
 SIZE = 8
 TRANSFORM = DeviceTransform(mean=(120.0, 110.0, 100.0), std=(60.0, 61.0, 62.0))
@@ -59,6 +60,14 @@ def test_what_is_read_again_gives_the_same_logits(
     wrong = images(4) if batch_size else np.zeros((4, SIZE + 1, SIZE, 3), np.uint8)
     with pytest.raises(ValueError, match="Shape mismatch"):
         again.call(wrong)
+
+
+@pytest.mark.usefixtures("onednn")
+def test_an_export_needs_no_library_that_its_network_uses(model: nnx.Module) -> None:
+    exported = export(model, image_size=SIZE, batch_size=3, preprocess=TRANSFORM.test)
+    assert "onednn" not in str(exported.mlir_module())
+    expected = logits(model, images(3))
+    assert relative_difference(exported.call(images(3)), expected) < 1e-5
 
 
 def test_normalised_images_and_other_networks() -> None:

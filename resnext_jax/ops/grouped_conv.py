@@ -13,21 +13,29 @@ packed: neighbouring groups are placed in block-diagonal kernels that are wide
     the blocks cost multiplications, which is why packs stay narrow. An
     infinity or NaN in one group reaches its neighbours in the pack.
 matmul: a 1x1 convolution without groups is a matrix product over positions.
+onednn: the library that jaxlib's CPU code carries, for float32 (see `ops.onednn`).
+
+"portable" chooses as "auto" does, but of XLA's own operations: for programs that are
+taken elsewhere (`jax.export` refuses the calls of "onednn").
 """
 
 import dataclasses
 import functools
 import importlib.resources
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 from jax import lax
 
-Implementation = Literal["auto", "native", "packed", "matmul"]
-IMPLEMENTATIONS: tuple[Implementation, ...] = ("auto", "native", "packed", "matmul")
+from resnext_jax import cpu
+from resnext_jax.ops import onednn
+
+Implementation = Literal["auto", "portable", "native", "packed", "matmul", "onednn"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 # Zeros before and after, vertically and horizontally.
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -67,12 +75,14 @@ def grouped_conv(
     _check(x, kernel, groups, implementation)
     stride = (int(strides[0]), int(strides[1]))
     pad = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
-    if implementation == "auto":
-        implementation = _choose(kernel, groups, pad)
+    if implementation in ("auto", "portable"):
+        implementation = _choose(kernel, groups, pad, portable=implementation == "portable")
     if implementation == "native":
         return _native(x, kernel, groups, stride, pad)
     if implementation == "packed":
         return _packed(x, kernel, groups, stride, pad)
+    if implementation == "onednn":
+        return _onednn(x, kernel, groups, stride, pad)
     return _matmul(x, kernel, groups, stride, pad)
 
 
@@ -83,19 +93,28 @@ class Lowering:
     Attributes:
       grouped: implementation of convolutions with groups.
       pointwise: implementation of 1x1 convolutions without groups.
+      dense: implementation of all others without groups.
       pack_channels: narrowest pack, in input channels. Narrower packs leave
         vector units idle, wider ones multiply more zeros.
     """
 
     grouped: Implementation
     pointwise: Implementation
+    dense: Implementation
     pack_channels: int
 
 
-def measured_lowering(dtype: jax.typing.DTypeLike) -> Lowering:
-    """Look up the running platform and `dtype`, or the defaults where they were not measured."""
+def measured_lowering(dtype: jax.typing.DTypeLike, *, portable: bool = False) -> Lowering:
+    """Look up the running platform and `dtype`, or the defaults where they were not measured.
+
+    Args:
+      dtype: of the convolution.
+      portable: whether to take XLA's own operations only.
+    """
     platforms = _table()["platforms"]
     dtypes = platforms.get(jax.default_backend(), platforms["default"])
+    if not portable and cpu.has_onednn():
+        dtypes = dtypes | platforms["cpu with oneDNN"]
     return Lowering(**dtypes.get(jnp.dtype(dtype).name, dtypes["default"]))
 
 
@@ -105,11 +124,11 @@ def _table() -> dict[str, Any]:
     return json.loads(text)
 
 
-def _choose(kernel: jax.Array, groups: int, padding: Padding) -> Implementation:
-    lowering = measured_lowering(kernel.dtype)
+def _choose(kernel: jax.Array, groups: int, padding: Padding, *, portable: bool) -> Implementation:
+    lowering = measured_lowering(kernel.dtype, portable=portable)
     if groups > 1:
         return lowering.grouped
-    return lowering.pointwise if _is_pointwise(kernel, padding) else "native"
+    return lowering.pointwise if _is_pointwise(kernel, padding) else lowering.dense
 
 
 def _native(
@@ -152,7 +171,7 @@ def pack_size(groups: int, channels_per_group: int, dtype: jax.typing.DTypeLike)
     The smallest divisor of `groups` that makes a pack wide enough for plain
     convolution code, or all groups where none does.
     """
-    narrowest = measured_lowering(dtype).pack_channels
+    narrowest = measured_lowering(dtype, portable=True).pack_channels
     for pack in range(1, groups):
         if groups % pack == 0 and pack * channels_per_group >= narrowest:
             return pack
@@ -193,11 +212,44 @@ def _matmul(
             "implementation 'matmul' is for 1x1 convolutions without groups or padding, "
             f"got a {kernel.shape[0]}x{kernel.shape[1]} kernel, groups={groups}, padding={padding}."
         )
+    return _product_of_positions(x, kernel, strides, jnp.matmul)
+
+
+def _product_of_positions(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: tuple[int, int],
+    multiply: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """A 1x1 convolution without groups or padding."""
     x = x[:, :: strides[0], :: strides[1]]
     # On two axes and not on four: the gradients that JAX derives from a product
     # over [N, H, W] make XLA copy maps into transposed layouts on the CPU.
-    rows = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+    rows = multiply(x.reshape(-1, x.shape[-1]), kernel[0, 0])
     return rows.reshape(*x.shape[:3], kernel.shape[3])
+
+
+def _onednn(
+    x: jax.Array,
+    kernel: jax.Array,
+    groups: int,
+    strides: tuple[int, int],
+    padding: Padding,
+) -> jax.Array:
+    if x.dtype != jnp.float32 or not cpu.has_onednn():
+        raise ValueError(
+            "implementation 'onednn' is for float32 on the CPU of Linux on x86-64, with jaxlib "
+            f"{' or '.join(cpu.TRIED_JAXLIB)} and no compilation cache, got {x.dtype} on "
+            f"{jax.default_backend()} with jaxlib {jaxlib.version.__version__}; choose 'auto'."
+        )
+    if x.size == 0 or any(
+        size + sum(edges) < taps
+        for size, edges, taps in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
+    ):
+        return _native(x, kernel, groups, strides, padding)  # oneDNN has no empty arrays
+    if groups == 1 and _is_pointwise(kernel, padding):
+        return _product_of_positions(x, kernel, strides, onednn.matmul)
+    return onednn.convolution(x, kernel, groups=groups, strides=strides, padding=padding)
 
 
 def _is_pointwise(kernel: jax.Array, padding: Padding) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,12 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
+from resnext_jax import cpu
 from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.data.mixing import MIX, mix, partners
 from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
 from resnext_jax.models.variables import Arrays, merge, split
+from resnext_jax.ops.sums import norm
 from resnext_jax.training import ema
 from resnext_jax.training.agreement import REQUESTS, Request, agreed_requests
 from resnext_jax.training.ema import EmaSpec
@@ -24,7 +26,17 @@ from resnext_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
 Loss = Callable[[Arrays, Arrays, Batch], tuple[jax.Array, tuple[Arrays, Metrics]]]
-TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class TrainStep(Protocol):
+    """A compiled step; see `make_step`."""
+
+    def __call__(self, state: TrainState, batch: Batch, /) -> tuple[TrainState, Metrics]:
+        """Take the step."""
+
+    def lower(self, state: TrainState, batch: Batch, /) -> jax.stages.Lowered:
+        """Compile it ahead of its first call, as `jax.jit` does."""
+
 
 # Among a step's metrics: whether its result was taken, and whether the run is halted (bool).
 ACCEPTED, HALTED = "accepted", "halted"
@@ -171,7 +183,7 @@ def make_step(
             name: state.batch_stats[name] if spec.freezing(name) else value
             for name, value in batch_stats.items()
         }
-        metrics["gradient_norm"] = optax.tree.norm(gradients)
+        metrics["gradient_norm"] = norm(gradients)
         verdict, guard = judge(
             spec.guard, state.guard, metrics["loss"], metrics["gradient_norm"], halt
         )
@@ -201,4 +213,5 @@ def make_step(
             out_specs=(REPLICATED, REPLICATED),
         ),
         donate_argnums=0,
+        compiler_options=cpu.compiler_options(),
     )

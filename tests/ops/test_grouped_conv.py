@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnext_jax import cpu
 from resnext_jax.ops import grouped_conv
 from tests.numerics import relative_difference
 
@@ -155,26 +156,49 @@ def test_lowering_table_is_complete_and_names_its_command() -> None:
     table = MODULE._table()
     assert table["command"].startswith("python benchmarks/grouped_conv.py")
     assert table["platforms"].keys() == table["measured"].keys()
+    assert all("default" in table["platforms"][name] for name in ("cpu", "default"))
+    known = set(MODULE.IMPLEMENTATIONS) - {"auto", "portable"}
     for dtypes in table["platforms"].values():
-        assert "default" in dtypes
         for row in dtypes.values():
             lowering = MODULE.Lowering(**row)
-            assert {lowering.grouped, lowering.pointwise} <= set(MODULE.IMPLEMENTATIONS) - {"auto"}
+            assert {lowering.grouped, lowering.pointwise, lowering.dense} <= known
             assert lowering.pack_channels >= 1
 
 
 @pytest.mark.parametrize(
-    ("platform", "dtype", "expected"),
+    ("platform", "dtype", "has_onednn", "expected"),
     [
-        ("cpu", "float32", ("packed", "matmul", 16)),
-        ("cpu", "float64", ("packed", "matmul", 32)),
-        ("cpu", "bfloat16", ("packed", "matmul", 16)),
-        ("tpu", "bfloat16", ("native", "native", 16)),
+        ("cpu", "float32", False, ("packed", "matmul", "native", 16)),
+        ("cpu", "float32", True, ("onednn", "onednn", "onednn", 16)),
+        ("cpu", "float64", True, ("packed", "matmul", "native", 32)),
+        ("cpu", "bfloat16", True, ("packed", "matmul", "native", 16)),
+        ("tpu", "bfloat16", False, ("native", "native", "native", 16)),
     ],
 )
-def test_lowering_of_a_platform(platform: str, dtype: str, expected: tuple[str, str, int]) -> None:
-    with mock.patch.object(jax, "default_backend", return_value=platform):
+def test_lowering_of_a_platform(
+    platform: str, dtype: str, has_onednn: bool, expected: tuple[str, str, str, int]
+) -> None:
+    with (
+        mock.patch.object(jax, "default_backend", return_value=platform),
+        mock.patch.object(cpu, "has_onednn", return_value=has_onednn),
+    ):
         assert MODULE.measured_lowering(dtype) == MODULE.Lowering(*expected)
+
+
+def test_a_portable_lowering_calls_no_library() -> None:
+    with mock.patch.object(cpu, "has_onednn", return_value=True):
+        lowering = MODULE.measured_lowering("float32", portable=True)
+        assert "onednn" not in (lowering.grouped, lowering.pointwise, lowering.dense)
+        x, kernel = jnp.ones((1, 4, 4, 32)), jnp.ones((3, 3, 4, 32))
+
+        def convolve(implementation: str) -> str:
+            apply = jax.jit(
+                lambda x: grouped_conv(x, kernel, groups=8, implementation=implementation)  # type: ignore[arg-type]
+            )
+            return str(apply.lower(x).as_text())
+
+        assert "onednn" in convolve("auto")
+        assert "onednn" not in convolve("portable")
 
 
 def test_auto_does_not_look_at_the_batch_size() -> None:
@@ -197,6 +221,7 @@ def test_auto_does_not_look_at_the_batch_size() -> None:
         ((4, 4, 8), (3, 3, 8, 8), 1, "auto", "got shapes"),
         ((1, 4, 4, 8), (3, 3, 8, 8), 1, "fast", "unknown implementation 'fast'"),
         ((1, 4, 4, 8), (3, 3, 8, 8), 1, "matmul", "1x1 convolutions without groups"),
+        ((1, 4, 4, 8), (3, 3, 8, 8), 1, "onednn", "is for float32 on the CPU"),
     ],
 )
 def test_refuses_what_does_not_fit(
@@ -206,7 +231,10 @@ def test_refuses_what_does_not_fit(
     implementation: str,
     message: str,
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with (
+        mock.patch.object(cpu, "has_onednn", return_value=False),
+        pytest.raises(ValueError, match=message),
+    ):
         grouped_conv(
             jnp.ones(x_shape),
             jnp.ones(kernel_shape),

@@ -105,11 +105,27 @@ def test_is_sgd_on_the_mean_loss() -> None:
     assert int(run.state.step) == 1
 
 
+@pytest.mark.usefixtures("onednn")
+def test_a_step_with_onednn_is_the_same_step_on_eight_devices_and_repeats() -> None:
+    """Single steps: float32 trajectories part, as any two orders of adding do."""
+    expected = TinyRun(1, 32, dtype="float32", conv_implementation="portable")
+    (loss,) = expected.train(1)
+    runs = [TinyRun(devices, 32, dtype="float32") for devices in (1, 8, 8)]
+    for run in runs:
+        assert run.train(1) == pytest.approx([loss], rel=1e-5)
+        assert worst_difference(run.state.params, expected.state.params) < 1e-4
+    for name, value in runs[1].state.params.items():
+        np.testing.assert_array_equal(value, runs[2].state.params[name])
+    program = runs[1].step.lower(runs[1].state, runs[1].batch()).compile().as_text()
+    assert "__onednn$convolution" in str(program)
+    assert "all-gather" not in str(program)
+
+
 @pytest.mark.parametrize(("group", "implementation"), [(4, "native"), (32, "auto")])
 def test_compiled_steps_gather_nothing(group: int, implementation: Implementation) -> None:
     """Also with grouped convolutions left to XLA, which gathers for them by itself (below)."""
     run = TinyRun(8, group, dtype="float32", conv_implementation=implementation)
-    train = run.step.lower(run.state, run.batch()).compile().as_text()  # type: ignore[attr-defined]
+    train = str(run.step.lower(run.state, run.batch()).compile().as_text())
     assert "all-reduce" in train
     assert "all-gather" not in train
 

@@ -1,0 +1,89 @@
+"""What makes XLA fast on CPUs, and is no business of a network.
+
+Two of the three things here and the calls of `ops.onednn` are inner matters of jaxlib, which
+may change with its next version. They are used with the versions that were tried, and left
+alone with any other. docs/performance.md has what they bring.
+"""
+
+import ctypes
+import os
+import platform
+import sys
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+
+import jax
+import jaxlib.version
+
+# `make test` has passed on these, tests/ops/test_onednn.py in particular. To try another
+# version, add it here and run them; benchmarks/train_step.py tells what it brings.
+TRIED_JAXLIB = ("0.10.2",)
+
+# glibc's names in malloc.h.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_TOP_PAD_BYTES = 64 << 20
+
+
+def has_onednn() -> bool:
+    """Whether `ops.onednn` may be called: on the CPU, where no compiled programs are kept.
+
+    JAX's persistent compilation cache cannot store a program that calls oneDNN: XLA takes
+    such a call for one of another kind when it writes it.
+    """
+    cached = jax.config.values["jax_compilation_cache_dir"] is not None
+    return _is_tried() and not (cached and jax.config.values["jax_enable_compilation_cache"])
+
+
+def expects_onednn() -> bool:
+    """Whether `has_onednn` will say so if no compiled programs are kept, without starting JAX."""
+    return _has_only_cpu() and _is_tried_jaxlib()
+
+
+def compiler_options() -> dict[str, str]:
+    """Options of `jax.jit` for whole training steps; none where the CPU is not what runs.
+
+    XLA leaves sums to its library YNN, which does not take in what they are sums of, and is
+    slow where it does. XLA's own loops do the sums of batch normalisation in fewer passes.
+    """
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if _is_tried() else {}
+
+
+def keep_memory() -> None:
+    """Have this process keep the memory it frees, where JAX has nothing but the CPU.
+
+    XLA asks for its intermediate results, a gigabyte for ResNet-50, in every step anew. The C
+    library would take it from the system each time, in pages that are cleared first. A process
+    that keeps it never grows for it, but does not shrink either.
+
+    To be called before JAX starts its threads, which is when it first computes: later it would
+    have no effect. Does nothing with other C libraries than glibc.
+    """
+    if not _has_only_cpu() or platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL(None)
+    # All from one arena, which is never given back and grows in large steps.
+    library.mallopt(_MMAP_MAX, 0)
+    library.mallopt(_TRIM_THRESHOLD, -1)
+    library.mallopt(_ARENA_MAX, 1)
+    library.mallopt(_TOP_PAD, _TOP_PAD_BYTES)
+
+
+def _is_tried() -> bool:
+    return jax.default_backend() == "cpu" and _is_tried_jaxlib()
+
+
+def _is_tried_jaxlib() -> bool:
+    return (
+        sys.platform == "linux"
+        and platform.machine() == "x86_64"
+        and jaxlib.version.__version__ in TRIED_JAXLIB
+    )
+
+
+def _has_only_cpu() -> bool:
+    """Whether JAX will run on the CPU, told without starting it."""
+    wanted = os.environ.get("JAX_PLATFORMS")
+    if wanted:
+        return wanted == "cpu"
+    # Accelerators are plugins; a TPU's is known by its library.
+    return not entry_points(group="jax_plugins") and find_spec("libtpu") is None

@@ -1,0 +1,98 @@
+"""What is set for the CPU, and where it is left alone."""
+
+import subprocess
+import sys
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import pytest
+
+from resnext_jax import cpu
+
+ALLOCATE = """
+import ctypes, resource
+from resnext_jax import cpu
+
+if {keep}:
+    cpu.keep_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.malloc.argtypes = [ctypes.c_size_t]
+library.free.argtypes = [ctypes.c_void_p]
+
+def use():
+    block = library.malloc(64 << 20)
+    ctypes.memset(block, 1, 64 << 20)
+    library.free(block)
+
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(keep: bool) -> int:
+    """Pages that the system has to give a second time."""
+    command = [sys.executable, "-c", ALLOCATE.format(keep=keep)]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_kept() -> None:
+    assert page_faults(keep=True) < 100
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "cpu,cuda"])
+def test_memory_is_left_alone_beside_an_accelerator(
+    platforms: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    with mock.patch.object(cpu.ctypes, "CDLL") as library:
+        cpu.keep_memory()
+    library.assert_not_called()
+
+
+def test_an_accelerator_is_known_by_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(cpu, "entry_points", lambda group: [])
+    monkeypatch.setattr(cpu, "find_spec", lambda name: None)
+    monkeypatch.setattr(cpu, "_is_tried_jaxlib", lambda: True)
+    assert cpu.expects_onednn()
+    monkeypatch.setattr(cpu, "entry_points", lambda group: [group])
+    assert not cpu.expects_onednn()
+
+
+def test_programs_that_are_kept_do_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """XLA fails to store one with oneDNN's calls: `MemoryError`, at best."""
+    monkeypatch.setattr(cpu, "_is_tried_jaxlib", lambda: True)
+    folder, enabled = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
+    usual = {name: jax.config.values[name] for name in (folder, enabled)}
+    try:
+        jax.config.update(folder, None)
+        assert cpu.has_onednn()
+        jax.config.update(folder, "/somewhere")
+        assert not cpu.has_onednn()
+        jax.config.update(enabled, False)
+        assert cpu.has_onednn()
+    finally:
+        for name, value in usual.items():
+            jax.config.update(name, value)
+
+
+def test_another_jaxlib_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxlib.version, "__version__", "0.99.0")
+    assert not cpu.has_onednn()
+    assert cpu.compiler_options() == {}
+
+
+@pytest.mark.usefixtures("onednn")
+def test_compiler_options_keep_sums_out_of_the_library() -> None:
+    def total(x: jax.Array) -> jax.Array:
+        return (x * 2 + 1).sum(axis=0)
+
+    x = jnp.ones((25088, 256))
+    program = jax.jit(total, compiler_options=cpu.compiler_options()).lower(x).compile()
+    assert "ynn_fusion" not in str(program.as_text())
