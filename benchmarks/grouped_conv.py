@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure, torch_device
 from benchmarks.conv_layers import Layer, layers_of
+from resnext_jax import cpu
 from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
 
 # By name, because the package's attribute of that name is the function.
@@ -332,6 +333,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     """Run the benchmark."""
     args = parse_args()
+    cpu.keep_memory()  # as train.py does
     if args.dtype == "float64":
         jax.config.update("jax_enable_x64", True)
     if not args.no_torch:

@@ -71,8 +71,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "function"),
+    [
+        # What compiles longest for three of the cases alone, and for the others with make test-all.
+        pytest.param(case, function, marks=[pytest.mark.slow] * (rank > 1 and at > 2))
+        for rank, function in enumerate(FUNCTIONS)
+        for at, case in enumerate(CASES)
+    ],
+)
 def test_equals_native(case: str, function: str) -> None:
     """The sums are native's in float64, to float32's rounding of sums of a thousand squares."""
     groups, (inputs, outputs), image, taps, strides, padding = CASES[case]
