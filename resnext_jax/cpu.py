@@ -1,6 +1,6 @@
 """What makes XLA fast on CPUs, and is no business of a network.
 
-Two of the three things here and the calls of `ops.onednn` are inner matters of jaxlib, which
+The compiler's options here and the calls of `ops.onednn` are inner matters of jaxlib, which
 may change with its next version. They are used with the versions that were tried, and left
 alone with any other. docs/performance.md has what they bring.
 """

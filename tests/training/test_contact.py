@@ -137,10 +137,10 @@ def test_the_port_is_free_once_all_have_met(
 
 def test_a_missing_process_is_named_by_all(threads: ThreadPoolExecutor, make: Make) -> None:
     begin = time.monotonic()
-    for met in meet(threads, make(0, 4, limit=0.5), make(2, 4, limit=0.5)):
-        with pytest.raises(HostError, match=r"processes 1, 3 did not come within 0\.5 seconds"):
-            met.result(5)
-    assert time.monotonic() - begin < 3
+    for met in meet(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
+        with pytest.raises(HostError, match=r"processes 1, 3 did not come within 2(\.0)? seconds"):
+            met.result(10)
+    assert time.monotonic() - begin < 6
 
 
 def test_who_has_come_waits_as_long_as_the_first_process(

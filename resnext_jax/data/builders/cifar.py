@@ -7,6 +7,7 @@ import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -269,7 +270,8 @@ class Cifar10(Builder, skip_registration=True):  # type: ignore[call-arg]
             if reason:
                 raise self._unfetched(reason)
         try:
-            return Path(dl_manager.download(url))
+            # In a thread, so that Ctrl-C meets this one waiting: inside tfds it can get lost.
+            return Path(ThreadPoolExecutor(1).submit(dl_manager.download, url).result())
         except NonMatchingChecksumError as error:
             raise self._unfetched("its size or checksum is not the published one") from error
         except DownloadError as error:
