@@ -144,10 +144,11 @@ class Contact:
             async with asyncio.timeout(self._limit):
                 await self._all_came.wait()
         except TimeoutError:
-            self._tell(waiting_for=self._absent(), too_late=self._limit)
+            absent = self._absent()  # before those who came hear of it, and leave
+            self._tell(waiting_for=absent, too_late=self._limit)
             drains = [peer.writer.drain() for peer in self._peers.values()]
             await _within(GRACE, asyncio.gather(*drains, return_exceptions=True))
-            raise HostError(_did_not_come(self._absent(), self._limit)) from None
+            raise HostError(_did_not_come(absent, self._limit)) from None
         finally:
             reminder.cancel()
             server.close()  # leaves the port to JAX; the connections stay

@@ -1,12 +1,14 @@
 """Processes meet, part, and hear of each other's ends; here they are threads of one process."""
 
+import asyncio
 import json
 import queue
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -136,24 +138,37 @@ def test_the_port_is_free_once_all_have_met(
 
 
 def test_a_missing_process_is_named_by_all(threads: ThreadPoolExecutor, make: Make) -> None:
-    begin = time.monotonic()
     for met in meet(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
-        with pytest.raises(HostError, match=r"processes 1, 3 did not come within 2(\.0)? seconds"):
+        with pytest.raises(HostError, match="processes 1, 3 did not come within 2 seconds"):
             met.result(10)
-    assert time.monotonic() - begin < 6
+
+
+def test_who_came_and_left_when_told_is_not_missing(
+    threads: ThreadPoolExecutor, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within = contact_module._within
+
+    async def slow(seconds: float, work: Awaitable[Any]) -> None:
+        await within(seconds, work)
+        await asyncio.sleep(0.3)  # process 2 has gone by now
+
+    monkeypatch.setattr(contact_module, "_within", slow)
+    for met in meet(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
+        with pytest.raises(HostError, match="processes 1, 3 did not come within 2 seconds"):
+            met.result(10)
 
 
 def test_who_has_come_waits_as_long_as_the_first_process(
     threads: ThreadPoolExecutor, make: Make
 ) -> None:
     begin = time.monotonic()
-    (hasty,) = meet(threads, make(1, 3, limit=0.6))
+    (hasty,) = meet(threads, make(1, 3, limit=1.5))
     time.sleep(0.3)
-    (first,) = meet(threads, make(0, 3, limit=0.7))
+    (first,) = meet(threads, make(0, 3, limit=1.75))
     for met in (hasty, first):
-        with pytest.raises(HostError, match=r"process 2 did not come within 0\.7 seconds"):
-            met.result(5)
-    assert 1.0 < time.monotonic() - begin < 3
+        with pytest.raises(HostError, match=r"process 2 did not come within 1\.75 seconds"):
+            met.result(10)
+    assert time.monotonic() - begin > 2
 
 
 def test_the_first_process_is_missing(make: Make, port: int) -> None:
@@ -176,7 +191,7 @@ def test_who_waits_long_is_told_for_whom(
     assert capfd.readouterr().err == ""
     monkeypatch.setattr(contact_module, "_PATIENCE", 0.1)
     with pytest.raises(HostError):
-        Process(0, free_port(), 3, limit=0.5).contact.meet()
+        Process(0, free_port(), 3, limit=1.0).contact.meet()
     assert capfd.readouterr().err == "waiting for processes 1, 2\n"
 
 
@@ -234,11 +249,11 @@ def test_all_hear_who_was_lost(threads: ThreadPoolExecutor, make: Make, lost: in
             assert sentence.startswith(f"process {lost} on {HERE} was lost (its connection broke)")
             assert status == EXIT_LOST_HOST
             assert process.contact.lost.is_set()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 8  # silence would be noticed after 10 seconds
 
 
 def test_who_is_silent_is_lost(threads: ThreadPoolExecutor, make: Make, port: int) -> None:
-    first = make(0, limit=0.6)
+    first = make(0, limit=1.5)
     (met,) = meet(threads, first)
     stranger = Stranger(port)
     stranger.greet(1, 2)
@@ -246,9 +261,9 @@ def test_who_is_silent_is_lost(threads: ThreadPoolExecutor, make: Make, port: in
     begin = time.monotonic()
     sentence, _ = first.end()
     assert sentence.startswith(
-        "process 1 on afar was lost (nothing was heard of it for 0.6 seconds)"
+        "process 1 on afar was lost (nothing was heard of it for 1.5 seconds)"
     )
-    assert 0.4 < time.monotonic() - begin < 3
+    assert time.monotonic() - begin > 1
     stranger.socket.close()
 
 
