@@ -119,7 +119,8 @@ def test_imagenet2012(tmp_path: Path) -> None:
     assert re.match(r"step 2 +centre \d+ of \d+ +11 ", scores)
 
 
-@pytest.mark.parametrize("layout", ["folder", pytest.param("whole", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["folder", "whole"])
 def test_imagenet5k(layout: str, tmp_path: Path) -> None:
     """From more than 5,000 synsets; the score among ImageNet-1K's classes comes with it."""
     write_validation(tmp_path, range(1, 12))

@@ -348,7 +348,7 @@ total = jax.shard_map(
 )(numbers)
 print(jax.process_count(), jax.device_count(), jax.local_device_count())
 print(float(total[0]), agree(2**40 + 3 + me), agree(-1 - me), is_first_host())
-time.sleep(1.5 * (1 - me))
+time.sleep(4 * (1 - me))
 """
 
 
@@ -357,7 +357,7 @@ def test_two_hosts_see_all_devices_and_agree() -> None:
     proxy = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     begin = time.monotonic()
     # One ends later than the limit, and the other waits for it.
-    command = [*program(SUM), "--distributed_timeout=1"]
+    command = [*program(SUM), "--distributed_timeout=3"]
     for number, host in enumerate(run_hosts(command, hosts=2, devices=4, env=proxy, timeout=60)):
         assert host.returncode == 0, host.stderr
         assert lines(host.stdout) == [
@@ -376,8 +376,8 @@ def test_a_host_that_is_killed_ends_all(lost: int) -> None:
             hosts.wait_for(number, "at work")
         begin = time.monotonic()
         hosts.kill(lost)
-        finished = hosts.finish(timeout=20)
-    assert time.monotonic() - begin < 5
+        finished = hosts.finish(timeout=30)
+    assert time.monotonic() - begin < 15  # silence would be noticed after 300 seconds
     assert finished[lost].returncode == -signal.SIGKILL
     other = finished[1 - lost]
     assert "Traceback" not in other.stderr

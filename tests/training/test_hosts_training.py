@@ -49,7 +49,7 @@ def succeeded(finished: list[Finished]) -> list[Finished]:
 
 
 def test_two_hosts_train_and_evaluate_as_one(prepared: str, tmp_path: Path) -> None:
-    command = ["train.py", *SHORT_RUN_FLAGS, *FLOAT64_FLAGS, prepared, "--config.num_epochs=1.0"]
+    command = ["train.py", *SHORT_RUN_FLAGS, *FLOAT64_FLAGS, prepared, "--config.num_epochs=0.5"]
     first, second = succeeded(
         run_hosts([*command, f"--workdir={tmp_path / 'two'}"], env=FLOAT64, timeout=300)
     )

@@ -81,7 +81,11 @@ def test_metrics_are_logged_as_documented(whole: tuple[Path, TrainState]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("step", "signal_number"), [(23, signal.SIGINT), (27, signal.SIGTERM)], ids=["int", "term"]
+    ("step", "signal_number"),
+    [
+        pytest.param(23, signal.SIGINT, id="int"),
+        pytest.param(27, signal.SIGTERM, id="term", marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     config: ConfigDict,

@@ -24,7 +24,7 @@ STEPS = 5
     [
         pytest.param(4, id="group_4", marks=pytest.mark.slow),
         pytest.param(32, id="group_32"),
-        pytest.param(None, id="group_None"),
+        pytest.param(None, id="group_None", marks=pytest.mark.slow),
     ],
 )
 def test_five_steps_do_not_depend_on_the_devices(group: int | None) -> None:
@@ -47,6 +47,7 @@ def test_block_forms_take_the_same_steps_on_eight_devices(form: Form) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("float64")
 def test_scanned_blocks_take_the_same_steps_on_eight_devices() -> None:
     model = "resnext29_2x4d"  # its stages end in two equal blocks
