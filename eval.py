@@ -48,10 +48,10 @@ def main(argv: Sequence[str]) -> None:
     from resnext_jax.training.distributed import connected
 
     cpu.keep_memory()
-    cli.keep_compiled_programs()
 
     workdirs, files = _listed(_WORKDIR.value), _listed(_WEIGHTS.value)
     with connected(**cli.host_flags()):
+        cli.keep_compiled_programs()
         evaluate = pkgutil.resolve_name(task_entry(_CONFIG.value).evaluation)
         evaluate(
             _CONFIG.value,

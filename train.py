@@ -34,10 +34,10 @@ def main(argv: Sequence[str]) -> None:
     from resnext_jax.training.distributed import connected, is_first_host
 
     cpu.keep_memory()
-    cli.keep_compiled_programs()
 
     stopped = None
     with connected(**cli.host_flags()):
+        cli.keep_compiled_programs()
         from resnext_jax.training.loop import InterruptedRunError, train
 
         workdir = _WORKDIR.value

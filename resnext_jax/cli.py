@@ -28,12 +28,14 @@ def keep_compiled_programs() -> None:
     (`JAX_ENABLE_COMPILATION_CACHE=false`). Where that folder cannot be made,
     programs are not kept. Nor are they on CPUs where oneDNN is to be had: its
     programs cannot be kept, and are worth more (docs/performance.md).
+
+    This starts JAX, so processes of one run must be connected before.
     """
     import jax  # late, so that a wrong flag is told at once
 
     from resnext_jax import cpu
 
-    if cpu.expects_onednn():
+    if cpu.carries_onednn():
         return
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

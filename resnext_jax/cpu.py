@@ -24,19 +24,25 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _TOP_PAD_BYTES = 64 << 20
 
 
+def carries_onednn() -> bool:
+    """Whether JAX runs on the CPU with a jaxlib whose oneDNN was tried."""
+    return (
+        jax.default_backend() == "cpu"
+        and sys.platform == "linux"
+        and platform.machine() == "x86_64"
+        and jaxlib.version.__version__ in TRIED_JAXLIB
+    )
+
+
 def has_onednn() -> bool:
-    """Whether `ops.onednn` may be called: on the CPU, where no compiled programs are kept.
+    """Whether `ops.onednn` may be called: where it is carried, and no compiled programs are kept.
 
     JAX's persistent compilation cache cannot store a program that calls oneDNN: XLA takes
-    such a call for one of another kind when it writes it.
+    such a call for one of another kind when it writes it. JAX decides about its cache when it
+    first compiles, so the cache should be chosen, or given up, before that.
     """
-    cached = jax.config.values["jax_compilation_cache_dir"] is not None
-    return _is_tried() and not (cached and jax.config.values["jax_enable_compilation_cache"])
-
-
-def expects_onednn() -> bool:
-    """Whether `has_onednn` will say so if no compiled programs are kept, without starting JAX."""
-    return _has_only_cpu() and _is_tried_jaxlib()
+    cached = jax.config.values["jax_compilation_cache_dir"]  # JAX takes "" for none, too
+    return carries_onednn() and not (cached and jax.config.values["jax_enable_compilation_cache"])
 
 
 def compiler_options() -> dict[str, str]:
@@ -45,7 +51,7 @@ def compiler_options() -> dict[str, str]:
     XLA leaves sums to its library YNN, which does not take in what they are sums of, and is
     slow where it does. XLA's own loops do the sums of batch normalisation in fewer passes.
     """
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if _is_tried() else {}
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if carries_onednn() else {}
 
 
 def keep_memory() -> None:
@@ -53,10 +59,10 @@ def keep_memory() -> None:
 
     XLA asks for its intermediate results, a gigabyte for ResNet-50, in every step anew. The C
     library would take it from the system each time, in pages that are cleared first. A process
-    that keeps it never grows for it, but does not shrink either.
+    that keeps it never grows for it, but does not shrink either: it holds what it needed most.
 
-    To be called before JAX starts its threads, which is when it first computes: later it would
-    have no effect. Does nothing with other C libraries than glibc.
+    To be called before JAX starts its threads, which is when it first computes: later, memory
+    is kept too, but no step is faster for it. Does nothing with other C libraries than glibc.
     """
     if not _has_only_cpu() or platform.libc_ver()[0] != "glibc":
         return
@@ -66,18 +72,6 @@ def keep_memory() -> None:
     library.mallopt(_TRIM_THRESHOLD, -1)
     library.mallopt(_ARENA_MAX, 1)
     library.mallopt(_TOP_PAD, _TOP_PAD_BYTES)
-
-
-def _is_tried() -> bool:
-    return jax.default_backend() == "cpu" and _is_tried_jaxlib()
-
-
-def _is_tried_jaxlib() -> bool:
-    return (
-        sys.platform == "linux"
-        and platform.machine() == "x86_64"
-        and jaxlib.version.__version__ in TRIED_JAXLIB
-    )
 
 
 def _has_only_cpu() -> bool:

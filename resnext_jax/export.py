@@ -139,15 +139,12 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
     def logits(images: jax.Array) -> jax.Array:
         network = merge(graphdef, params, batch_stats)
         network.eval()
-        for _, layer in nnx.iter_graph(network):
-            if isinstance(layer, Conv):
-                layer.implementation = "portable"
         found: jax.Array = network(transform.test({"image": images}))
         return found
 
     expected, actual = (np.asarray(run(pixels)) for run in (logits, exported.call))
     found = Check(count, float(abs(actual - expected).max()), float(abs(expected).max()))
-    # Compiled anew, sums may be taken in another order.
+    # Compiled anew, and lowered otherwise, sums are taken in another order.
     if not found.difference <= 1e-3 * max(found.largest, 1.0):
         raise UserError(
             f"the export's logits differ from the network's by {found.difference:.3g} of "

@@ -256,8 +256,8 @@ def class_names(network: Single, file: Path | None) -> tuple[list[str], str]:
 def main(argv: Sequence[str]) -> None:
     """Predict, as the command line says."""
     options = _parse(argv)
-    cli.keep_compiled_programs()
     paths = find_images(options.image)
+    cli.keep_compiled_programs()
     network = load_single(
         workdir=options.workdir,
         file=options.weights,

@@ -37,7 +37,7 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def onednn() -> Iterator[None]:
     """Convolutions of oneDNN, which the cache of compiled programs above keeps away elsewhere."""
-    if not cpu.expects_onednn():
+    if not cpu.carries_onednn():
         pytest.skip("oneDNN is used with versions of jaxlib that were tried")
     name = "jax_persistent_cache_min_compile_time_secs"
     usual = jax.config.values[name]

@@ -218,7 +218,7 @@ def test_compiled_programs_are_kept_where_the_user_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(cpu, "expects_onednn", lambda: False)
+    monkeypatch.setattr(cpu, "carries_onednn", lambda: False)
     name = "jax_compilation_cache_dir"
     before = jax.config.values[name]
     try:
@@ -234,7 +234,7 @@ def test_compiled_programs_are_kept_where_the_user_says(
         jax.config.update(name, "/elsewhere")
         cli.keep_compiled_programs()
         assert jax.config.values[name] == "/elsewhere"
-        monkeypatch.setattr(cpu, "expects_onednn", lambda: True)
+        monkeypatch.setattr(cpu, "carries_onednn", lambda: True)
         jax.config.update(name, None)
         cli.keep_compiled_programs()
         assert jax.config.values[name] is None
@@ -275,7 +275,7 @@ def test_a_second_run_trains_alike_and_uses_the_cache_if_there_is_one(
     losses = train("first")
     first = kept()
     # Without being told, programs are not kept where oneDNN is in them.
-    assert bool(first) == (told or not cpu.expects_onednn())
+    assert bool(first) == (told or not cpu.carries_onednn())
     assert train("second") == losses
     assert kept() == first
 

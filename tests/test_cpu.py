@@ -1,5 +1,6 @@
 """What is set for the CPU, and where it is left alone."""
 
+import platform
 import subprocess
 import sys
 from unittest import mock
@@ -40,9 +41,9 @@ def page_faults(keep: bool) -> int:
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's")
 def test_freed_memory_is_kept() -> None:
-    assert page_faults(keep=True) < 100
+    assert page_faults(keep=True) < 100 < page_faults(keep=False)
 
 
 @pytest.mark.parametrize("platforms", ["cuda", "cpu,cuda"])
@@ -57,22 +58,33 @@ def test_memory_is_left_alone_beside_an_accelerator(
 
 def test_an_accelerator_is_known_by_its_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JAX_PLATFORMS")
-    monkeypatch.setattr(cpu, "entry_points", lambda group: [])
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(cpu, "find_spec", lambda name: None)
-    monkeypatch.setattr(cpu, "_is_tried_jaxlib", lambda: True)
-    assert cpu.expects_onednn()
-    monkeypatch.setattr(cpu, "entry_points", lambda group: [group])
-    assert not cpu.expects_onednn()
+    with mock.patch.object(cpu.ctypes, "CDLL") as library:
+        monkeypatch.setattr(cpu, "entry_points", lambda group: [group])
+        cpu.keep_memory()
+        library.assert_not_called()
+        monkeypatch.setattr(cpu, "entry_points", lambda group: [])
+        cpu.keep_memory()
+        library.assert_called()
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu.platform, "libc_ver", lambda: ("", ""))
+    with mock.patch.object(cpu.ctypes, "CDLL") as library:
+        cpu.keep_memory()
+    library.assert_not_called()
 
 
 def test_programs_that_are_kept_do_without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA fails to store one with oneDNN's calls: `MemoryError`, at best."""
-    monkeypatch.setattr(cpu, "_is_tried_jaxlib", lambda: True)
+    monkeypatch.setattr(cpu, "carries_onednn", lambda: True)
     folder, enabled = "jax_compilation_cache_dir", "jax_enable_compilation_cache"
     usual = {name: jax.config.values[name] for name in (folder, enabled)}
     try:
-        jax.config.update(folder, None)
-        assert cpu.has_onednn()
+        for none in (None, ""):
+            jax.config.update(folder, none)
+            assert cpu.has_onednn()
         jax.config.update(folder, "/somewhere")
         assert not cpu.has_onednn()
         jax.config.update(enabled, False)

@@ -162,8 +162,8 @@ def _explained(path: Path) -> Iterator[None]:
 def main(argv: Sequence[str]) -> None:
     """Find objects, as the command line says."""
     options = _parse(argv)
-    cli.keep_compiled_programs()
     paths = find_images(options.image)
+    cli.keep_compiled_programs()
     network = Finder(
         options.rpn,
         options.workdir,

@@ -54,6 +54,9 @@ def grouped_conv(
 ) -> jax.Array:
     """Convolve each group of channels with its own kernels (paper Sec. 3.3, Figure 3c).
 
+    "onednn", which "auto" takes for float32 on the CPU, can be differentiated in reverse mode
+    only, and not exported; "portable" can do all that XLA's own operations can.
+
     Args:
       x: images or feature maps, `[N, H, W, Cin]`, floating point.
       kernel: `[kh, kw, Cin / groups, Cout]` (HWIO, as
@@ -70,13 +73,18 @@ def grouped_conv(
       `[N, H', W', Cout]`, dtype of `x`.
 
     Raises:
-      ValueError: shapes and groups do not fit, or no such implementation.
+      ValueError: shapes, dtypes and groups do not fit, or no such implementation.
     """
+    x, kernel, groups = jnp.asarray(x), jnp.asarray(kernel), int(groups)
     _check(x, kernel, groups, implementation)
     stride = (int(strides[0]), int(strides[1]))
     pad = ((int(padding[0][0]), int(padding[0][1])), (int(padding[1][0]), int(padding[1][1])))
     if implementation in ("auto", "portable"):
-        implementation = _choose(kernel, groups, pad, portable=implementation == "portable")
+        # Types that say how arrays lie on several devices (JAX's explicit sharding) are
+        # understood by XLA's own operations only.
+        sharded = any(any(jax.typeof(array).sharding.spec) for array in (x, kernel))
+        portable = implementation == "portable" or sharded
+        implementation = _choose(kernel, groups, pad, portable=portable)
     if implementation == "native":
         return _native(x, kernel, groups, stride, pad)
     if implementation == "packed":
@@ -242,11 +250,12 @@ def _onednn(
             f"{' or '.join(cpu.TRIED_JAXLIB)} and no compilation cache, got {x.dtype} on "
             f"{jax.default_backend()} with jaxlib {jaxlib.version.__version__}; choose 'auto'."
         )
-    if x.size == 0 or any(
-        size + sum(edges) < taps
+    if 0 in (x.size, kernel.size) or any(
+        size + sum(edges) < taps or min(edges) < 0
         for size, edges, taps in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
     ):
-        return _native(x, kernel, groups, strides, padding)  # oneDNN has no empty arrays
+        # oneDNN has no empty arrays, and cuts nothing off.
+        return _native(x, kernel, groups, strides, padding)
     if groups == 1 and _is_pointwise(kernel, padding):
         return _product_of_positions(x, kernel, strides, onednn.matmul)
     return onednn.convolution(x, kernel, groups=groups, strides=strides, padding=padding)
@@ -267,6 +276,8 @@ def _check(x: jax.Array, kernel: jax.Array, groups: int, implementation: str) ->
             "grouped_conv takes x [N,H,W,C] and kernel [kh,kw,C/groups,Cout], "
             f"got shapes {x.shape} and {kernel.shape}."
         )
+    if x.dtype != kernel.dtype:
+        raise ValueError(f"x is {x.dtype} and the kernel {kernel.dtype}; cast one of them.")
     if groups < 1 or x.shape[3] % groups or kernel.shape[3] % groups:
         raise ValueError(
             f"groups={groups} must divide both the input's {x.shape[3]} channels "

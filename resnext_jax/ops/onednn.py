@@ -7,7 +7,8 @@ at all (docs/performance.md has the measurements).
 
 The calls are an inner matter of XLA: nobody promises that the next jaxlib keeps them, or
 the meaning of their settings, and oneDNN ends the process where it is asked for what it
-does not know. So ask `cpu.has_onednn` first.
+does not know. So ask `cpu.has_onednn` first, and give no other arrays than are said below:
+nothing here checks them. `grouped_conv` does both.
 
 A convolution, the gradient by its input and the one by its kernel are three sides of one
 sum over x, kernel and dy: the gradients of each are the other two. XLA offers the first
@@ -112,10 +113,10 @@ def _input_gradient(dy: jax.Array, kernel: jax.Array, geometry: _Geometry) -> ja
             count = len(range(first, geometry.taps[axis], stride))
             edges.append((count - 1 - base, phase_size[axis] + base - dy.shape[1 + axis]))
         met = kernel[tuple(taps)]
-        channels = kernel.shape[2] * groups
-        if 0 in met.shape:
-            return jnp.zeros((dy.shape[0], *phase_size, channels), dy.dtype)
         cropped, padding = _crop(dy, edges)
+        if 0 in (met.size, cropped.size):  # no window sees these elements
+            shape = (dy.shape[0], *phase_size, kernel.shape[2] * groups)
+            return varying_like(dy, jnp.zeros(shape, dy.dtype))
         return _call_convolution(cropped, _mirrored(met, groups), groups, padding=padding)
 
     if strides == (1, 1):
@@ -151,6 +152,8 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, geometry: _Geometry) -> jax.Ar
         )
     ]
     x, padding = _crop(x, edges)
+    if x.size == 0:  # the windows see nothing but padding
+        return varying_like(dy, jnp.zeros((*taps, inputs, groups * outputs), dy.dtype))
     images, height, width, _ = x.shape
     image = x.reshape(images, height, width, packs, pack * inputs).transpose(1, 2, 4, 3, 0)
     image = image.reshape(1, height, width * pack * inputs, packs * images)
@@ -295,7 +298,8 @@ def _crop(x: jax.Array, edges: Sequence[tuple[int, int]]) -> tuple[jax.Array, Ed
     cut = [(max(-before, 0), max(-after, 0)) for before, after in edges]
     left = tuple((max(before, 0), max(after, 0)) for before, after in edges)
     rows, columns = (
-        slice(before, size - after) for (before, after), size in zip(cut, x.shape[1:3], strict=True)
+        slice(before, max(before, size - after))
+        for (before, after), size in zip(cut, x.shape[1:3], strict=True)
     )
     return x[:, rows, columns], (left[0], left[1])
 

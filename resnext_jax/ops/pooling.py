@@ -74,13 +74,13 @@ def _backward(
     sizes = [-(-(size + 2 * padding) // strides) for size in (height, width)]
     distances = range(-(-window // strides))
 
-    def shifted(x: jax.Array, rows: int, columns: int, fill: int) -> jax.Array:
-        """`x[n, i - rows, j - columns, c]`, `[N, *sizes, C]`, `fill` outside of x."""
+    def shifted(x: jax.Array, rows: int, columns: int) -> jax.Array:
+        """`x[n, i - rows, j - columns, c]`, `[N, i, 1, j, 1, C]`, zero outside of x."""
         pads = [
             (distance, size - distance - length)
             for distance, size, length in zip((rows, columns), sizes, x.shape[1:3], strict=True)
         ]
-        return jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=fill)
+        return jnp.pad(x, ((0, 0), *pads, (0, 0)))[:, :, None, :, None]
 
     total = jnp.zeros((images, sizes[0], strides, sizes[1], strides, channels), dy.dtype)
     none = window * window  # no window has such a place
@@ -90,10 +90,8 @@ def _backward(
             for a in range(min(strides, window - strides * rows)):
                 for b in range(min(strides, window - strides * columns)):
                     places[a, b] = (a + strides * rows) * window + b + strides * columns
-            given, taken = (
-                shifted(x, rows, columns, fill)[:, :, None, :, None]
-                for x, fill in ((dy, 0), (chosen, 0))
-            )
+            # Where there is no window, the first of its places counts as chosen, and gets 0.
+            given, taken = (shifted(x, rows, columns) for x in (dy, chosen))
             total = total + jnp.where(taken == places[:, None, :, None], given, 0)
     padded = total.reshape(images, sizes[0] * strides, sizes[1] * strides, channels)
     return (padded[:, padding : padding + height, padding : padding + width],)

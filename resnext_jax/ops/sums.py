@@ -32,6 +32,8 @@ def norm(tree: Any) -> jax.Array:
     """L2 norm of all arrays of a tree together, float32 at least."""
     total = jnp.zeros((), jnp.float32)
     for x in jax.tree.leaves(tree):
+        if x.size == 0:
+            continue
         wide = x.astype(jnp.promote_types(jnp.float32, x.dtype))
         rows = wide.reshape(1, -1, x.shape[-1] if x.ndim else 1)
         total = total + sum_rows(jnp.square(rows)).sum()

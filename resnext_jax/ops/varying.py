@@ -10,7 +10,9 @@ def varying_like(x: jax.Array, array: jax.Array) -> jax.Array:
 
     Under `shard_map`, adding a zero taken from `x` makes a replicated parameter
     vary over the devices as x does; the gradient of that is the sum over them.
-    Elsewhere nothing remains of it after compilation.
+    Nothing remains of it after compilation. Elsewhere there are no such types.
     """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return array
     zero = jnp.where(False, lax.stop_gradient(x)[(0,) * x.ndim], 0)
     return array + zero.astype(array.dtype)

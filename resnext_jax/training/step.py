@@ -29,7 +29,11 @@ Loss = Callable[[Arrays, Arrays, Batch], tuple[jax.Array, tuple[Arrays, Metrics]
 
 
 class TrainStep(Protocol):
-    """A compiled step; see `make_step`."""
+    """A compiled step; see `make_step`.
+
+    It is compiled with options of its own on the CPU, and JAX has no such function inside of
+    another that is compiled (`jax.jit`, `lax.scan`): there, take its `__wrapped__`.
+    """
 
     def __call__(self, state: TrainState, batch: Batch, /) -> tuple[TrainState, Metrics]:
         """Take the step."""

@@ -212,6 +212,18 @@ def test_auto_does_not_look_at_the_batch_size() -> None:
     assert lowered(1) == lowered(64)
 
 
+def test_takes_numpys_arrays_and_numbers() -> None:
+    x, kernel = np.ones((1, 4, 4, 8)), np.ones((3, 3, 2, 8))
+    y = grouped_conv(x, kernel, groups=np.int64(4))  # type: ignore[arg-type]
+    assert y.dtype == jnp.float32
+    assert float(y[0, 1, 1, 0]) == 18
+
+
+def test_refuses_unlike_dtypes() -> None:
+    with pytest.raises(ValueError, match="x is bfloat16 and the kernel float32; cast"):
+        grouped_conv(jnp.ones((1, 4, 4, 8), "bfloat16"), jnp.ones((3, 3, 2, 8)), groups=4)
+
+
 @pytest.mark.parametrize(
     ("x_shape", "kernel_shape", "groups", "implementation", "message"),
     [

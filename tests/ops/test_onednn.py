@@ -66,6 +66,10 @@ CASES = {
     "windows that skip the last row": (1, (4, 8), (8, 8), (1, 3), (2, 3), NONE),
     "strides wider than the kernel": (2, (4, 4), (9, 9), (2, 2), (3, 3), NONE),
     "padding wider than the kernel": (2, (4, 4), (5, 6), (2, 4), (3, 2), ((2, 0), (5, 1))),
+    "elements that no window sees": (2, (4, 4), (3, 3), (3, 3), (3, 3), ONE),
+    "a window over padding alone": (2, (4, 4), (2, 2), (2, 2), (4, 4), ((3, 0), (3, 0))),
+    "a row that no window sees": (1, (4, 4), (2, 4), (2, 5), (2, 1), ((1, 0), (2, 2))),
+    "rows cut off": (1, (4, 4), (6, 6), (3, 3), (1, 1), ((-1, 0), (0, 0))),
     "1x1 with groups": (2, (8, 12), (5, 6), (1, 1), (2, 2), NONE),
     "1x1 without": (1, (8, 12), (5, 6), (1, 1), (2, 2), NONE),
 }
@@ -102,10 +106,23 @@ def test_vmap_is_a_loop() -> None:
     assert relative_difference(apply(x), expected) < 1e-6
 
 
-def test_nothing_in_nothing_out() -> None:
-    kernel = jnp.ones((3, 3, 2, 8))
-    y = convolve(jnp.ones((0, 5, 5, 8)), kernel, 4, (1, 1), ONE, "onednn")
-    assert y.shape == (0, 5, 5, 8)
+@pytest.mark.parametrize(("images", "outputs"), [(0, 8), (2, 0)])
+def test_nothing_in_nothing_out(images: int, outputs: int) -> None:
+    kernel = jnp.ones((3, 3, 2, outputs))
+    y = convolve(jnp.ones((images, 5, 5, 8)), kernel, 4, (1, 1), ONE, "onednn")
+    assert y.shape == (images, 5, 5, outputs)
+
+
+def test_explicit_sharding_is_left_to_xla() -> None:
+    """A library's call would have all images on every device."""
+    mesh = Mesh(np.array(jax.devices()), ("data",), axis_types=(AxisType.Explicit,))
+    x, kernel = random((16, 5, 5, 8), "float32"), random((3, 3, 2, 8), "float32", 1)
+    expected = convolve(x, kernel, 4, (1, 1), ONE, "native")
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(x, PartitionSpec("data"))
+        y = jax.jit(lambda x: convolve(x, kernel, 4, (1, 1), ONE, "auto"))(sharded)
+    assert jax.typeof(y).sharding.spec[0] == "data"
+    assert relative_difference(y, expected) < 1e-6
 
 
 @pytest.mark.parametrize("pointwise", [False, True])

@@ -26,3 +26,4 @@ def test_norm_of_a_tree() -> None:
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), tree)
     assert norm(halves).dtype == jnp.float32
     assert float(norm({})) == 0
+    assert float(norm({"nothing": jnp.ones((3, 0)), "something": 2 * jnp.ones(4)})) == 4

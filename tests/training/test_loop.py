@@ -109,6 +109,25 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     assert without_timings(records) == without_timings(expected)
 
 
+@pytest.mark.usefixtures("onednn")
+def test_with_onednn_too_it_is_the_uninterrupted_run(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other tests here keep compiled programs, and so do without it."""
+    short = config.copy_and_resolve_references()
+    short.num_epochs = 1.0
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    state = loop.train(short, whole)
+    monkeypatch.setattr(classification, "make_train_step", stopping_at(5, signal.SIGTERM))
+    with pytest.raises(loop.InterruptedRunError):
+        loop.train(short, parts)
+    monkeypatch.undo()
+    assert_same_state(loop.train(short, parts), state)
+    assert without_timings(read_metrics(parts)) == without_timings(read_metrics(whole))
+    last = read_metrics(whole)[-1]
+    assert evaluate_workdir(short, parts)[1]["raw"].loss == last["loss"]
+
+
 def test_a_finished_run_is_left_as_it_is(
     config: ConfigDict, whole: tuple[Path, TrainState], capsys: pytest.CaptureFixture[str]
 ) -> None:

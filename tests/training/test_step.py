@@ -7,11 +7,14 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from resnext_jax.data.augment import Batch
 from resnext_jax.evaluation.evaluator import make_eval_step
 from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops import grouped_conv
 from resnext_jax.ops.grouped_conv import Implementation
+from resnext_jax.training.state import TrainState
+from resnext_jax.training.step import Metrics
 from tests.numerics import worst_difference
 from tests.training.tiny import TRANSFORM, TinyRun, tiny_batch, tiny_model
 
@@ -60,6 +63,19 @@ def test_scanned_blocks_take_the_same_steps_on_eight_devices() -> None:
 def test_group_size_matters() -> None:
     """Or the test above would show nothing."""
     assert TinyRun(1, 4).train(1) != pytest.approx(TinyRun(1, 32).train(1), rel=1e-4)
+
+
+def test_steps_can_be_taken_inside_of_another_program() -> None:
+    run = TinyRun(1, 32, dtype="float32")
+    inner = run.step.__wrapped__  # type: ignore[attr-defined]
+
+    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(inner, state, batches)
+
+    batches = jax.tree.map(lambda *parts: jnp.stack(parts), run.batch(0), run.batch(1))
+    state, metrics = jax.jit(steps).lower(run.state, batches).out_info
+    assert state == jax.eval_shape(lambda: run.state)
+    assert metrics["loss"].shape == (2,)
 
 
 def first_gradient(run: TinyRun) -> dict[str, jax.Array]:
