@@ -45,7 +45,7 @@ detection-demo: install
 		'runs/digit_scenes/test/00000[0-5].png'
 
 # Most of a test's time is LLVM's, and small programs do not win it back. The commands that tests
-# run, and test-all, compile as users do.
+# run, and test-all, are optimised as usual.
 test: install
 	XLA_FLAGS=--xla_backend_optimization_level=0 $(PYTEST) -m "not slow"
 

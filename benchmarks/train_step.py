@@ -226,6 +226,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="also time PyTorch, as it is or by torch.compile, where it uses the same device",
     )
     parser.add_argument(
+        "--usual-memory",
+        action="store_true",
+        help="on CPUs, let the C library give memory back, as in a PyTorch program as it is; "
+        "otherwise both we and PyTorch keep it, as train.py does",
+    )
+    parser.add_argument(
         "--python-overhead",
         action="store_true",
         help="also measure Python's time between two of our training steps",
@@ -238,7 +244,8 @@ def main() -> None:
     """Run the benchmark."""
     parser = make_parser()
     args = parser.parse_args()
-    cpu.keep_memory()  # as train.py does; PyTorch, in the same process, has it too
+    if not args.usual_memory:
+        cpu.keep_memory()  # as train.py does; PyTorch, in the same process, has it too
     if args.torch:
         torch_device.share_gpu()
     try:
