@@ -250,6 +250,7 @@ def test_a_second_run_trains_alike_and_uses_the_cache_if_there_is_one(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.delenv(name)
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "true")
     if told:
         monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "cache" / "resnext_jax"))
 

@@ -24,6 +24,7 @@ def environment(cache: Path) -> dict[str, str]:
     return os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
