@@ -130,7 +130,8 @@ def _load_alone(program: str, path: str) -> ConfigDict:
         values(arguments)
         config = holder.value
         if not isinstance(config, ConfigDict):
-            len(config)  # what stands for a file that could not be read raises its error here
+            # What stands for a file that could not be read raises its error at any access.
+            getattr(config, "get", None)
             raise TypeError("get_config() must return a ConfigDict")
     except UserError as error:
         fail(str(error))

@@ -56,8 +56,14 @@ TRAIN = {
         [DIGITS, WORKDIR, "--config.bn_group_size=5"],
         ["config.batch_size=32", "config.bn_group_size=5"],
     ),
-    "missing config file": (["--config=configs/none.py", WORKDIR], ["configs/none.py"]),
-    "config that is a folder": (["--config=configs", WORKDIR], ["config file configs"]),
+    "missing config file": (
+        ["--config=configs/none.py", WORKDIR],
+        ["config file configs/none.py cannot be read: No such file or directory"],
+    ),
+    "config that is a folder": (
+        ["--config=configs", WORKDIR],
+        ["config file configs cannot be read: "],
+    ),
     "config with an argument it does not take": (
         [f"{DIGITS}:foo", WORKDIR],
         ["digits_resnext29.py:foo cannot be loaded", "takes 0 positional arguments"],
