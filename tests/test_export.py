@@ -56,7 +56,9 @@ def test_what_is_read_again_gives_the_same_logits(
     again = read_export(tmp_path / "file")
     # Of any number of images, or of the one that was said.
     for count in (3,) if batch_size else (1, 4):
-        np.testing.assert_array_equal(again.call(images(count)), logits(model, images(count)))
+        # To rounding: on the CPU the network may use a library, which an export does not.
+        expected = logits(model, images(count))
+        assert relative_difference(again.call(images(count)), expected) < 1e-5
     wrong = images(4) if batch_size else np.zeros((4, SIZE + 1, SIZE, 3), np.uint8)
     with pytest.raises(ValueError, match="Shape mismatch"):
         again.call(wrong)
@@ -104,7 +106,8 @@ def test_other_platforms(model: nnx.Module) -> None:
 
 def test_an_export_of_other_weights_is_found_out(model: nnx.Module) -> None:
     exported = export(model, image_size=SIZE, preprocess=TRANSFORM.test)
-    assert check(exported, model, TRANSFORM).difference == 0
+    same = check(exported, model, TRANSFORM)
+    assert same.difference < 1e-5 * same.largest
     other = DeviceTransform(mean=(0.0, 0.0, 0.0), std=(60.0, 61.0, 62.0))
     with pytest.raises(UserError, match="logits differ from the network's by"):
         check(exported, model, other)
@@ -157,7 +160,8 @@ def test_an_export_needs_nothing_but_jax(model: nnx.Module, tmp_path: Path) -> N
         "assert not {'flax', 'resnext_jax'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
-    np.testing.assert_array_equal(np.load(tmp_path / "logits.npy"), logits(model, images(3)))
+    found = np.load(tmp_path / "logits.npy")
+    assert relative_difference(found, logits(model, images(3))) < 1e-5
 
 
 def test_mistakes_are_told_in_a_sentence(
