@@ -47,7 +47,7 @@ detection-demo: install
 # Most of a test's time is LLVM's, and small programs do not win it back. The commands that tests
 # run, and test-all, are optimised as usual.
 test: install
-	XLA_FLAGS=--xla_backend_optimization_level=0 $(PYTEST) -m "not slow"
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -m "not slow"
 
 test-all: install
 	$(PYTEST)
