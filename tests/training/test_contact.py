@@ -138,9 +138,11 @@ def test_the_port_is_free_once_all_have_met(
 
 
 def test_a_missing_process_is_named_by_all(threads: ThreadPoolExecutor, make: Make) -> None:
+    begin = time.monotonic()
     for met in meet(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
         with pytest.raises(HostError, match="processes 1, 3 did not come within 2 seconds"):
             met.result(10)
+    assert time.monotonic() - begin < 6
 
 
 def test_who_came_and_left_when_told_is_not_missing(
@@ -168,7 +170,7 @@ def test_who_has_come_waits_as_long_as_the_first_process(
     for met in (hasty, first):
         with pytest.raises(HostError, match=r"process 2 did not come within 1\.75 seconds"):
             met.result(10)
-    assert time.monotonic() - begin > 2
+    assert 2 < time.monotonic() - begin < 6
 
 
 def test_the_first_process_is_missing(make: Make, port: int) -> None:
@@ -263,7 +265,7 @@ def test_who_is_silent_is_lost(threads: ThreadPoolExecutor, make: Make, port: in
     assert sentence.startswith(
         "process 1 on afar was lost (nothing was heard of it for 1.5 seconds)"
     )
-    assert time.monotonic() - begin > 1
+    assert 1 < time.monotonic() - begin < 6
     stranger.socket.close()
 
 
