@@ -8,6 +8,7 @@ that a batch-norm group is always the same consecutive images.
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnext_jax.errors import ConfigError
@@ -28,6 +29,10 @@ def make_mesh(
     accumulate_steps: int = 1,
 ) -> Mesh:
     """Arrange the devices for data-parallel training.
+
+    Devices are in the order of their slices, hosts and numbers, so that the members of a
+    batch-norm group are neighbours: on one host wherever groups and hosts divide. Any number of
+    slices will do (on GPUs each host is one).
 
     Args:
       batch_size: images in a global batch.
@@ -70,13 +75,16 @@ def make_mesh(
             "change the batch size, the group size or the number of devices."
         )
     members = max(1, group // share)
-    # Automatic axis types on purpose: make_mesh's default is explicit sharding.
-    return jax.make_mesh(
-        (count // members, members),
-        DATA_AXES,
-        axis_types=(AxisType.Auto, AxisType.Auto),
-        devices=devices,
-    )
+    # Not jax.make_mesh: it refuses devices of several slices, and shapes that the wiring of a TPU
+    # slice does not divide into, which batches and groups know nothing of.
+    grid = np.array(sorted(devices, key=_place), object).reshape(count // members, members)
+    # Automatic axis types on purpose, for code outside of shard_map.
+    return Mesh(grid, DATA_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def _place(device: jax.Device) -> tuple[int, int, int]:
+    """Return what orders the devices: their slice (0 on platforms without slices), host, number."""
+    return getattr(device, "slice_index", None) or 0, device.process_index, device.id
 
 
 def batch_spec(accumulate_steps: int) -> PartitionSpec:

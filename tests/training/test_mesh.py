@@ -1,8 +1,12 @@
 """Which devices share a batch-norm group, and which sizes do not fit."""
 
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from resnext_jax.errors import ConfigError
 from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
@@ -123,3 +127,90 @@ def test_micro_batches_are_split_over_all_devices() -> None:
         [[0, 1, 2, 3], [32, 33, 34, 35]],
         [[4, 5, 6, 7], [36, 37, 38, 39]],
     ]
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """A device of some slice and host, as far as arranging devices needs one."""
+
+    id: int
+    process_index: int
+    slice_index: int | None
+    platform: str = "tpu"
+
+
+def cluster(slices: int | None, hosts: int, devices: int) -> list[StandIn]:
+    """Make the devices of all hosts, in no order; `slices` None has none, as CPUs."""
+    count = hosts * devices
+    made = [
+        StandIn(
+            id=number,
+            process_index=number // devices,
+            slice_index=None if slices is None else number * slices // count,
+        )
+        for number in range(count)
+    ]
+    return [made[place] for place in np.random.default_rng(0).permutation(count)]
+
+
+@pytest.mark.parametrize(
+    ("slices", "hosts", "devices"),
+    [
+        (2, 2, 8),  # GPUs: each host is a slice
+        (8, 8, 8),
+        (2, 2, 4),  # two slices of v5e:2x2
+        (2, 8, 4),
+        (1, 4, 4),  # v6e:4x4
+        (None, 2, 4),
+    ],
+)
+@pytest.mark.parametrize("group", [4, 8, 16, 32, 64, None])
+def test_members_of_a_group_are_neighbours_on_one_host_where_they_fit(
+    slices: int | None, hosts: int, devices: int, group: int | None
+) -> None:
+    mesh = make_mesh(256, group, cluster(slices, hosts, devices))
+    members = max(1, (group or 256) // (256 // (hosts * devices)))
+    assert mesh.devices.shape == (hosts * devices // members, members)
+    assert len(set(mesh.devices.flat)) == hosts * devices
+    for row in mesh.devices:
+        assert len({device.process_index for device in row}) == -(-members // devices)
+        assert len({device.slice_index for device in row}) == max(
+            1, members // (hosts * devices // (slices or 1))
+        )
+
+
+def test_each_host_holds_consecutive_images() -> None:
+    """Also where the numbers of the devices go from host to host, as on a TPU's torus."""
+    scattered = [StandIn(id=n, process_index=n // 2 % 2, slice_index=0) for n in range(8)]
+    mesh = make_mesh(64, 16, scattered)
+    assert [device.process_index for device in mesh.devices.flat] == [0] * 4 + [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("topology", "slices", "batch", "group"),
+    [
+        ("v5e:2x2", 1, 256, 32),
+        ("v5e:2x4", 1, 256, 64),
+        ("v5e:4x4", 1, 256, 32),
+        ("v5e:2x2", 2, 256, 64),
+        ("v6e:4x4", 1, 256, 32),
+        ("v6e:4x8", 1, 256, 32),
+        ("v5p:4x4x4", 1, 256, 32),
+    ],
+)
+def test_tpu_slices(
+    topology: str, slices: int, batch: int, group: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Devices as libtpu describes them, which needs no TPU."""
+    pytest.importorskip("libtpu")
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # another test process may have it
+    several = {"num_slices": slices} if slices > 1 else {}
+    described: Any = topologies.get_topology_desc(topology, "tpu", **several)
+    devices = list(described.devices)
+    mesh = make_mesh(batch, group, devices)
+    members = max(1, group * len(devices) // batch)
+    assert mesh.devices.shape == (len(devices) // members, members)
+    local = len(devices) // len({device.process_index for device in devices})
+    for row in mesh.devices:
+        assert len({device.process_index for device in row}) == -(-members // local)
