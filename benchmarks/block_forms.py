@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 # Run as a file, Python looks for modules beside it and not in the repository.
@@ -101,7 +100,6 @@ def main() -> None:
     )
     measure.add_common_options(parser, rounds=20, limit=60.0)
     args = parser.parse_args()
-    flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags
     surroundings = measure.environment()
     measure.print_heading("Block forms of the demo's network on the digits", surroundings)
 

@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import flags
 
 # Run as a file, Python looks for modules beside it and not in the repository.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -263,8 +262,6 @@ def run(args: argparse.Namespace, workdir: Path) -> None:
 def main() -> None:
     """Run the benchmark."""
     args = make_parser().parse_args()
-    # Grain reads absl flags, which outside of an absl program nobody parses.
-    flags.FLAGS.mark_as_parsed()
     with tempfile.TemporaryDirectory(dir=args.folder) as workdir:
         run(args, Path(workdir))
 

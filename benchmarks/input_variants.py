@@ -120,12 +120,9 @@ def _grain(
     images: Sequence[bytes], batch_size: int, workers: int
 ) -> Generator[np.ndarray, None, None]:
     # The functions alone need neither tfds nor Grain, which take seconds to load.
-    from absl import flags
-
     from resnext_jax.data.pipeline import train_batches
     from resnext_jax.data.sources import Source
 
-    flags.FLAGS.mark_as_parsed()  # Grain reads absl's flags
     batches = train_batches(
         Source("photographs", "train", _Repeated(images), ("photograph",)),
         _host_transform(antialias=False),

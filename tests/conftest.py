@@ -19,12 +19,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import jax
-from absl import flags
 
 from resnext_jax import cpu
-
-# Grain reads absl flags, which outside of an absl program nobody parses.
-flags.FLAGS.mark_as_parsed()
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ ROOT = Path(__file__).parent.parent
 # With a TensorFlow on the path, as a user may have: empty, but seen if it is imported.
 WITHOUT_TENSORFLOW = """
 import importlib, importlib.util, pkgutil, sys
-from absl import flags
-flags.FLAGS.mark_as_parsed()
 assert importlib.util.find_spec("tensorflow"), "the test lost its bait"
 
 import resnext_jax

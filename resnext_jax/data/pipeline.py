@@ -22,6 +22,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from resnext_jax.data.augment import SKIPPED
 from resnext_jax.data.reading import BAD, REPLACED, DecodedExamples, black_example
@@ -239,6 +240,9 @@ def read_ahead(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatc
     if num_workers == 0:
         reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
         return iter(batches.to_iter_dataset(reading))
+    # Grain reads absl's flags when it starts workers; only absl programs (train.py) parse them.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
     # Batches that nobody waits for when reading ends are freed by Python's tracker of shared
     # memory, a process of its own, which would call them leaked.
     if _TRACKER_WARNING not in sys.warnoptions:

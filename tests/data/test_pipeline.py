@@ -231,13 +231,11 @@ def test_workers_hosts_and_start_do_not_matter() -> None:
 
 READS = """
 import numpy as np
-from absl import flags
 from resnext_jax.data.pipeline import eval_batches
 from resnext_jax.data.transforms import EvalTransform
 from tests.data.images import noise_source
 
 if __name__ == "__main__":
-    flags.FLAGS.mark_as_parsed()
     options = {"batch_size": 2, "positions": np.arange(2), "num_workers": 1}
     batches = eval_batches(noise_source(20), EvalTransform(64, None), **options)
     next(batches)
@@ -246,8 +244,10 @@ if __name__ == "__main__":
 """
 
 
-def test_reading_that_is_given_up_ends_without_a_word(tmp_path: Path) -> None:
-    """Python would call the batches that nobody waits for leaked."""
+def test_a_script_that_parses_no_flags_reads_with_workers_and_may_stop_early(
+    tmp_path: Path,
+) -> None:
+    """Grain reads absl's flags; Python would call the batches that nobody waits for leaked."""
     (tmp_path / "reads.py").write_text(READS)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
