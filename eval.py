@@ -67,8 +67,12 @@ def main(argv: Sequence[str]) -> None:
 
 def _listed(values: Sequence[str]) -> list[str]:
     """Cut at commas, but not what is a path with commas."""
-    parts = [[value] if os.path.exists(value) else value.split(",") for value in values]
-    return [part for some in parts for part in some if part]
+    whole = (os.path.exists(os.path.expanduser(value)) for value in values)
+    parts = [
+        [value] if is_whole else value.split(",")
+        for value, is_whole in zip(values, whole, strict=True)
+    ]
+    return [part for some in parts for part in some]
 
 
 if __name__ == "__main__":

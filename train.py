@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
         from resnext_jax.training.loop import InterruptedRunError, train
 
         workdir = _WORKDIR.value
-        if not workdir:
+        if workdir is None:
             workdir = cli.default_workdir()
             if is_first_host():
                 print(f"workdir: {workdir}", flush=True)

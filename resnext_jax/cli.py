@@ -17,6 +17,7 @@ from resnext_jax.training.config import field, field_names, optional_fields, set
 # Flags defined here belong to the program that asks for them, and stand in its --help.
 flags.disclaim_key_flags()
 
+_NONE = ("None", "none")
 _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "--helpxml"}
 
 
@@ -87,7 +88,8 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     Needs a `--config` flag made by `config_flags.DEFINE_config_file`. Mistakes
     end the program with one sentence: unknown flags and config fields (with the
     nearest names), values of a wrong type, a missing or broken config file.
-    Fields that may be None take `--config.field=None`.
+    Of a field that is given several times the last value counts. Fields that may
+    be None take `--config.field=None`.
     """
     # Orbax tells every step of a save; its errors come as exceptions.
     logging.set_verbosity(logging.ERROR)
@@ -98,11 +100,13 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         fail("--config is missing; for example --config=configs/digits_resnext29.py")
     config = _load_alone(argv[0], path)
     _check_fields(argv, config)
-    argv, nones = _without_nones(argv, config)
     try:
+        argv, nones = last_overrides(argv, config)
         rest = flags.FLAGS(argv)
         for name in nones:
             set_field(flags.FLAGS["config"].value, name, None)
+    except UserError as error:
+        fail(str(error))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         fail(_explain(error))
     if len(rest) > 1:
@@ -159,18 +163,50 @@ def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
         fail(f"the config has no field {match[1]!r}; {hint}")
 
 
-def _without_nones(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], list[str]]:
-    """Take out `--config.field=None` for fields that may be None; absl cannot parse it."""
-    kept, nones = [], []
-    for argument in argv:
-        match = re.fullmatch(r"--?config\.([^=]+)=None", argument)
-        if match and field(config, match[1]) is None:
-            continue  # it is None already
-        if match and match[1] in optional_fields(config):
-            nones.append(match[1])
-        else:
-            kept.append(argument)
-    return kept, nones
+def last_overrides(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], list[str]]:
+    """Keep the last `--config.FIELD` of each field, and take out those that say None.
+
+    absl cannot parse None, and what is set to None after parsing would undo a later flag.
+
+    Args:
+      argv: a command line whose fields are all in the config.
+      config: as its file makes it, without the command line.
+
+    Returns:
+      The command line to parse, and the fields to set to None afterwards. `None` and `none` are
+      None for the fields that may be None, and for no others.
+
+    Raises:
+      UserError: a value is empty.
+    """
+    others: list[str] = []
+    words: dict[str, list[str]] = {}
+    values: dict[str, str | None] = {}
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--":
+            others += [argument, *arguments]
+            break
+        match = re.fullmatch(r"--?(no)?config\.([^=]+?)(?:=(.*))?", argument, re.DOTALL)
+        if match is None:
+            others.append(argument)
+            continue
+        negated, name, value = match.groups()
+        words[name] = [argument]
+        if value is None and not negated and not isinstance(field(config, name), bool):
+            value = next(arguments, None)
+            words[name] += [] if value is None else [value]
+        if value == "":
+            raise UserError(
+                f"--config.{name}= has no value; leave it out, or give one"
+                f"{' (=None for none)' if name in optional_fields(config) else ''}."
+            )
+        values[name] = value
+    may_be_none = optional_fields(config)
+    nones = [name for name in values if values[name] in _NONE and name in may_be_none]
+    kept = [word for name in words if name not in nones for word in words[name]]
+    place = others.index("--") if "--" in others else len(others)
+    return [*others[:place], *kept, *others[place:]], nones
 
 
 def _explain(error: Exception) -> str:

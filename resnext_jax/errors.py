@@ -5,7 +5,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -70,8 +69,8 @@ class CommandParser(argparse.ArgumentParser):
     def add_network(self) -> None:
         """Add what names a network with its weights, arguments of `members.load_single`."""
         origin = self.add_mutually_exclusive_group(required=True)
-        origin.add_argument("--weights", metavar="FILE", type=Path, help=".safetensors or .pth")
-        origin.add_argument("--workdir", metavar="DIR", type=Path, help="of a run")
+        origin.add_argument("--weights", metavar="FILE", help=".safetensors or .pth")
+        origin.add_argument("--workdir", metavar="DIR", help="of a run")
         self.add_argument(
             "--checkpoint",
             default="latest",

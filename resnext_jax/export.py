@@ -15,7 +15,6 @@ import dataclasses
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +32,7 @@ from resnext_jax.errors import (
 )
 from resnext_jax.evaluation.members import load_single
 from resnext_jax.evaluation.outputs import check_writable, write_output
+from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.training import setup
@@ -98,7 +98,7 @@ def read_export(path: str | os.PathLike[str]) -> jax_export.Exported:
       UserError: the file cannot be read, or is something else.
     """
     try:
-        data = Path(path).read_bytes()
+        data = user_path(path, "the export").read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; check the path.") from error
     try:
@@ -200,7 +200,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     parser.add_network()
-    parser.add_argument("--out", required=True, metavar="FILE", type=Path, help="to write")
+    parser.add_argument("--out", required=True, metavar="FILE", type=path_argument, help="to write")
     parser.add_argument(
         "--batch", type=_batch, default=None, metavar="N", help="images at a time, or any (default)"
     )

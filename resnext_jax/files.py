@@ -1,9 +1,50 @@
-"""Files that are replaced as a whole."""
+"""Paths that a user gives, and files that are replaced as a whole."""
 
+import argparse
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
+
+from resnext_jax.errors import UserError
+
+# As in gs://bucket/run, also after `Path` has made one slash of the two.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def user_path(path: str | os.PathLike[str], name: str) -> Path:
+    """Return a path as the user means it: `~` is expanded.
+
+    Every path of a flag, a config field or an environment variable goes through here.
+
+    Args:
+      path: as it was given.
+      name: of the flag or field, such as "--workdir", for the error.
+
+    Raises:
+      UserError: it is empty, an address such as gs://bucket/run, or of an unknown user's home.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise UserError(f"{name} is empty; give a path, or leave it out.")
+    if _SCHEME.match(text):
+        raise UserError(
+            f"{name}={text} is an address, and only paths of this machine are read and written; "
+            "mount or copy what is there, and give its path."
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{name}={text} starts with the home of an unknown user.") from error
+
+
+def path_argument(text: str) -> Path:
+    """Read a path, the `type` of an argument; see `user_path`."""
+    try:
+        return user_path(text, "the path")
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
 
 
 @contextlib.contextmanager

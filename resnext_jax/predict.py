@@ -36,6 +36,7 @@ from resnext_jax.errors import (
     reports_user_errors,
 )
 from resnext_jax.evaluation.members import Single, load_single
+from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.training import setup
 from resnext_jax.training.validation import validate
@@ -191,7 +192,8 @@ def find_images(arguments: Iterable[str]) -> list[str]:
     """
     found: list[str] = []
     for argument in arguments:
-        path = Path(argument)
+        path = user_path(argument, "the image")
+        argument = str(path)
         if path.is_dir():
             files = [str(file) for file in sorted(path.iterdir()) if _is_image(file)]
             if not files:
@@ -303,7 +305,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "image", nargs="+", metavar="IMAGE", help="files, folders, or patterns in quotes"
     )
     parser.add_argument(
-        "--classes", metavar="FILE", type=Path, help="names of the classes, one a line"
+        "--classes", metavar="FILE", type=path_argument, help="names of the classes, one a line"
     )
     parser.add_argument(
         "--top", type=positive_int, default=5, metavar="N", help="classes to tell (5)"

@@ -1,15 +1,24 @@
 """A user's mistake ends train.py and eval.py with one sentence and exit status 2."""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
-from resnext_jax import cli, cpu
+from resnext_jax import cli, cpu, export, predict
+from resnext_jax.data import prepare
 from resnext_jax.data.sources import open_source
+from resnext_jax.detection import infer, proposals, synthetic
+from resnext_jax.errors import UserError
+from resnext_jax.interop import command as interop
+from resnext_jax.reports import command as reports
+from resnext_jax.training.config import base_config
 from tests.commands import ROOT, run
 
 DIGITS = "--config=configs/digits_resnext29.py"
@@ -83,6 +92,14 @@ TRAIN = {
     "no config": ([WORKDIR], ["--config is missing"]),
     "unknown flag": ([DIGITS, WORKDIR, "--wrkdir=/tmp/x"], ["'wrkdir'", "workdir"]),
     "stray argument": ([DIGITS, WORKDIR, "stray"], ["'stray'"]),
+    "workdir on another machine": (
+        [DIGITS, "--workdir=gs://bucket/run"],
+        ["--workdir=gs://bucket/run is an address"],
+    ),
+    "weights that an empty variable names": (
+        [DIGITS, WORKDIR, "--config.init_from="],
+        ["--config.init_from= has no value", "=None for none"],
+    ),
     "workdir below a file": ([DIGITS, "--workdir={tmp}/file/run"], ["workdir {tmp}/file/run "]),
     "unknown data set": (
         [DIGITS, WORKDIR, "--config.data.name=mnist"],
@@ -166,6 +183,8 @@ def test_the_workdir_is_named_by_the_config(
         ("--config.batchsize=3", "no field 'batchsize'"),
         ("--weight=x", "'weight'"),
         ("--confusion=matrix.txt", "--confusion=matrix.txt must end in .csv or .npy"),
+        ("--weights=", "weights is empty"),
+        ("--output=s3://b/x", "--output=s3://b/x is an address"),
     ],
 )
 def test_mistake_in_evaluation(argument: str, part: str, tmp_path: Path) -> None:
@@ -210,14 +229,106 @@ def test_a_damaged_config_file_is_told_in_a_sentence(tmp_path: Path) -> None:
 
 
 def test_none_can_be_given_on_the_command_line(tmp_path: Path) -> None:
-    """Told by the next mistake: with one group the batch fits, and the data is looked for."""
+    """As the next mistake shows: with one group the batch fits, and the data is looked for."""
     imagenet = "--config=configs/imagenet_resnet50.py"
     data = f"--config.data.data_dir={tmp_path}"
     arguments = [imagenet, f"--workdir={tmp_path}/run", data, "--config.batch_size=24"]
-    assert "bn_group_size=32" in sentence(run("train.py", *arguments))
-    ungrouped = run("train.py", *arguments, "--config.bn_group_size=None")
+    regrouped = ["--config.bn_group_size=None", "--config.bn_group_size=16"]
+    assert "bn_group_size=16" in sentence(run("train.py", *arguments, *regrouped))
+    ungrouped = run("train.py", *arguments, *regrouped, "--config.bn_group_size=none")
     assert "is not prepared" in sentence(ungrouped)
     assert not (tmp_path / "run").exists()
+
+
+def override_config() -> ConfigDict:
+    config = base_config()
+    config.ema.decay = 0.99  # as a config file may have it
+    return config
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "nones"),
+    [
+        (["--config.ema.decay=None", "--config.ema.decay=0.9"], ["--config.ema.decay=0.9"], []),
+        (["--config.ema.decay=0.9", "--config.ema.decay=None"], [], ["ema.decay"]),
+        (["--config.optimizer.clip_norm=1", "-config.optimizer.clip_norm=none"], [], None),
+        (["--config.ema.decay", "None", "--config.seed", "3"], ["--config.seed", "3"], None),
+        (["--config.seed=1", "--config.seed", "2"], ["--config.seed", "2"], []),
+        (["--config.data.flip", "--noconfig.data.flip"], ["--noconfig.data.flip"], []),
+        (["--noconfig.data.flip", "--config.data.flip"], ["--config.data.flip"], []),
+        # Where there must be a value, absl says what is wrong.
+        (["--config.batch_size=None"], ["--config.batch_size=None"], []),
+    ],
+)
+def test_the_last_flag_decides(given: list[str], kept: list[str], nones: list[str] | None) -> None:
+    if nones is None:
+        nones = [given[0].removeprefix("--config.").partition("=")[0]]
+    argv = ["train.py", "--config=x.py", *given, "--workdir=w"]
+    assert cli.last_overrides(argv, override_config()) == (
+        ["train.py", "--config=x.py", "--workdir=w", *kept],
+        nones,
+    )
+    after = [*argv, "--", "--config.seed=5"]
+    assert cli.last_overrides(after, override_config())[0] == (
+        ["train.py", "--config=x.py", "--workdir=w", *kept, "--", "--config.seed=5"]
+    )
+
+
+@pytest.mark.parametrize("field", ["init_from", "data.data_dir", "batch_size", "model.name"])
+def test_an_empty_value_is_refused(field: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"--config.{field}= has no value")):
+        cli.last_overrides(["train.py", f"--config.{field}="], override_config())
+
+
+PATHS = {
+    "prepare": (prepare.main, ["--dataset=digits", "--data_dir={}"]),
+    "raw files": (prepare.main, ["--dataset=folder", "--manual_dir={}"]),
+    "archive": (prepare.main, ["--dataset=cifar10", "--archive={}"]),
+    "export": (export.main, ["--workdir=none", "--out={}"]),
+    "exported weights": (export.main, ["--weights={}", "--out=x"]),
+    "predicted weights": (predict.main, ["--weights={}", "x.jpg"]),
+    "predicted run": (predict.main, ["--workdir={}", "x.jpg"]),
+    "predicted image": (predict.main, ["--workdir=none", "{}"]),
+    "class names": (predict.main, ["--workdir=none", "--classes={}", "x.jpg"]),
+    "weights for PyTorch": (interop.main, ["export", "--workdir=none", "--out={}"]),
+    "run for PyTorch": (interop.main, ["export", "--workdir={}", "--out=x.pth"]),
+    "inspected": (interop.main, ["inspect", "{}"]),
+    "table": (reports.main, ["tables", "--out={}"]),
+    "reported run": (reports.main, ["tables", "--workdir={}"]),
+    "sweep": (reports.main, ["sweep", "table3", "--workdir={}"]),
+    "proposals": (proposals.main, ["--workdir=none", "--out={}"]),
+    "scenes": (synthetic.main, ["--out={}"]),
+    "detections": (infer.main, ["--workdir=none", "--out={}", "x.jpg"]),
+}
+
+
+@pytest.mark.parametrize(("main", "arguments"), PATHS.values(), ids=PATHS.keys())
+@pytest.mark.parametrize(("path", "reason"), [("", "is empty"), ("s3://b/x", "is an address")])
+def test_every_path_is_checked_at_once(
+    main: Callable[[Sequence[str]], None],
+    arguments: list[str],
+    path: str,
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main([argument.format(path) for argument in arguments])
+    assert stop.value.code == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert reason in written.err
+    assert len(written.err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_variable_for_prepared_data_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for path, reason in (("", r"\$TFDS_DATA_DIR is empty"), ("gs://x", "is an address")):
+        monkeypatch.setenv("TFDS_DATA_DIR", path)
+        with pytest.raises(UserError, match=reason):
+            open_source("digits", "test")
 
 
 def test_compiled_programs_are_kept_where_the_user_says(

@@ -1,10 +1,11 @@
-"""A file is replaced as a whole, or not at all."""
+"""A file is replaced as a whole, or not at all; a path is what the user means by it."""
 
 from pathlib import Path
 
 import pytest
 
-from resnext_jax.files import replacing
+from resnext_jax.errors import UserError
+from resnext_jax.files import replacing, user_path
 
 
 def test_takes_the_place_of_the_old_file(tmp_path: Path) -> None:
@@ -35,3 +36,32 @@ def test_an_error_leaves_the_old_file_alone(tmp_path: Path, error: type[BaseExce
 def test_a_missing_folder_is_the_callers_to_tell(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replacing(tmp_path / "none" / "file.txt") as temporary:
         temporary.write_text("text")
+
+
+@pytest.mark.parametrize("path", ["x", "a/b c", "C:d", "a:/b", Path("x")])
+def test_a_path_is_itself(path: str | Path) -> None:
+    assert user_path(path, "--out") == Path(path)
+
+
+def test_a_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/runs", "--workdir") == tmp_path / "runs"
+    assert user_path(Path("~"), "--workdir") == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("path", "parts"),
+    [
+        ("", ["--out is empty"]),
+        (" ", ["--out is empty"]),
+        ("gs://bucket/run", ["--out=gs://bucket/run is an address", "mount or copy"]),
+        (Path("gs://bucket/run"), ["is an address"]),
+        ("hf+https://a/b", ["is an address"]),
+        ("~nobody-of-this-name/x", ["unknown user"]),
+    ],
+)
+def test_what_is_no_path_of_this_machine(path: str | Path, parts: list[str]) -> None:
+    with pytest.raises(UserError) as error:
+        user_path(path, "--out")
+    for part in parts:
+        assert part in str(error.value)

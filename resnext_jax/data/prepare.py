@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import errno
 import fcntl
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from tensorflow_datasets.core.shuffle import DuplicatedKeysError
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.catalog import CATALOG, find
 from resnext_jax.errors import CommandParser, DataError, reports_user_errors
+from resnext_jax.files import path_argument, user_path
 
 # Which data sets can use an input that most have no use for.
 _TAKEN_BY = {"archive": ("cifar10", "cifar100"), "synsets": ("imagenet5k",)}
@@ -28,6 +30,8 @@ _TAKEN_BY = {"archive": ("cifar10", "cifar100"), "synsets": ("imagenet5k",)}
 # by one: at most a shard is there twice.
 _SHARE = 1.1
 _MARGIN = 2**26
+
+_VARIABLE = "TFDS_DATA_DIR"
 
 _ELSEWHERE = (
     "choose another folder with --data_dir=FOLDER (in training --config.data.data_dir=FOLDER)"
@@ -57,7 +61,7 @@ def prepare(
     """
     builder_class = find(name).builder_class()
     inputs = _checked(name, inputs or Inputs())
-    data_dir = str(Path(data_dir).expanduser()) if data_dir else None
+    data_dir = str(data_folder(data_dir))
     builder = _create(builder_class, inputs, data_dir)
     if _is_prepared(builder):
         # tfds reads what is there when a builder is made: another process may have ended since.
@@ -71,6 +75,17 @@ def prepare(
     return _create(builder_class, inputs, data_dir)
 
 
+def data_folder(data_dir: str | os.PathLike[str] | None) -> Path:
+    """Return the tfds folder that is meant, as tfds does, with every path checked.
+
+    Raises:
+      UserError: `data_dir`, or `$TFDS_DATA_DIR` where it is None, is no path (see `user_path`).
+    """
+    if data_dir is not None:
+        return user_path(data_dir, "data_dir")
+    return user_path(os.environ.get(_VARIABLE, "~/tensorflow_datasets"), f"${_VARIABLE}")
+
+
 def _checked(name: str, inputs: Inputs) -> Inputs:
     for option, takers in _TAKEN_BY.items():
         if getattr(inputs, option) and name not in takers:
@@ -78,8 +93,8 @@ def _checked(name: str, inputs: Inputs) -> Inputs:
                 f"data set {name!r} takes no --{option}; it is for {' and '.join(takers)}."
             )
     paths = ("manual_dir", "archive", "synsets")
-    given = {path: getattr(inputs, path) for path in paths if getattr(inputs, path)}
-    expanded = {option: path.expanduser() for option, path in given.items()}
+    given = {path: getattr(inputs, path) for path in paths if getattr(inputs, path) is not None}
+    expanded = {option: user_path(path, f"--{option}") for option, path in given.items()}
     return Inputs(**expanded, trust_archives=inputs.trust_archives)
 
 
@@ -221,13 +236,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     options: dict[str, dict[str, Any]] = {
         "manual_dir": {
             "metavar": "DIR",
-            "type": Path,
+            "type": path_argument,
             "help": "folder with archives, or with train/ and val/",
         },
-        "archive": {"metavar": "FILE", "type": Path, "help": "the archive (CIFAR)"},
+        "archive": {"metavar": "FILE", "type": path_argument, "help": "the archive (CIFAR)"},
         "synsets": {
             "metavar": "FILE",
-            "type": Path,
+            "type": path_argument,
             "help": "synsets to take, one in a line (ImageNet-5K)",
         },
         "trust_archives": {
@@ -236,6 +251,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         },
         "data_dir": {
             "metavar": "DIR",
+            "type": path_argument,
             "help": "where to (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
         },
     }

@@ -24,6 +24,7 @@ from resnext_jax.data.mixing import MIX, mix
 from resnext_jax.data.pipeline import HostBatch, eval_batches, train_batches
 from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import UserError, fail, reports_user_errors
+from resnext_jax.files import user_path
 from resnext_jax.training import setup
 from resnext_jax.training.validation import validate
 
@@ -190,7 +191,7 @@ def lay_out(shown: Sequence[Shown]) -> Figure:
 
 
 def _checked(out: str | os.PathLike[str]) -> Path:
-    path = Path(out).expanduser()
+    path = user_path(out, "--out")
     if path.suffix.lower() != ".png":
         raise UserError(f"--out={out} must end in .png; other kinds of pictures are not drawn.")
     if not path.parent.is_dir():

@@ -1,7 +1,6 @@
 """Data sets by name, read through tfds as random-access sources without TensorFlow."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,8 +9,9 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data import catalog
 from resnext_jax.data.builders.base import Inputs
-from resnext_jax.data.prepare import prepare
+from resnext_jax.data.prepare import data_folder, prepare
 from resnext_jax.errors import DataError
+from resnext_jax.files import user_path
 
 
 class Examples(Protocol):
@@ -80,9 +80,9 @@ def check_available(name: str, data_dir: str | None) -> None:
     """
     if not catalog.find(name).automatic and _prepared(name, data_dir) is None:
         raise DataError(
-            f"data set {name!r} is not prepared in {_folder(data_dir)}; prepare it with "
+            f"data set {name!r} is not prepared in {data_folder(data_dir)}; prepare it with "
             f"python -m resnext_jax.data.prepare --dataset={name} --manual_dir=ARCHIVES "
-            f"--data_dir={_folder(data_dir)}, or name another folder with "
+            f"--data_dir={data_folder(data_dir)}, or name another folder with "
             "--config.data.data_dir=..."
         )
 
@@ -104,7 +104,8 @@ def _locate(name: str, data_dir: str | None, manual_dir: str | None) -> Path:
     check_available(name, data_dir)
     folder = _prepared(name, data_dir)
     if folder is None:
-        inputs = Inputs(manual_dir=Path(manual_dir) if manual_dir else None)
+        raw = None if manual_dir is None else user_path(manual_dir, "config.data.manual_dir")
+        inputs = Inputs(manual_dir=raw)
         folder = Path(prepare(name, inputs, data_dir).data_path)
     return folder
 
@@ -113,7 +114,7 @@ def _prepared(name: str, data_dir: str | None) -> Path | None:
     """Find a prepared data set: the newest version, ours or one that tfds's own builder made."""
     versions = [
         path.parent
-        for path in (_folder(data_dir) / name).glob("*/dataset_info.json")
+        for path in (data_folder(data_dir) / name).glob("*/dataset_info.json")
         if tfds.core.Version.is_valid(path.parent.name)
     ]
     return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
@@ -164,8 +165,3 @@ def _damaged(name: str, folder: object, error: Exception) -> DataError:
         f"data set {name!r} in {folder} cannot be read ({reason}); remove that folder and "
         "prepare the data set again."
     )
-
-
-def _folder(data_dir: str | None) -> Path:
-    # What tfds does with None.
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")).expanduser()

@@ -42,7 +42,7 @@ from resnext_jax.errors import (
     positive_int,
     reports_user_errors,
 )
-from resnext_jax.files import replacing
+from resnext_jax.files import path_argument, replacing
 from resnext_jax.predict import find_images
 
 OUT = Path("detections")
@@ -195,17 +195,21 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "image", nargs="+", metavar="IMAGE", help="files, folders, or patterns in quotes"
     )
     parser.add_argument(
-        "--rpn", metavar="DIR", type=Path, help="of a region proposal network's run"
+        "--rpn", metavar="DIR", type=path_argument, help="of a region proposal network's run"
     )
     parser.add_argument(
         "--workdir",
         metavar="DIR",
-        type=Path,
+        type=path_argument,
         required=True,
         help="of a Fast R-CNN's run; or, without --rpn, of a network that does both",
     )
     parser.add_argument(
-        "--out", metavar="DIR", type=Path, default=OUT, help=f"for pictures and {_JSON} ({OUT})"
+        "--out",
+        metavar="DIR",
+        type=path_argument,
+        default=OUT,
+        help=f"for pictures and {_JSON} ({OUT})",
     )
     parser.add_argument(
         "--score", type=_score, default=0.5, help="of objects, at least; 0 to 1 (0.5)"

@@ -39,6 +39,7 @@ from resnext_jax.errors import (
     one_line,
     reports_user_errors,
 )
+from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.variables import Arrays
 
 _INFO, _BOXES, _SCORES, _COUNTS = "proposals.json", "boxes.npy", "scores.npy", "counts.npy"
@@ -165,7 +166,7 @@ class StoredProposals:
         Raises:
           DataError: it is missing or damaged, or of other images.
         """
-        self._folder = Path(folder) / name
+        self._folder = user_path(folder, "config.data.proposals") / name
         path = self._folder / _INFO
         try:
             info = json.loads(path.read_text())
@@ -266,18 +267,20 @@ def _digest(*arrays: np.ndarray) -> str:
 def main(argv: Sequence[str]) -> None:
     """Make proposals from a trained RPN."""
     parser = CommandParser("python -m resnext_jax.detection.proposals", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="of the RPN's run")
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--workdir", type=path_argument, required=True, help="of the RPN's run")
+    parser.add_argument("--out", type=path_argument, required=True, help="folder to write")
     parser.add_argument("--checkpoint", default="latest", help="latest, best, or a step")
     parser.add_argument("--ema", action="store_true", help="use the averaged weights")
-    parser.add_argument("--data_dir", help="folder of the data, if not that of the run")
+    parser.add_argument(
+        "--data_dir", type=path_argument, help="folder of the data, if not that of the run"
+    )
     parser.add_argument("--split", choices=("train", "test"), help="of the data; by default both")
     arguments = parser.parse_args(argv)
     config, weights = stored_weights(
         arguments.workdir, "rpn", arguments.checkpoint, ema=arguments.ema
     )
     if arguments.data_dir is not None:
-        config.data.data_dir = arguments.data_dir
+        config.data.data_dir = str(arguments.data_dir)
     for name in [arguments.split] if arguments.split else ["train", "test"]:
         split = open_split(config, name)
         proposer = Proposer(config, weights.graphdef, weights.mesh, training=name == "train")

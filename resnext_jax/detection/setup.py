@@ -28,6 +28,7 @@ from resnext_jax.detection.sizes import ImageSpec
 from resnext_jax.detection.synthetic import SceneFolder, make_scenes
 from resnext_jax.detection.targets import RegionTargetSpec, RpnTargetSpec
 from resnext_jax.errors import DataError, WorkdirError
+from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.training import setup
 from resnext_jax.training.best import wanted_step
@@ -61,10 +62,15 @@ def split_files(config: ConfigDict, split: str) -> tuple[Path, Path]:
     """Return annotations and folder of images of "train" or "test"."""
     data = config.data
     if data.name == "digit_scenes":
-        scenes = SceneFolder(Path(data.data_dir or SCENES))
+        scenes = SceneFolder(_scenes_folder(config))
         return scenes.annotations(split), scenes.images(split)
-    folder = Path(data.data_dir).expanduser()
+    folder = user_path(data.data_dir, "config.data.data_dir")
     return folder / data[f"{split}_annotations"], folder / data[f"{split}_images"]
+
+
+def _scenes_folder(config: ConfigDict) -> Path:
+    folder = config.data.data_dir
+    return SCENES if folder is None else user_path(folder, "config.data.data_dir")
 
 
 def open_split(config: ConfigDict, split: str) -> CocoSplit:
@@ -75,7 +81,7 @@ def open_split(config: ConfigDict, split: str) -> CocoSplit:
     """
     if config.data.name == "digit_scenes":
         if is_first_host():
-            make_scenes(config.data.data_dir or SCENES)
+            make_scenes(_scenes_folder(config))
         agree(0)  # the others wait
     annotations, images = split_files(config, split)
     return read_coco(annotations, images, quiet=not is_first_host())

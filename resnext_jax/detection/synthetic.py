@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 
 from resnext_jax.errors import CommandParser, DataError, one_line, reports_user_errors
+from resnext_jax.files import path_argument
 
 SPLITS = ("train", "test")
 
@@ -336,7 +337,9 @@ def main(argv: Sequence[str]) -> None:
         description="Make a detection set of handwritten digits in COCO's format.",
         allow_abbrev=False,
     )
-    parser.add_argument("--out", required=True, metavar="DIR", type=Path, help="folder to make")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", type=path_argument, help="folder to make"
+    )
     parser.add_argument("--train", type=int, default=defaults.train, help="training scenes")
     parser.add_argument("--test", type=int, default=defaults.test, help="test scenes")
     parser.add_argument("--seed", type=int, default=defaults.seed, help="of everything random")

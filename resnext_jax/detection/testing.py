@@ -4,7 +4,6 @@ import datetime
 import json
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -30,6 +29,7 @@ from resnext_jax.detection.setup import (
 from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError, UserError
 from resnext_jax.evaluation.outputs import check_writable, write_output
+from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training.distributed import is_first_host
 from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
@@ -145,7 +145,7 @@ def evaluate(
         raise ConfigError("a detector's stage is scored alone; give one --workdir.")
     validate(config)
     folder = existing_workdir(workdirs[0])
-    scores_path = Path(output) if output else folder / SCORES_FILE
+    scores_path = folder / SCORES_FILE if output is None else user_path(output, "--output")
     if is_first_host():
         check_writable(scores_path, "--output")
     _, stored = stored_weights(folder, config.task, checkpoint, ema=ema)

@@ -18,6 +18,7 @@ from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.evaluation.record import EVAL_FILE, merge_into, read_evaluations, records
 from resnext_jax.evaluation.run import Report, evaluate_all
 from resnext_jax.evaluation.table import render, row_names
+from resnext_jax.files import user_path
 from resnext_jax.training.distributed import is_first_host
 from resnext_jax.training.workdir import existing_workdir
 
@@ -82,14 +83,13 @@ def evaluate(
     Raises:
       UserError: config, data, workdirs, files or outputs are unusable.
     """
-    evaluations = Path(output) if output else None
+    evaluations = user_path(output, "--output") if output is not None else None
     if evaluations is None and len(workdirs) == 1 and not files:
-        existing_workdir(workdirs[0])
-        evaluations = Path(workdirs[0], EVAL_FILE)
+        evaluations = existing_workdir(workdirs[0]) / EVAL_FILE
     outputs = Outputs(
         evaluations,
-        Path(per_class) if per_class else None,
-        Path(confusion) if confusion else None,
+        user_path(per_class, "--per_class") if per_class is not None else None,
+        user_path(confusion, "--confusion") if confusion is not None else None,
     )
     if is_first_host():
         outputs.check()

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from resnext_jax.errors import CommandParser, reports_user_errors
+from resnext_jax.files import path_argument
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, source, write_state_dict
 from resnext_jax.interop.identify import identify
@@ -35,9 +36,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     export = commands.add_parser(
         "export", help="write the weights of a run for PyTorch", allow_abbrev=False
     )
-    export.add_argument("--workdir", required=True, metavar="DIR", type=Path, help="of the run")
     export.add_argument(
-        "--out", required=True, metavar="FILE", type=Path, help=".safetensors, or .pth with PyTorch"
+        "--workdir", required=True, metavar="DIR", type=path_argument, help="of the run"
+    )
+    export.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        type=path_argument,
+        help=".safetensors, or .pth with PyTorch",
     )
     export.add_argument(
         "--checkpoint", default="latest", help="latest (the default), best, or a step"
@@ -46,7 +53,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     inspect = commands.add_parser(
         "inspect", help="list a file's arrays, and tell which model it fits", allow_abbrev=False
     )
-    inspect.add_argument("file", metavar="FILE", type=Path, help=".safetensors or .pth")
+    inspect.add_argument("file", metavar="FILE", type=path_argument, help=".safetensors or .pth")
     inspect.add_argument("--ema", action="store_true", help="the average that is beside weights")
     return parser.parse_args(argv)
 

@@ -8,7 +8,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from resnext_jax.files import replacing
+from resnext_jax.files import replacing, user_path
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.pickles import read_pth
 from resnext_jax.interop.with_torch import write_pth
@@ -43,7 +43,8 @@ def read_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
     Raises:
       WeightsError: the file is missing, unreadable, damaged, foreign, or refused.
     """
-    path, named = Path(path), source(path)
+    path = user_path(path, "weights")
+    named = source(path)
     try:
         with path.open("rb") as file:
             start = file.read(_ENOUGH)
@@ -87,7 +88,7 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | os.PathLi
     Raises:
       WeightsError: another ending, no PyTorch, or the file cannot be written.
     """
-    path = Path(path)
+    path = user_path(path, "weights")
     if path.suffix not in (".safetensors", *_TORCH_SUFFIXES):
         raise WeightsError(
             f"{source(path)} must end in .safetensors, or in .pth where PyTorch is installed."

@@ -3,9 +3,9 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from resnext_jax.errors import CommandParser, fail, reports_user_errors
+from resnext_jax.files import path_argument
 from resnext_jax.reports.curves import FORMATS, error_by_parameters, errors_by_epoch
 from resnext_jax.reports.errors import ReportError, write_report
 from resnext_jax.reports.runs import Group, find_workdirs, group_runs, read_run
@@ -76,7 +76,9 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"which (default: all): {', '.join(TABLES)}; or {RUNS}, only what stands in none",
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default: standard output")
+    parser.add_argument(
+        "--out", type=path_argument, metavar="FILE", help="default: standard output"
+    )
 
 
 def _add_curves(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +92,22 @@ def _add_curves(parser: argparse.ArgumentParser) -> None:
         "error of ImageNet-5K's networks; 7, test error by parameters",
     )
     parser.add_argument(
-        "--out", required=True, type=Path, metavar="FILE", help=f"picture: {', '.join(FORMATS)}"
+        "--out",
+        required=True,
+        type=path_argument,
+        metavar="FILE",
+        help=f"picture: {', '.join(FORMATS)}",
     )
 
 
 def _add_sweep(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=SWEEPS, metavar="NAME", help=f"{', '.join(SWEEPS)}")
     parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="runs go to DIR/SETTING/seedN"
+        "--workdir",
+        required=True,
+        type=path_argument,
+        metavar="DIR",
+        help="runs go to DIR/SETTING/seedN",
     )
     defaults = ", ".join(f"{name} {of.seeds}" for name, of in SWEEPS.items())
     parser.add_argument("--seeds", type=int, metavar="N", help=f"of each setting ({defaults})")

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.errors import WorkdirError
 from resnext_jax.evaluation.record import EVAL_FILE, read_evaluations
+from resnext_jax.files import user_path
 from resnext_jax.models.registry import resolve
 from resnext_jax.models.resnext import Architecture
 from resnext_jax.reports.errors import ReportError
@@ -167,7 +168,7 @@ def find_workdirs(
       ReportError: a pattern fits no folder of a run.
     """
     found: dict[str, str] = {}
-    for pattern in patterns:
+    for pattern in (str(user_path(pattern, "--workdir")) for pattern in patterns):
         workdirs = [pattern]
         if glob.has_magic(pattern) and not os.path.exists(pattern):
             fitting = sorted(glob.glob(pattern, recursive=True), key=_by_numbers)

@@ -34,11 +34,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import resnext_jax
+from resnext_jax.cli import last_overrides
 from resnext_jax.errors import EXIT_LOST_HOST, EXIT_USER_ERROR, ConfigError
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import read_run
 from resnext_jax.reports.sweeps import Setting, Sweep
-from resnext_jax.training.config import base_config, field_names, optional_fields, set_field
+from resnext_jax.training.config import base_config, field_names, set_field
 from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import CONFIG_FILE, check_same_run
 
@@ -178,27 +179,25 @@ def load_config(job: Job) -> ConfigDict:
     Raises:
       UserError: it cannot be made.
     """
-    arguments, nones = ["train.py"], []
-    for argument in job.arguments:
-        none = re.fullmatch(r"--?config\.([^=]+)=None", argument)
-        if none:
-            nones.append(none[1])
-        elif re.match(r"--?(no)?config[.=]", argument):
-            arguments.append(argument)
-    values = flags.FlagValues()
+    given = [word for word in job.arguments if re.match(r"--?(no)?config[.=]", word)]
+    files = [word for word in given if re.match(r"--?config=", word)]
     try:
         with _importable(repository()):
-            holder = config_flags.DEFINE_config_file(
-                "config", flag_values=values, sys_argv=arguments
-            )
-            values(arguments)
-            config: ConfigDict = holder.value
+            config = _config_of(["train.py", *files])
+            arguments, nones = last_overrides(["train.py", *given], config)
+            config = _config_of(arguments)
         for name in nones:
-            if name not in optional_fields(config):
-                raise ValueError(f"config.{name} cannot be None")
             set_field(config, name, None)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"train.py cannot take the flags of {job.name}: {error}.") from error
+    return config
+
+
+def _config_of(arguments: Sequence[str]) -> ConfigDict:
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    values(arguments)
+    config: ConfigDict = holder.value
     return config
 
 

@@ -28,6 +28,13 @@ def introduction(task: Task, state: TrainState, num_steps: int, *, resuming: boo
         f"learning rate {setup.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
         f"a batch of {config.optimizer.base_batch_size}, scaled linearly), {num_steps} steps"
     )
+    late = [epoch for epoch in config.schedule.boundaries if epoch >= config.num_epochs]
+    if config.schedule.name == "step" and late:
+        epochs = ", ".join(f"{epoch:g}" for epoch in late)
+        yield (
+            f"note: config.schedule.boundaries={epochs} come after the run's last epoch, "
+            f"{config.num_epochs:g}: the rate does not fall there"
+        )
     if resuming and start_step >= num_steps:
         yield (
             f"this run is already finished at step {start_step}; nothing is trained "

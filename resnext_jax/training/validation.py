@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import CROPS
-from resnext_jax.errors import ConfigError
+from resnext_jax.errors import ConfigError, UserError
+from resnext_jax.files import user_path
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.models.registry import parse_name, resolve
 from resnext_jax.training.config import base_of, field, field_names, task_entry
@@ -25,24 +26,33 @@ EVAL_CROPS = ("centre", "ten", "dense")
 Rule = tuple[Callable[[Any], bool], str]
 
 AT_LEAST_ONE: Rule = (lambda value: value >= 1, "must be at least 1")
-POSITIVE: Rule = (
-    lambda value: 0 < value < math.inf,
-    "must be greater than 0 and finite",
-)
-NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
-NOT_NEGATIVE_FINITE: Rule = (
-    lambda value: 0 <= value < math.inf,
-    "must be at least 0 and finite",
-)
+POSITIVE: Rule = (lambda value: value > 0, "must be greater than 0")
+NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must be at least 0")
 BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
 AT_MOST_ONE: Rule = (lambda value: 0 <= value <= 1, "must be at least 0 and at most 1")
 NONE_OR_POSITIVE: Rule = (
-    lambda value: value is None or 0 < value < math.inf,
-    "must be None, or greater than 0 and finite",
+    lambda value: value is None or value > 0,
+    "must be None, or greater than 0",
 )
 NONE_OR_AT_LEAST_ONE: Rule = (
     lambda value: value is None or value >= 1,
     "must be None or at least 1",
+)
+
+
+def _is_path_or_none(value: Any) -> bool:
+    if value is None:
+        return True
+    try:
+        user_path(value, "")
+    except UserError:
+        return False
+    return True
+
+
+NONE_OR_PATH: Rule = (
+    _is_path_or_none,
+    "must be None or a path of this machine, not empty and without scheme://",
 )
 
 
@@ -60,13 +70,12 @@ def none_or_one_of(*allowed: str) -> Rule:
 
 
 def numbers(count: int | None, *, positive: bool) -> Rule:
-    """Make the rule that a value is so many finite numbers (None: any number of them)."""
+    """Make the rule that a value is so many numbers (None: any number of them)."""
 
     def holds(value: Any) -> bool:
         return (
             (count is None or len(value) == count)
             and all(isinstance(number, int | float) for number in value)
-            and all(math.isfinite(number) for number in value)
             and (not positive or all(number > 0 for number in value))
         )
 
@@ -102,8 +111,12 @@ RULES: dict[str, Rule] = {
     "optimizer.clip_norm": NONE_OR_POSITIVE,
     "schedule.name": one_of(*SCHEDULES),
     "schedule.boundaries": numbers(None, positive=True),
-    "schedule.factor": POSITIVE,
-    "schedule.warmup_epochs": NOT_NEGATIVE_FINITE,
+    "schedule.factor": (
+        lambda value: value >= 1,
+        "must be at least 1: the rate is divided by it (where PyTorch multiplies by gamma=0.1, "
+        "the factor is 10)",
+    ),
+    "schedule.warmup_epochs": NOT_NEGATIVE,
     "ema.decay": (
         lambda value: value is None or 0 <= value < 1,
         "must be None, or at least 0 and less than 1",
@@ -111,12 +124,15 @@ RULES: dict[str, Rule] = {
     "ema.every_steps": AT_LEAST_ONE,
     "guard.on_nonfinite": one_of(*ON_NONFINITE),
     "guard.spike_factor": (
-        lambda value: value is None or 1 < value < math.inf,
-        "must be None, or greater than 1 and finite",
+        lambda value: value is None or value > 1,
+        "must be None, or greater than 1",
     ),
     "guard.max_skipped": NOT_NEGATIVE,
+    "init_from": NONE_OR_PATH,
     "finetune.frozen_stages": NOT_NEGATIVE,
-    "finetune.backbone_rate": NOT_NEGATIVE_FINITE,
+    "finetune.backbone_rate": NOT_NEGATIVE,
+    "data.data_dir": NONE_OR_PATH,
+    "data.manual_dir": NONE_OR_PATH,
     "data.image_size": AT_LEAST_ONE,
     "data.eval_image_size": NONE_OR_AT_LEAST_ONE,
     "data.eval_short_side": NONE_OR_AT_LEAST_ONE,
@@ -132,8 +148,8 @@ RULES: dict[str, Rule] = {
     "data.lighting": NOT_NEGATIVE,
     "data.max_shift": NOT_NEGATIVE,
     "data.random_erase": AT_MOST_ONE,
-    "data.mixup": NOT_NEGATIVE_FINITE,
-    "data.cutmix": NOT_NEGATIVE_FINITE,
+    "data.mixup": NOT_NEGATIVE,
+    "data.cutmix": NOT_NEGATIVE,
     "data.mean": numbers(3, positive=False),
     "data.std": numbers(3, positive=True),
     "data.num_workers": NOT_NEGATIVE,
@@ -186,6 +202,11 @@ def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
         near = difflib.get_close_matches(name, sorted(known), n=1)
         hint = f"did you mean {near[0]!r}?" if near else "remove it."
         raise ConfigError(f"the config has a field {name!r} that nothing reads; {hint}")
+    for name in sorted(known):
+        value = field(config, name)
+        parts = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
+            raise ConfigError(f"config.{name}={value!r} must be finite.")
     for name, (holds, allowed) in rules.items():
         if name in known and not holds(value := field(config, name)):
             raise ConfigError(f"config.{name}={value!r} {allowed}.")

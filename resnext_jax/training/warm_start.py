@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.errors import ConfigError
+from resnext_jax.files import user_path
 from resnext_jax.interop.files import source
 from resnext_jax.interop.torch import read_state_dict, weights_from_torch
 from resnext_jax.models.variables import Arrays
@@ -38,7 +39,7 @@ def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
     Raises:
       UserError: that workdir has no whole checkpoint, or the weights are of another network.
     """
-    path = Path(config.init_from)
+    path = user_path(config.init_from, "config.init_from")
     read = _from_file if path.is_file() or path.suffix in _FILES else _from_workdir
     params, batch_stats = (
         {

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from resnext_jax.errors import ConfigError, DataError, WorkdirError
-from resnext_jax.files import replacing
+from resnext_jax.files import replacing, user_path
 from resnext_jax.training.config import base_of, field, field_names
 from resnext_jax.training.distributed import is_first_host
 
@@ -63,9 +63,9 @@ def open_workdir(path: str | os.PathLike[str]) -> Path:
     """Make the folder if it is missing, and check that it can be written.
 
     Raises:
-      WorkdirError: it cannot be made, read or written.
+      UserError: it is no path of this machine, or cannot be made, read or written.
     """
-    workdir = Path(path).absolute()
+    workdir = user_path(path, "--workdir").absolute()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
@@ -115,8 +115,8 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def existing_workdir(path: str | os.PathLike[str]) -> Path:
-    """Check that the folder is there and readable; raises WorkdirError where it is not."""
-    workdir = Path(path).absolute()
+    """Check that the folder is there and readable; raises UserError where it is not."""
+    workdir = user_path(path, "--workdir").absolute()
     try:
         os.listdir(workdir)
     except FileNotFoundError:

@@ -130,7 +130,7 @@ def test_biases_of_new_layers_move_twice_as_fast_and_frozen_ones_do_not_decay(
         ("rpn", {"proposals.test_before": 0}, "must be None or at least 1"),
         ("rpn", {"model.name": "resnext29_8x64d"}, "a network of ImageNet's design"),
         ("rpn", {"model.name": "resnet51"}, "config.model.name: impossible model"),
-        ("rpn", {"optimizer.new_bias_rate": -1.0}, "must be at least 0 and finite"),
+        ("rpn", {"optimizer.new_bias_rate": -1.0}, "must be at least 0"),
         ("fast_rcnn", {"data.proposals": None}, "resnext_jax.detection.proposals"),
         ("fast_rcnn", {"roi.kind": "crop"}, "must be one of pool, align"),
         ("fast_rcnn", {"detections.nms_iou": 1.5}, "must be at least 0 and at most 1"),
