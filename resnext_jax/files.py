@@ -1,11 +1,14 @@
-"""Paths that a user gives, and files that are replaced as a whole."""
+"""Paths that a user gives, files that are replaced as a whole, and strict JSON."""
 
 import argparse
 import contextlib
+import json
+import math
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from resnext_jax.errors import UserError
 
@@ -45,6 +48,19 @@ def path_argument(text: str) -> Path:
         return user_path(text, "the path")
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """Write a value as JSON that every reader takes: numbers that are not finite become null."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -1,11 +1,13 @@
 """A file is replaced as a whole, or not at all; a path is what the user means by it."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from resnext_jax.errors import UserError
-from resnext_jax.files import replacing, user_path
+from resnext_jax.files import replacing, strict_json, user_path
 
 
 def test_takes_the_place_of_the_old_file(tmp_path: Path) -> None:
@@ -65,3 +67,12 @@ def test_what_is_no_path_of_this_machine(path: str | Path, parts: list[str]) -> 
         user_path(path, "--out")
     for part in parts:
         assert part in str(error.value)
+
+
+def test_json_is_strict_at_every_depth() -> None:
+    value = {"a": math.nan, "b": [1.5, (math.inf, "x")], "c": {"d": -math.inf, "e": None}}
+    assert json.loads(strict_json(value), parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.5, [None, "x"]],
+        "c": {"d": None, "e": None},
+    }

@@ -105,6 +105,19 @@ def check_categories(split: CocoSplit, class_names: tuple[str, ...]) -> None:
         )
 
 
+def check_countable(split: CocoSplit) -> None:
+    """Check that a test split has objects to score against.
+
+    Raises:
+      DataError: it has none but crowds, of which no measure counts any.
+    """
+    if split.objects.crowd.all():
+        raise DataError(
+            f"{split.annotations} has no objects to score against (crowds do not count); name a "
+            "file that has some with --config.data.test_annotations=..."
+        )
+
+
 def anchor_spec(config: ConfigDict) -> AnchorSpec:
     """Return the anchors of an RPN's config."""
     anchors = config.anchors

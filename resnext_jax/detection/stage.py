@@ -17,6 +17,7 @@ from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.loading import Proposals, detection_batches, training_order
 from resnext_jax.detection.setup import (
     check_categories,
+    check_countable,
     image_spec,
     normalised,
     open_split,
@@ -75,6 +76,7 @@ class Stage(Task):
         config = self.config
         self.train, self.test_split = (open_split(config, split) for split in ("train", "test"))
         check_categories(self.test_split, self.train.category_names)
+        check_countable(self.test_split)
         order = training_order(
             self.train, self.images, seed=config.seed, batch_size=config.batch_size
         )

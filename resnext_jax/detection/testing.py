@@ -1,8 +1,6 @@
 """Scoring the stages: recall of proposals, and COCO's metrics of detections."""
 
 import datetime
-import json
-import math
 from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
@@ -23,13 +21,14 @@ from resnext_jax.detection.proposals import Proposer, StoredProposals
 from resnext_jax.detection.setup import (
     StoredWeights,
     check_categories,
+    check_countable,
     open_split,
     stored_weights,
 )
 from resnext_jax.detection.validation import validate
-from resnext_jax.errors import ConfigError, UserError
+from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.outputs import check_writable, write_output
-from resnext_jax.files import user_path
+from resnext_jax.files import strict_json, user_path
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training.distributed import is_first_host
 from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
@@ -152,11 +151,7 @@ def evaluate(
     check_same_run(config, folder, sections=("model", "anchors", "roi", "pyramid"))
     split = open_split(config, "test")
     check_categories(split, stored_class_names(folder))
-    if not split.labelled:
-        raise UserError(
-            f"{split.annotations} has no annotations to score against; name one that has with "
-            "--config.data.test_annotations=..."
-        )
+    check_countable(split)
     scores, rows = _score(config, stored, split)
     if not is_first_host():
         return
@@ -167,8 +162,7 @@ def evaluate(
         "annotations": split.annotations.name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-    numbers = {name: None if math.isnan(value) else value for name, value in scores.items()}
-    text = json.dumps(made | {"scores": numbers}, indent=2) + "\n"
+    text = strict_json(made | {"scores": scores}, indent=2) + "\n"
     write_output(scores_path, text, "--output")
     if rows is None:
         told = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())

@@ -98,6 +98,12 @@ def validate(config: ConfigDict) -> None:
             "config.data.data_dir is not set; name the folder of COCO's images and annotations "
             "with --config.data.data_dir=..."
         )
+    if config.data.short_side > config.data.long_side:
+        raise ConfigError(
+            f"config.data.short_side={config.data.short_side} must be at most "
+            f"config.data.long_side={config.data.long_side}."
+        )
+    _check_samples(config)
     targets = config.targets
     if config.task != "fast_rcnn" and targets.negative_iou > targets.positive_iou:
         raise ConfigError(
@@ -112,6 +118,17 @@ def validate(config: ConfigDict) -> None:
         )
     if config.task == "faster_rcnn" and config.pyramid.enabled:
         _check_pyramid(config)
+
+
+def _check_samples(config: ConfigDict) -> None:
+    for section in ("targets", "regions"):
+        for share in ("positives", "foregrounds"):
+            settings = config.get(section, {})
+            if share in settings and settings[share] > settings.samples:
+                raise ConfigError(
+                    f"config.{section}.{share}={settings[share]} must be at most "
+                    f"config.{section}.samples={settings.samples}, of which they are a part."
+                )
 
 
 def _check_pyramid(config: ConfigDict) -> None:

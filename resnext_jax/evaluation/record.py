@@ -6,7 +6,6 @@ takes the place of the one before it, all others stay. Strict JSON.
 
 import datetime
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import resnext_jax
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation.outputs import locked_folder, write_output
 from resnext_jax.evaluation.table import row_names
+from resnext_jax.files import strict_json
 
 if TYPE_CHECKING:
     from resnext_jax.evaluation.run import Report
@@ -118,12 +118,5 @@ def merge_into(path: Path, evaluations: dict[str, dict[str, Any]]) -> None:
     """
     with locked_folder(path.parent):
         merged = read_evaluations(path) | evaluations
-        text = json.dumps({"evaluations": _strict(merged)}, indent=2, allow_nan=False)
+        text = strict_json({"evaluations": merged}, indent=2)
         write_output(path, text + "\n", _FLAG)
-
-
-def _strict(value: Any) -> Any:
-    """Put null for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {name: _strict(one) for name, one in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -40,7 +40,7 @@ from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import read_run
 from resnext_jax.reports.sweeps import Setting, Sweep
 from resnext_jax.training.config import base_config, field_names, set_field
-from resnext_jax.training.validation import validate
+from resnext_jax.training.validation import check_start, validate
 from resnext_jax.training.workdir import CONFIG_FILE, check_same_run
 
 EXIT_FAILED = 1
@@ -128,6 +128,7 @@ def make_jobs(
     for job in jobs:
         config = load_config(job)
         validate(config)
+        check_start(config)
         if (job.workdir / CONFIG_FILE).exists():
             check_same_run(config, job.workdir)
     return jobs

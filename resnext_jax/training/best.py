@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from resnext_jax.errors import CheckpointError
+from resnext_jax.files import strict_json
 from resnext_jax.training.task import Measure
 from resnext_jax.training.workdir import write_atomically
 
@@ -38,15 +40,22 @@ class Best:
 def best_of(
     records: Iterable[dict[str, Any]], measure: Measure, before: Best | None = None
 ) -> Best | None:
-    """Find the best of some test records (lines of `metrics.jsonl`) and what was best before."""
+    """Find the best of some test records (lines of `metrics.jsonl`) and what was best before.
+
+    A measure that is missing, null or not finite is never best, nor was it before.
+    """
     tests = [
         Best(record["step"], measure.name, record[measure.name], record["weights"])
         for record in records
-        if record["split"] == "test"
+        if record["split"] == "test" and _is_finite(record.get(measure.name))
     ]
-    found = [before] if before else []
+    found = [before] if before and _is_finite(before.value) else []
     sign = -1 if measure.highest else 1
     return min(found + tests, key=lambda best: (sign * best.value, best.step), default=None)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def write_best(best: Best | None, workdir: Path) -> None:
@@ -54,7 +63,7 @@ def write_best(best: Best | None, workdir: Path) -> None:
     if best is None:
         (workdir / BEST_FILE).unlink(missing_ok=True)
         return
-    write_atomically(workdir / BEST_FILE, json.dumps(best.as_json()) + "\n")
+    write_atomically(workdir / BEST_FILE, strict_json(best.as_json()) + "\n")
 
 
 def read_best(workdir: Path) -> Best:
@@ -65,7 +74,10 @@ def read_best(workdir: Path) -> Best:
     """
     path = workdir / BEST_FILE
     try:
-        return Best(**json.loads(path.read_text()))
+        best = Best(**json.loads(path.read_text()))
+        if not _is_finite(best.value):
+            raise ValueError(f"{best.measure} is {best.value}")
+        return best
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing: no checkpoint has been tested yet.") from None
     except (OSError, ValueError, TypeError) as error:

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from resnext_jax.errors import CheckpointError, one_line
+from resnext_jax.files import strict_json
 from resnext_jax.models.variables import Arrays
 from resnext_jax.training import packing
 from resnext_jax.training.distributed import agree, is_first_host
@@ -173,7 +174,7 @@ class Checkpoints:
 
         Args:
           state: replicated over the devices.
-          run: strict JSON, given back by `restore`.
+          run: given back by `restore`, through JSON, where NaN and infinity are None.
 
         Raises:
           CheckpointError: the save before this one failed.
@@ -182,7 +183,7 @@ class Checkpoints:
         step = int(state.step)
         if not is_first_host() or self._is_saved(step):
             return
-        text = json.dumps(run, allow_nan=False)
+        text = strict_json(run)
         items = _copy_to_host(_items(state))
         # Not a daemon: a program that ends waits for it.
         self._thread = threading.Thread(

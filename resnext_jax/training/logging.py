@@ -1,7 +1,6 @@
 """What a run says: lines for programs, curves for people, a bar on a terminal."""
 
 import json
-import math
 import re
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from resnext_jax.errors import WorkdirError
+from resnext_jax.files import strict_json
 from resnext_jax.training.tensorboard import Board
 from resnext_jax.training.workdir import WholeWriter, write_atomically
 
@@ -173,12 +173,7 @@ class RunLog:
 
 
 def _line(record: dict[str, Any]) -> str:
-    # Strict JSON has no NaN or infinity.
-    clean = {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in record.items()
-    }
-    return json.dumps(clean, allow_nan=False) + "\n"
+    return strict_json(record) + "\n"
 
 
 def _readable(record: dict[str, Any]) -> str:

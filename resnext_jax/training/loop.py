@@ -27,6 +27,7 @@ from resnext_jax.training.profiling import Profiler, peak_memory
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.summary import conclusion, introduction
 from resnext_jax.training.task import Task, find_task
+from resnext_jax.training.validation import check_start
 from resnext_jax.training.window import HaltedError, Window
 from resnext_jax.training.workdir import (
     check_same_config,
@@ -61,6 +62,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
       InterruptedRunError: SIGINT or SIGTERM came, on any host; the state is saved.
     """
     task = find_task(config)(config)
+    check_start(config)
     folder = open_workdir(workdir)
     with locked(folder), contextlib.ExitStack() as closing:
         run = _Run(task, folder, closing)

@@ -1,5 +1,6 @@
 """What a run says of itself, at its start and at its end."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,12 @@ def conclusion(task: Task, workdir: Path) -> Iterator[str]:
     """Say what came of it, from `metrics.jsonl`."""
     records = read_metrics(workdir)
     train = [record for record in records if record["split"] == "train"]
-    tests = [record for record in records if record["split"] == "test"]
+    # A number that is null in the file is one that was not finite.
+    tests = [
+        {name: math.nan if value is None else value for name, value in record.items()}
+        for record in records
+        if record["split"] == "test"
+    ]
     skipped = sum(record.get("skipped_images", 0) for record in train)
     test_skipped = tests[-1].get("skipped_images", 0) if tests else 0
     if skipped or test_skipped:

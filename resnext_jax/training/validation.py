@@ -174,7 +174,6 @@ def validate(config: ConfigDict) -> None:
     check_fields(config, RULES)
     check_model(config.model)
     check_frozen_stages(config)
-    _check_start(config)
     check_schedule(config)
     _check_training_images(config.data)
     _check_mixing(config)
@@ -272,7 +271,14 @@ def _check_test_images(data: ConfigDict) -> None:
         )
 
 
-def _check_start(config: ConfigDict) -> None:
+def check_start(config: ConfigDict) -> None:
+    """Check that what training leaves as it is has weights to start from, whatever the task.
+
+    Apart from `validate`, because a config without them can be looked at and evaluated.
+
+    Raises:
+      ConfigError: layers would be kept as they are drawn at random.
+    """
     finetune = config.finetune
     kept = [name for name in ("frozen_stages", "frozen_norms") if finetune[name]]
     if kept and config.init_from is None:

@@ -4,7 +4,7 @@ import collections
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -42,13 +42,17 @@ class Window:
 
     Attributes:
       rows: metrics of the steps since the last record, an empty dictionary for
-        each step that was left out; strict JSON, part of a checkpoint.
+        each step that was left out; part of a checkpoint, as JSON.
     """
 
-    def __init__(self, batch_size: int, rows: list[dict[str, float]] | None = None):
+    def __init__(self, batch_size: int, rows: Sequence[Mapping[str, float | None]] | None = None):
         """Begin, or go on with the rows of a checkpoint."""
         self._batch_size = batch_size
-        self.rows = list(rows or [])
+        # JSON has null for NaN.
+        self.rows = [
+            {name: math.nan if value is None else value for name, value in row.items()}
+            for row in rows or []
+        ]
         self._sent: collections.deque[Metrics] = collections.deque()
         self._compiled = False
         self.restart_clock()

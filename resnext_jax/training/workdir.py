@@ -183,7 +183,7 @@ def explained(path: str | Path) -> Iterator[None]:
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
     """Write `config.json`."""
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True)
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True, allow_nan=False)
     write_atomically(workdir / CONFIG_FILE, text + "\n")
 
 
@@ -206,7 +206,7 @@ class DataSet(Protocol):
 def write_data_set(source: DataSet, workdir: Path) -> None:
     """Write `data_set.json`: which data a run is trained on."""
     stored = {"name": source.name, "version": source.version, "classes": source.class_names}
-    text = json.dumps(stored, indent=2)
+    text = json.dumps(stored, indent=2, allow_nan=False)
     write_atomically(workdir / DATA_SET_FILE, text + "\n")
 
 

@@ -1,23 +1,32 @@
 """Detectors small enough to train many times in a test, and scenes for them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import digit_scenes_fast_rcnn, digit_scenes_rpn
 from resnext_jax.detection.coco import read_coco
 from resnext_jax.detection.proposals import store
 from resnext_jax.detection.synthetic import SceneSpec, make_scenes
+from resnext_jax.interop.files import write_state_dict
+from resnext_jax.interop.torch import to_state_dict
+from resnext_jax.models import create_model
 
 SCENES = SceneSpec(train=12, test=5, side=64, smallest=16, largest=40, most_digits=2)
+NETWORK: dict[str, Any] = {"name": "resnext14_2x4d", "stem_width": 8, "template_width": 16}
+CLASSIFIER = "classifier.safetensors"
 # Every so many steps of a short run a checkpoint is saved.
 STEPS = 6
 
 
 def small_scenes(folder: Path) -> Path:
-    """Make a few scenes of 64x64."""
+    """Make a few scenes of 64x64, and weights of a classifier to start from beside them."""
     make_scenes(folder, SCENES)
+    network = create_model(**NETWORK, num_classes=10, rngs=nnx.Rngs(7))
+    write_state_dict(to_state_dict(network), folder / CLASSIFIER)
     return folder
 
 
@@ -25,9 +34,8 @@ def small_config(task: str, scenes: Path) -> ConfigDict:
     """Make a config of a short run of "rpn" or "fast_rcnn"; the latter needs `small_proposals`."""
     recipe = digit_scenes_rpn if task == "rpn" else digit_scenes_fast_rcnn
     config = recipe.get_config()
-    config.model.name = "resnext14_2x4d"
-    config.model.stem_width = 8
-    config.model.template_width = 16
+    config.model.update(NETWORK)
+    config.init_from = str(scenes / CLASSIFIER)
     config.data.name = "coco"
     config.data.data_dir = str(scenes)
     for split in ("train", "test"):

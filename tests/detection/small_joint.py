@@ -21,6 +21,7 @@ def small_joint_config(scenes: Path, *, pyramid: bool) -> ConfigDict:
     recipe = digit_scenes_fpn if pyramid else digit_scenes_faster_rcnn
     config = recipe.get_config()
     stage = small_config("rpn", scenes)
+    config.init_from = stage.init_from
     config.model, config.data, config.finetune = stage.model, stage.data, stage.finetune
     for name in (
         "batch_size",

@@ -17,6 +17,7 @@ from resnext_jax.models.variables import skeleton, split
 from resnext_jax.training import setup
 from resnext_jax.training.config import field_names, optional_fields, set_field
 from resnext_jax.training.task import find_task
+from tests.detection.coco_files import annotation, categories, image, write_images, write_json
 from tests.detection.small import small_config, small_proposals, small_scenes
 
 MODELS = ("resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d")
@@ -126,6 +127,11 @@ def test_biases_of_new_layers_move_twice_as_fast_and_frozen_ones_do_not_decay(
         ("rpn", {"anchors.scales": ()}, "config.anchors.scales=() must be a tuple of one or more"),
         ("rpn", {"anchors.ratios": (1.0, 0.0)}, "one or more positive numbers"),
         ("rpn", {"targets.negative_iou": 0.8}, "must be at most config.targets.positive_iou=0.7"),
+        ("rpn", {"targets.positives": 257}, "at most config.targets.samples=256"),
+        ("fast_rcnn", {"targets.foregrounds": 65}, "at most config.targets.samples=64"),
+        ("rpn", {"data.short_side": 1001}, "must be at most config.data.long_side=1000"),
+        ("rpn", {"data.data_dir": "gs://coco"}, "must be None or a path of this machine"),
+        ("fast_rcnn", {"data.proposals": ""}, "must be None or a path of this machine"),
         ("rpn", {"targets.crowds": "no"}, "must be one of ignore, legacy"),
         ("rpn", {"proposals.test_before": 0}, "must be None or at least 1"),
         ("rpn", {"model.name": "resnext29_8x64d"}, "a network of ImageNet's design"),
@@ -165,3 +171,20 @@ def test_missing_files_are_told_before_anything_is_made(tmp_path: Path) -> None:
     config.data.data_dir = str(tmp_path)
     with pytest.raises(DataError, match=r"instances_train2017\.json is missing; unpack COCO"):
         find_task(config)(config)
+
+
+@pytest.mark.parametrize("annotations", [[], [annotation(1, 1, 1, (2, 2, 9, 9), iscrowd=1)]])
+def test_a_test_split_without_objects_is_refused(
+    annotations: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """Whose measure would be NaN after hours of training."""
+    config = load("coco_resnet50_rpn")
+    config.data.data_dir = str(tmp_path)
+    whole = {"images": [image(1)], "categories": categories([1])}
+    for name, found in (("train", [annotation(1, 1, 1, (2, 2, 9, 9))]), ("test", annotations)):
+        config.data[f"{name}_images"] = "images"
+        config.data[f"{name}_annotations"] = f"annotations/{name}.json"
+        write_json(tmp_path, whole | {"annotations": found}, f"{name}.json")
+    write_images(tmp_path, whole["images"])
+    with pytest.raises(DataError, match=r"test\.json has no objects to score against"):
+        find_task(config)(config).open()

@@ -1,6 +1,7 @@
 """The best result of a run so far."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ from resnext_jax.training.task import Measure
 ERROR = Measure("top1_error", "top-1 error (%)", highest=False)
 
 
-def record(step: int, error: float, weights: str = "raw") -> dict[str, Any]:
+def record(step: int, error: float | None, weights: str = "raw") -> dict[str, Any]:
     return {"split": "test", "step": step, "top1_error": error, "weights": weights}
 
 
-def best(step: int, error: float, weights: str = "raw") -> Best:
+def best(step: int, error: Any, weights: str = "raw") -> Best:
     return Best(step, "top1_error", error, weights)
 
 
@@ -43,6 +44,25 @@ def test_what_was_best_before_counts() -> None:
     before = best(5, 2.0, "ema")
     assert best_of([record(10, 3.0)], ERROR, before) == before
     assert best_of([record(10, 1.0, "ema")], ERROR, before) == best(10, 1.0, "ema")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_what_is_no_number_is_never_best(value: float | None) -> None:
+    wrong = record(10, value)  # null in metrics.jsonl is None when a run resumes
+    for measure in (ERROR, Measure("top1_error", "accuracy", highest=True)):
+        assert best_of([wrong], measure) is None
+        assert best_of([wrong, record(20, 3.0), wrong], measure) == best(20, 3.0)
+        # Of a checkpoint of an earlier version.
+        assert best_of([record(20, 3.0)], measure, best(10, value)) == best(20, 3.0)
+    assert best_of([{"split": "test", "step": 5, "weights": "raw"}], ERROR) is None
+
+
+def test_a_best_that_is_no_number_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "best.json").write_text(
+        '{"step": 1, "measure": "AP", "value": NaN, "weights": "raw"}'
+    )
+    with pytest.raises(CheckpointError, match="is damaged"):
+        read_best(tmp_path)
 
 
 def test_is_written_as_json(tmp_path: Path) -> None:

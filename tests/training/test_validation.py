@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.detection.config import fast_rcnn_config, faster_rcnn_config, rpn_config
 from resnext_jax.errors import ConfigError
 from resnext_jax.training.config import (
     TASKS,
@@ -16,7 +17,7 @@ from resnext_jax.training.config import (
     field_names,
     optional_fields,
 )
-from resnext_jax.training.validation import check_fields, validate
+from resnext_jax.training.validation import check_fields, check_start, validate
 
 
 def complete_config() -> ConfigDict:
@@ -441,12 +442,24 @@ def test_mixed_images_come_in_pairs() -> None:
     assert "config.batch_size=12 in 4 parts is no whole number of pairs" in sentence(config)
 
 
-def test_only_stages_that_exist_are_frozen_and_not_with_random_weights() -> None:
+def test_training_does_not_freeze_random_weights() -> None:
+    for base in (complete_config(), rpn_config(), fast_rcnn_config(), faster_rcnn_config()):
+        for stages, norms in ((2, False), (0, True)):
+            config = base.copy_and_resolve_references()
+            config.finetune.frozen_stages, config.finetune.frozen_norms = stages, norms
+            name = "frozen_stages=2" if stages else "frozen_norms=True"
+            with pytest.raises(ConfigError, match=f"{name} would keep random weights"):
+                check_start(config)
+            config.init_from = "runs/other"
+            check_start(config)
+    # To look at it, or to evaluate, is another matter.
     config = complete_config()
     config.finetune.frozen_stages = 2
-    assert "would keep random weights" in sentence(config)
-    config.init_from = "runs/other"
     validate(config)
+
+
+def test_only_stages_that_exist_are_frozen() -> None:
+    config = complete_config()
     config.finetune.frozen_stages = 6
     assert "must be at most 5, the stages of resnext50_32x4d (conv1 to conv5)" in sentence(config)
     config.model.name = "resnext29_8x64d"

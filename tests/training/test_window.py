@@ -1,5 +1,6 @@
 """What steps tell, averaged for a record."""
 
+import json
 import math
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnext_jax.files import strict_json
 from resnext_jax.training.agreement import REQUESTS, Request
 from resnext_jax.training.step import Metrics
 from resnext_jax.training.window import HaltedError, Window
@@ -128,3 +130,14 @@ def test_requests_are_known_two_steps_later_on_every_host() -> None:
     stop = frozenset({Request.STOP})
     nothing: frozenset[Request] = frozenset()
     assert answers == [nothing, nothing, nothing, nothing, stop, nothing]
+
+
+def test_rows_that_are_not_finite_go_through_json() -> None:
+    """As they do in a checkpoint between two records."""
+    first = Window(batch_size=8)
+    first.add(step(1.0, box_loss=math.nan))
+    first.settle()
+    second = Window(batch_size=8, rows=json.loads(strict_json(first.rows)))
+    record = second.close()
+    assert record["loss"] == 1.0
+    assert math.isnan(record["box_loss"])
