@@ -38,9 +38,7 @@ _ELSEWHERE = (
 )
 
 
-def prepare(
-    name: str, inputs: Inputs | None = None, data_dir: str | None = None
-) -> tfds.core.DatasetBuilder:
+def prepare(name: str, inputs: Inputs | None = None, data_dir: str | None = None) -> Builder:
     """Prepare a data set, unless that has been done.
 
     One process prepares, others wait for it. What an interrupted run leaves behind

@@ -33,8 +33,9 @@ class Source:
       split: "train" or "test".
       examples: the images, by index.
       class_names: name of each label, in label order.
-      version: which version of the data set; of a folder of images, also a hash
-        of what is in it.
+      version: which version of the data set; of a folder of images a hash of their names and
+        labels.
+      former_versions: what runs of earlier versions of this package wrote down instead.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     examples: Examples
     class_names: tuple[str, ...]
     version: str = ""
+    former_versions: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -69,7 +71,7 @@ def open_source(
       DataError: unknown data set, one that cannot be prepared or is not prepared, or a folder
         that cannot be written or read.
     """
-    return _open(_locate(name, data_dir, manual_dir), name, split)
+    return _open(*_locate(name, data_dir, manual_dir), name, split)
 
 
 def check_available(name: str, data_dir: str | None) -> None:
@@ -95,19 +97,24 @@ def open_split(config: ConfigDict, split: str) -> Source:
 def open_splits(config: ConfigDict) -> tuple[Source, Source]:
     """Open "train" and "test" of the data set that a run's config names (see `open_source`)."""
     data = config.data
-    folder = _locate(data.name, data.data_dir, data.manual_dir)
-    return _open(folder, data.name, "train"), _open(folder, data.name, "test")
+    found = _locate(data.name, data.data_dir, data.manual_dir)
+    return _open(*found, data.name, "train"), _open(*found, data.name, "test")
 
 
-def _locate(name: str, data_dir: str | None, manual_dir: str | None) -> Path:
-    """Find the folder of a prepared data set, preparing it if need be."""
+def _locate(
+    name: str, data_dir: str | None, manual_dir: str | None
+) -> tuple[Path, tuple[str, ...]]:
+    """Find the folder of a prepared data set, preparing it if need be, and its `data_versions`."""
     check_available(name, data_dir)
     folder = _prepared(name, data_dir)
+    versions: tuple[str, ...] = ()
     if folder is None:
         raw = None if manual_dir is None else user_path(manual_dir, "config.data.manual_dir")
         inputs = Inputs(manual_dir=raw)
-        folder = Path(prepare(name, inputs, data_dir).data_path)
-    return folder
+        builder = prepare(name, inputs, data_dir)
+        folder, versions = Path(builder.data_path), builder.data_versions
+    # data_dir/NAME/VERSION, or data_dir/NAME/CONFIGURATION/VERSION.
+    return folder, versions or (folder.as_posix().rpartition(f"/{name}/")[2],)
 
 
 def _prepared(name: str, data_dir: str | None) -> Path | None:
@@ -120,7 +127,7 @@ def _prepared(name: str, data_dir: str | None) -> Path | None:
     return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
 
 
-def _open(folder: Path, name: str, split: str) -> Source:
+def _open(folder: Path, versions: tuple[str, ...], name: str, split: str) -> Source:
     try:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # tfds raises whatever the damage makes it stumble over
@@ -154,9 +161,8 @@ def _open(folder: Path, name: str, split: str) -> Source:
     except (OSError, RuntimeError, ValueError, IndexError) as error:
         raise _damaged(name, folder, error) from error
     label: tfds.features.ClassLabel = builder.info.features["label"]
-    # data_dir/NAME/VERSION, or data_dir/NAME/CONFIGURATION/VERSION.
-    version = folder.as_posix().rpartition(f"/{name}/")[2]
-    return Source(name, split, examples, tuple(label.names), version)
+    version, *former = versions
+    return Source(name, split, examples, tuple(label.names), version, tuple(former))
 
 
 def _damaged(name: str, folder: object, error: Exception) -> DataError:

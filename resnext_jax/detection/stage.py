@@ -48,6 +48,7 @@ class DataVersion:
     name: str
     version: str
     class_names: tuple[str, ...]
+    former_versions: tuple[str, ...] = ()
 
 
 class Stage(Task):

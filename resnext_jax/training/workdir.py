@@ -196,7 +196,11 @@ class DataSet(Protocol):
 
     @property
     def version(self) -> str:
-        """Which version, and perhaps a hash of what is in it."""
+        """Which version, or a hash of which images there are."""
+
+    @property
+    def former_versions(self) -> tuple[str, ...]:
+        """What earlier versions of this package have written for the same data."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -279,11 +283,11 @@ def check_same_data(source: DataSet, workdir: Path, *, same_images: bool) -> Non
             f"the run in {workdir} was trained on other classes than data set {source.name!r} has "
             "now; use the run's data, or another --workdir to start over."
         )
-    if same_images and version != source.version:
+    if same_images and version not in (source.version, *source.former_versions):
         raise DataError(
             f"the run in {workdir} was trained on {version!r} of data set {source.name!r}, now it "
-            f"is {source.version!r}: images were added, removed or changed; put them back, or use "
-            "another --workdir to start over."
+            f"is {source.version!r}: images were added, removed or renamed, or have other labels; "
+            "put them back, or use another --workdir to start over."
         )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from resnext_jax.data.builders.base import Inputs
+from resnext_jax.data.builders.base import Builder, Inputs
+from resnext_jax.data.builders.copies import RECORD
 from resnext_jax.data.builders.folder import EXTENSIONS, Folder, Listing, list_images
 from resnext_jax.data.prepare import prepare
 from resnext_jax.errors import DataError
@@ -39,7 +41,7 @@ def names(listing: Listing, split: str = "train") -> list[tuple[str, int]]:
     return [(image.name, image.label) for image in listing.images[split]]
 
 
-def prepared(folder: Path, data_dir: Path) -> tfds.core.DatasetBuilder:
+def prepared(folder: Path, data_dir: Path) -> Builder:
     return prepare("folder", Inputs(manual_dir=folder), str(data_dir))
 
 
@@ -138,15 +140,45 @@ def test_refuses_a_folder_that_contains_itself(root: Path) -> None:
     assert "contains itself by a link" in refusal(root)
 
 
-@pytest.mark.parametrize("name", ["validation", "test"])
+@pytest.mark.parametrize("name", ["validation", "valid", "Valid", "dev"])
 def test_takes_other_folders_for_validation(
     root: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (root / "val").rename(root / name)
+    add(root / "test" / "cat" / "only.png")
     builder = prepared(root, tmp_path / "data")
     assert builder.info.splits["validation"].num_examples == 2
-    note = f"note: there is no val, the validation images are {root / name}\n"
-    assert note in capsys.readouterr().err
+    assert f"note: the validation images are {root / name}\n" in capsys.readouterr().err
+
+
+def test_every_start_says_that_test_images_are_validated_on(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "val").rename(root / "Test")
+    (root / "train").rename(root / "Train")
+    add(root / "drafts" / "cat" / "1.png")  # has not the same classes
+    for _ in range(2):
+        builder = prepared(root, tmp_path / "data")
+        assert builder.info.splits["validation"].num_examples == 2
+        written = capsys.readouterr().err
+        assert written.count("note: ") == 1
+        assert f"{root} has no folder of validation images; those in Test are used" in written
+
+
+@pytest.mark.parametrize("names", [("val", "dev"), ("Valid", "val"), ("test", "holdout")])
+def test_asks_which_images_to_validate_on(root: Path, names: tuple[str, str]) -> None:
+    (root / "val").rename(root / names[0])
+    shutil.copytree(root / names[0], root / names[1])
+    message = refusal(root)
+    assert f"may hold the validation images: {', '.join(sorted(names))};" in message or (
+        f"may hold the validation images: {', '.join(names)};" in message
+    )
+    assert "name the one that is meant val" in message
+
+
+def test_asks_which_images_to_train_on(root: Path) -> None:
+    shutil.copytree(root / "train", root / "TRAIN")
+    assert "may hold the training images: TRAIN, train;" in refusal(root)
 
 
 def test_says_nothing_of_val(
@@ -154,12 +186,6 @@ def test_says_nothing_of_val(
 ) -> None:
     prepared(root, tmp_path / "data")
     assert "note:" not in capsys.readouterr().err
-
-
-def test_prefers_validation_to_test(root: Path) -> None:
-    (root / "val").rename(root / "validation")
-    add(root / "test" / "cat" / "only.png")
-    assert names(list_images(root), "validation") == [("cat/1.png", 0), ("dog/1.png", 1)]
 
 
 def test_labels_are_those_of_training_where_validation_lacks_a_class(root: Path) -> None:
@@ -179,8 +205,8 @@ def test_refuses_a_folder_that_is_not_laid_out(root: Path) -> None:
     assert f"{root}/none does not exist" in refusal(root / "none")
     (root / "train").rename(root / "training")
     assert f"{root} has no folder train;" in refusal(root)
-    (root / "val").rename(root / "valid")
-    assert f"{root} has no folder val (nor validation nor test);" in refusal(root)
+    (root / "val").rename(root / "values")
+    assert f"{root} has no folder val (nor valid, validation, dev nor test);" in refusal(root)
 
 
 @pytest.mark.parametrize("split", SPLITS.values())
@@ -239,10 +265,6 @@ def test_is_prepared_once(root: Path, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == times
 
 
-def touch(root: Path) -> None:
-    os.utime(root / "val" / "dog" / "1.png", ns=(0, 10**18))
-
-
 def enlarge(root: Path) -> None:
     path = root / "train" / "cat" / "1.png"
     status = path.stat()
@@ -250,19 +272,102 @@ def enlarge(root: Path) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def rewrite(root: Path) -> None:
+    (root / "train" / "cat" / "1.png").write_bytes(IMAGE[:-1] + b" ")
+
+
 def rename(root: Path) -> None:
     (root / "train" / "cat" / "1.png").rename(root / "train" / "cat" / "2.png")
 
 
-@pytest.mark.parametrize("change", [touch, enlarge, rename])
-def test_a_changed_folder_is_another_data_set(root: Path, tmp_path: Path, change: Any) -> None:
+def move(root: Path) -> None:
+    (root / "train" / "cat" / "1.png").rename(root / "train" / "dog" / "2.png")
+    add(root / "train" / "cat" / "3.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "same_run"), [(enlarge, True), (rewrite, True), (rename, False), (move, False)]
+)
+def test_a_changed_folder_is_prepared_again(
+    root: Path, tmp_path: Path, change: Any, same_run: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A repaired image belongs to the run that stopped for it; other names or labels do not."""
     before = prepared(root, tmp_path / "data")
     change(root)
+    capsys.readouterr()
     after = prepared(root, tmp_path / "data")
     assert before.data_dir != after.data_dir
+    assert (after.data_versions[0] == before.data_versions[0]) == same_run
+    named = "changed since they were prepared: train/cat/1.png; preparing again"
+    assert (named in capsys.readouterr().err) == same_run
     new = {example["file_name"]: example["image"] for example in encoded_examples(after, "train")}
     files = {f"{path.parent.name}/{path.name}": path for path in (root / "train").glob("*/*")}
     assert new == {name.encode(): path.read_bytes() for name, path in files.items()}
+
+
+def moved_in_time(root: Path) -> Path:
+    for number, path in enumerate(sorted(root.rglob("*.png"))):
+        os.utime(path, ns=(0, 10**18 + number))
+    return root
+
+
+def copied(root: Path) -> Path:
+    return moved_in_time(shutil.copytree(root, root.parent / "copy" / root.name))
+
+
+def renamed(root: Path) -> Path:
+    return root.rename(root.parent / "animals")
+
+
+def other_case(root: Path) -> Path:
+    (root / "val").rename(root / "Validation")
+    return root
+
+
+@pytest.mark.parametrize("change", [moved_in_time, copied, renamed, other_case])
+def test_the_same_images_are_found_wherever_they_are(
+    root: Path, tmp_path: Path, change: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prepared(root, tmp_path / "data")
+    now = change(root)
+    read: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), real(path))[1])
+    for hashed in (change in (moved_in_time, copied), False):
+        after = prepared(now, tmp_path / "data")
+        assert after.data_dir == before.data_dir
+        assert after.data_versions[0] == before.data_versions[0]
+        # Only what has another time, and once.
+        assert (len(list(filter(lambda path: path.suffix == ".png", read))) > 0) == hashed
+        read.clear()
+
+
+def test_a_copy_made_by_an_earlier_version_is_found(root: Path, tmp_path: Path) -> None:
+    before = prepared(root, tmp_path / "data")
+    (Path(before.data_dir) / RECORD).unlink()  # they had none
+    after = prepared(renamed(root), tmp_path / "data")
+    assert after.data_dir == before.data_dir
+    # What a run of that version has written down.
+    assert (
+        after.data_versions[1] == f"pets-{list_images(root.parent / 'animals').digest[:12]}/1.0.0"
+    )
+
+
+def test_a_copy_whose_record_is_damaged_is_not_trusted(root: Path, tmp_path: Path) -> None:
+    before = prepared(root, tmp_path / "data")
+    (Path(before.data_dir) / RECORD).write_bytes(b"PK")
+    assert prepared(moved_in_time(root), tmp_path / "data").data_dir != before.data_dir
+
+
+def test_another_folder_with_the_same_names_is_no_changed_one(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = prepared(root, tmp_path / "data")
+    for path in root.rglob("*.png"):
+        path.write_bytes(IMAGE + b"other")
+    capsys.readouterr()
+    assert prepared(root, tmp_path / "data").data_dir != before.data_dir
+    assert "changed" not in capsys.readouterr().err
 
 
 def test_folders_of_one_name_do_not_collide(tmp_path: Path) -> None:

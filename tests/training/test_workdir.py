@@ -13,17 +13,20 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from resnext_jax.errors import ConfigError, UserError, WorkdirError
+from resnext_jax.data.sources import Source
+from resnext_jax.errors import ConfigError, DataError, UserError, WorkdirError
 from resnext_jax.training.config import base_config
 from resnext_jax.training.workdir import (
     CONFIG_FILE,
     WholeWriter,
+    check_same_data,
     check_same_run,
     existing_workdir,
     locked,
     open_workdir,
     write_atomically,
     write_config,
+    write_data_set,
 )
 
 
@@ -287,3 +290,17 @@ def test_what_is_written_is_there_at_once(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(WorkdirError, match=r"missing/file cannot be written \(No such file"):
         WholeWriter(tmp_path / "missing" / "file")
+
+
+def test_a_run_goes_on_with_its_data_also_as_earlier_versions_named_it(tmp_path: Path) -> None:
+    def source(version: str, *former: str) -> Source:
+        return Source("folder", "train", [], ("cat", "dog"), version, former)
+
+    now = source("0123456789abcdef", "pets-0123456789ab/1.0.0")
+    for stored in (now, source("pets-0123456789ab/1.0.0")):
+        write_data_set(stored, tmp_path)
+        check_same_data(now, tmp_path, same_images=True)
+    write_data_set(source("pets-ba9876543210/1.0.0"), tmp_path)
+    check_same_data(now, tmp_path, same_images=False)
+    with pytest.raises(DataError, match="images were added, removed or renamed"):
+        check_same_data(now, tmp_path, same_images=True)

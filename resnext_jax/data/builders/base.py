@@ -52,6 +52,14 @@ class Builder(  # type: ignore[call-arg]  # tfds's, of which mypy knows nothing
         builder.inputs = inputs
         return builder
 
+    @property
+    def data_versions(self) -> tuple[str, ...]:
+        """What a run writes down of its data, and what earlier versions wrote for the same.
+
+        Empty where the version of the data set says it all.
+        """
+        return ()
+
     @abc.abstractmethod
     def check_inputs(self) -> int:
         """Check that the raw files are there and readable, before anything is written.

@@ -1,43 +1,32 @@
 """Images in folders, one per class, as PyTorch's ImageFolder has them."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from resnext_jax.data.builders.base import Builder, Inputs
+from resnext_jax.data.builders.copies import Image, Record, content_hash, find_copy
 from resnext_jax.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-# Folders that hold the validation images, the first that is there.
-_VALIDATION_FOLDERS = ("val", "validation", "test")
+# Names, in any case, of the folders of the training and of the validation images. Test images are
+# validated on where there are no others.
+_TRAIN, _VALIDATION, _TEST = "train", ("val", "valid", "validation", "dev"), "test"
+
+_VERSION = "1.0.0"
 
 # What an example takes beside its image: names, label, framing, its part of an index.
 _EXAMPLE_BYTES = 300
-
-
-class Image(NamedTuple):
-    """An image file.
-
-    Attributes:
-      name: its path from the split's folder, with "/".
-      label: its class.
-      size: in bytes.
-      mtime_ns: when it was last written.
-    """
-
-    name: str
-    label: int
-    size: int
-    mtime_ns: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +46,35 @@ class Listing:
     images: dict[str, list[Image]]
 
     @property
-    def digest(self) -> str:
-        """Hash of the paths, sizes and times of all images, as 64 hexadecimal digits."""
-        hashed = hashlib.sha256()
-        files = [
-            (f"{self.folders[split]}/{image.name}", image.size, image.mtime_ns)
+    def files(self) -> list[Image]:
+        """All images, named by their paths from `folder`."""
+        return [
+            image._replace(name=f"{self.folders[split]}/{image.name}")
             for split, images in self.images.items()
             for image in images
         ]
-        for file in sorted(files):
-            hashed.update(repr(file).encode())
-        return hashed.hexdigest()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of the paths, sizes and times of all images, as 64 hexadecimal digits.
+
+        Names a prepared copy.
+        """
+        return _digest((image.name, image.size, image.mtime_ns) for image in self.files)
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """Hash of what is trained on: the classes, and the name and label of each image.
+
+        Neither where the folder is nor when its files were written is part of it, so that a run
+        goes on after `cp -r`, or after a damaged image has been replaced. As 16 hexadecimal digits.
+        """
+        images = (
+            (split, image.name, self.classes[image.label])
+            for split, images in self.images.items()
+            for image in images
+        )
+        return _digest([("", "", name) for name in self.classes] + list(images))[:16]
 
 
 @dataclasses.dataclass(eq=False)
@@ -85,11 +92,11 @@ class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
     """Images in `train/CLASS/` and `val/CLASS/` of `inputs.manual_dir`, stored as they are.
 
     Labels are the places of the classes among the sorted names of the folders in
-    `train`. A folder whose images changed is another data set, prepared anew.
+    `train`. A folder whose images changed is prepared again.
     """
 
     TITLE = "the folder of images"
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(_VERSION)
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Initial release."}
 
     listing: Listing
@@ -102,9 +109,16 @@ class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
           DataError: no folder is given, or it is not laid out as it must be.
         """
         listing = list_images(inputs.manual_dir)
+        if listing.folders["validation"].lower() == _TEST:
+            print(
+                f"note: {listing.folder} has no folder of validation images; those in "
+                f"{listing.folders['validation']} are used, so that the best checkpoint is chosen "
+                "on the test images",
+                file=sys.stderr,
+            )
         slug = re.sub(r"[^a-z0-9]+", "_", listing.folder.resolve().name.lower()).strip("_")
         config = FolderConfig(
-            name=f"{slug or 'images'}-{listing.digest[:12]}",
+            name=_prepared_copy(listing, data_dir) or _copy_name(slug or "images", listing),
             description=(
                 f"Training images of {listing.folder / listing.folders['train']}, "
                 f"validation images of {listing.folder / listing.folders['validation']}."
@@ -137,34 +151,72 @@ class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
         Says so on stderr if the validation images are taken from another folder than `val`.
         """
         used = self.listing.folders["validation"]
-        if used != _VALIDATION_FOLDERS[0]:
-            where = self.listing.folder / used
-            print(f"note: there is no val, the validation images are {where}", file=sys.stderr)
+        if used.lower() not in (_VALIDATION[0], _TEST):  # of the latter every start says so
+            print(f"note: the validation images are {self.listing.folder / used}", file=sys.stderr)
         images = [image for split in self.listing.images.values() for image in split]
         return sum(image.size + len(image.name) + _EXAMPLE_BYTES for image in images)
 
+    @property
+    def data_versions(self) -> tuple[str, ...]:
+        """See `Builder`. Runs of earlier versions have written the name of the copy."""
+        return self.listing.identity, f"{self.builder_config.name}/{self.VERSION}"
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
+        self._hashes = {split: bytearray() for split in self.listing.images}
         return {split: self._generate_examples(split) for split in self.listing.images}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-        folder = self.listing.folder / self.listing.folders[split]
+        place = self.listing.folders[split]
         for image in self.listing.images[split]:
+            path = self.listing.folder / place / image.name
             try:
-                data = (folder / image.name).read_bytes()
+                data = path.read_bytes()
             except OSError as error:
-                raise _unreadable(folder / image.name, error) from error
+                raise _unreadable(path, error) from error
+            self._hashes[split] += content_hash(data)
             yield image.name, {"image": data, "label": image.label, "file_name": image.name}
+        if all(self._hashes.values()):  # this was the last split
+            hashes = b"".join(self._hashes.values())
+            record = Record.of(self.listing.identity, self.listing.files, hashes)
+            record.write(Path(self.data_path))
+
+
+def _copy_name(slug: str, listing: Listing) -> str:
+    return f"{slug}-{listing.digest[:12]}"
+
+
+def _prepared_copy(listing: Listing, data_dir: str | None) -> str | None:
+    """Return the name of the prepared copy that holds what is in a folder now."""
+    if data_dir is None:
+        return None
+    copies = [
+        path.parent for path in Path(data_dir, "folder").glob(f"*/{_VERSION}/dataset_info.json")
+    ]
+    for copy in copies:
+        if copy.parent.name.endswith(_copy_name("", listing)):
+            return copy.parent.name
+    found = find_copy(copies, listing.folder, listing.identity, listing.files)
+    return None if found is None else found.parent.name
+
+
+def _digest(rows: Iterable[tuple[Any, ...]]) -> str:
+    hashed = hashlib.sha256()
+    for row in sorted(rows):
+        hashed.update(repr(row).encode())
+    return hashed.hexdigest()
 
 
 def list_images(folder: Path | None) -> Listing:
     """Find the images in `train/CLASS/` and `val/CLASS/` of a folder, and in folders in these.
 
-    Instead of `val` it may be `validation` or `test`. Hidden files and folders,
-    and files that are no images by their extension, are passed over.
+    Instead of `val` it may be `valid`, `validation` or `dev`, in any case, and if there is none of
+    these, `test`. Hidden files and folders, and files that are no images by their extension, are
+    ignored.
 
     Raises:
-      DataError: the folder, `train`, `val`, classes or a class's images are missing,
-        a class is in `val` only, or something cannot be read.
+      DataError: the folder, `train`, `val`, classes or a class's images are missing, several
+        folders may be that of the validation images, a class is in `val` only, or something
+        cannot be read.
     """
     if folder is None:
         raise DataError(
@@ -174,19 +226,14 @@ def list_images(folder: Path | None) -> Listing:
         )
     if not folder.is_dir():
         raise DataError(f"folder of images {folder} does not exist; check its name.")
-    folders = {"train": "train", "validation": _validation_folder(folder)}
-    if not (folder / "train").is_dir():
-        raise DataError(
-            f"folder of images {folder} has no folder train; put the training images into "
-            "train/CLASS/, a folder for each class."
-        )
+    folders = _split_folders(folder)
     names = {split: _class_folders(folder / name) for split, name in folders.items()}
     labels = {name: label for label, name in enumerate(names["train"])}
     unknown = [name for name in names["validation"] if name not in labels]
     if unknown:
         raise DataError(
             f"class folder {folder / folders['validation'] / unknown[0]} has no counterpart in "
-            f"{folder / 'train'}; remove it, or add training images of that class."
+            f"{folder / folders['train']}; remove it, or add training images of that class."
         )
     images = {
         split: [
@@ -199,18 +246,41 @@ def list_images(folder: Path | None) -> Listing:
     return Listing(folder, tuple(names["train"]), folders, images)
 
 
-def _validation_folder(folder: Path) -> str:
-    for name in _VALIDATION_FOLDERS:
-        if (folder / name).is_dir():
-            return name
-    raise DataError(
-        f"folder of images {folder} has no folder val (nor validation nor test); put the "
-        "validation images into val/CLASS/, a folder for each class."
-    )
+def _split_folders(folder: Path) -> dict[str, str]:
+    """Return the folders of the training and of the validation images."""
+    names = _folders_in(folder)
+    train = [name for name in names if name.lower() == _TRAIN]
+    validation = [name for name in names if name.lower() in _VALIDATION]
+    test = [name for name in names if name.lower() == _TEST]
+    if not validation and test:
+        # Any other folder with the same classes may be meant as well.
+        classes = set(_folders_in(folder / test[0]))
+        others = set(names) - {*train, *test}
+        validation = test + sorted(n for n in others if set(_folders_in(folder / n)) == classes)
+    for found, name, wanted in (
+        (validation, "val", f"val (nor {', '.join(_VALIDATION[1:])} nor test)"),
+        (train, "train", "train"),
+    ):
+        what = "validation" if name == "val" else "training"
+        if not found:
+            raise DataError(
+                f"folder of images {folder} has no folder {wanted}; put the {what} images into "
+                f"{name}/CLASS/, a folder for each class."
+            )
+        if len(found) > 1:
+            raise DataError(
+                f"folder of images {folder} has several folders that may hold the {what} images: "
+                f"{', '.join(found)}; name the one that is meant {name}, and move the others away."
+            )
+    return {"train": train[0], "validation": validation[0]}
+
+
+def _folders_in(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if stat.S_ISDIR(_status(entry).st_mode)]
 
 
 def _class_folders(folder: Path) -> list[str]:
-    names = [entry.name for entry in _visible(folder) if stat.S_ISDIR(_status(entry).st_mode)]
+    names = _folders_in(folder)
     if not names:
         raise DataError(
             f"folder {folder} has no class folders; put the images of each class into a folder "
