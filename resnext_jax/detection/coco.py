@@ -6,6 +6,7 @@ itself has it (images without boxes, boxes a little over the edge or without are
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -28,6 +29,9 @@ from resnext_jax.errors import DataError, one_line
 # A box that reaches further out, in pixels, and mostly lies outside, is a mistake and not rounding.
 _ROUNDING = 2.0
 _NOTICED = 0.01
+
+# Images of a split that are compared between hosts.
+_SAMPLE = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,6 +100,30 @@ class CocoSplit:
         part = slice(self.offsets[index], self.offsets[index + 1])
         return GroundTruth(*(array[part] for array in _arrays(self.objects)))
 
+    def facts(self, name: str) -> dict[str, Any]:
+        """Return what the split is, by what a sentence calls it: alike for equal copies.
+
+        Of the images a sample is read, spread over the split.
+
+        Args:
+          name: of the split.
+
+        Raises:
+          DataError: an image of the sample cannot be read.
+        """
+        places = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(int)
+        return {
+            f"images of split {name}": len(self),
+            f"objects of split {name}": len(self.objects.boxes),
+            f"annotations of split {name}": self.digest(),
+            f"a sample of split {name}": _hash(map(_read, (self.path(int(p)) for p in places))),
+        }
+
+    def digest(self, details: str = "") -> str:
+        """Return a hash of images and objects, and of `details`, as 16 hexadecimal digits."""
+        arrays = (self.image_ids, self.offsets, self.objects.boxes, self.objects.classes)
+        return _hash([*(np.ascontiguousarray(x).tobytes() for x in arrays), details.encode()])
+
     def class_names(self) -> tuple[str, ...]:
         """Return the name of each class, the background (class 0) first."""
         return ("background", *self.category_names)
@@ -115,6 +143,22 @@ class CocoSplit:
             objects=GroundTruth(*(array[chosen] for array in _arrays(self.objects))),
             notes=(),
         )
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"image {path} cannot be read ({error.strerror}); check its permissions."
+        ) from error
 
 
 def read_coco(

@@ -1,7 +1,6 @@
 """What the trainings of both stages of a detector share: data, freezing, what is written down."""
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,6 +83,15 @@ class Stage(Task):
         self._train_images = len(order)
         return self._train_images
 
+    def data_facts(self) -> dict[str, Any]:
+        """See `Task`."""
+        return {
+            "the data set": self._data_version().version,
+            "the classes": ", ".join(self.train.category_names),
+            **self.train.facts("train"),
+            **self.test_split.facts("test"),
+        }
+
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """See `Task`."""
         optimizer = setup.build_optimizer(self.config, schedule, rate_factor=self.rate_factor)
@@ -157,14 +165,8 @@ class Stage(Task):
         return float(self.config.optimizer.new_bias_rate) if is_bias(name) else 1.0
 
     def _data_version(self) -> DataVersion:
-        digest = hashlib.sha256()
-        objects = self.train.objects
-        for array in (self.train.image_ids, self.train.offsets, objects.boxes, objects.classes):
-            digest.update(np.ascontiguousarray(array).tobytes())
-        digest.update(self.data_details().encode())
-        return DataVersion(
-            self.config.data.name, digest.hexdigest()[:16], self.train.category_names
-        )
+        version = self.train.digest(self.data_details())
+        return DataVersion(self.config.data.name, version, self.train.category_names)
 
     def data_details(self) -> str:
         """Return what else the data is, beside images and boxes."""

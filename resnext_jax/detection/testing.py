@@ -29,7 +29,8 @@ from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import strict_json, user_path
-from resnext_jax.models.variables import Arrays
+from resnext_jax.models.variables import Arrays, digest
+from resnext_jax.training.agreement import check_hosts_agree, config_facts
 from resnext_jax.training.distributed import is_first_host
 from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
 
@@ -152,6 +153,13 @@ def evaluate(
     split = open_split(config, "test")
     check_categories(split, stored_class_names(folder))
     check_countable(split)
+    check_hosts_agree(
+        lambda: {
+            **config_facts(config),
+            **split.facts("test"),
+            "the weights": digest(stored.params, stored.batch_stats),
+        }
+    )
     scores, rows = _score(config, stored, split)
     if not is_first_host():
         return

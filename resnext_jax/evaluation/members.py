@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 from pathlib import Path
 from typing import Protocol
@@ -23,7 +21,7 @@ from resnext_jax.interop.identify import identify
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.resnext import NetworkSpec
-from resnext_jax.models.variables import merge
+from resnext_jax.models.variables import digest, merge
 from resnext_jax.training import packing, setup
 from resnext_jax.training.best import wanted_step
 from resnext_jax.training.checkpoint import Checkpoints
@@ -71,13 +69,10 @@ class Member:
         Of all parameters and running statistics by name, with dtypes and shapes, in block form c:
         the same for a checkpoint, the files that were exported from it, and every block form.
         """
-        digest, spec = hashlib.sha256(), self.spec
-        for tree in (self.network.params, self.network.batch_stats):
-            arrays = convert_arrays(tree, spec.architecture.cardinality, spec.form, "c")
-            for name, array in sorted(jax.device_get(arrays).items()):
-                digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()
+        spec, trees = self.spec, (self.network.params, self.network.batch_stats)
+        return digest(
+            *(convert_arrays(tree, spec.architecture.cardinality, spec.form, "c") for tree in trees)
+        )
 
 
 class Entrant(Protocol):

@@ -18,6 +18,7 @@ from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, alone
 from resnext_jax.evaluation.members import Entrant, FileEntrant, Member, WorkdirEntrant
 from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays
+from resnext_jax.training.agreement import check_hosts_agree, config_facts
 from resnext_jax.training.config import field_names
 from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.validation import validate
@@ -160,8 +161,10 @@ def evaluate_all(
             entrants.append(entrant)
         entrants += [FileEntrant(config, path, ema=ema) for path in files]
         source = open_split(config, "test")
+        check_hosts_agree(lambda: config_facts(config) | source.facts())
         loaded = [_load(entrant, source, mesh) for entrant in entrants]
     members = [member for group in loaded for member in group]
+    check_hosts_agree(lambda: {f"weights {n}": one.hash() for n, one in enumerate(members, 1)})
     networks = [member.network for member in members]
     rows = alone(networks)
     if several:

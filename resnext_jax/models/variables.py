@@ -6,10 +6,13 @@ strings is cheap to hand to a compiled step (no module is walked between
 steps), and its names do not change when a container class does.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import numpy as np
 from flax import nnx
 
 Arrays = dict[str, jax.Array]
@@ -47,6 +50,16 @@ class _OneKey:
 def merge(graphdef: Any, params: Arrays, batch_stats: Arrays) -> Any:
     """Put a model together again: the inverse of `split`."""
     return nnx.merge(graphdef, _unflatten(params), _unflatten(batch_stats))
+
+
+def digest(*trees: Arrays) -> str:
+    """Return the SHA-256 of arrays: of their names, dtypes, shapes and values."""
+    hashed = hashlib.sha256()
+    for tree in trees:
+        for name, array in sorted(jax.device_get(tree).items()):
+            hashed.update(json.dumps([name, array.dtype.name, array.shape]).encode())
+            hashed.update(np.ascontiguousarray(array).tobytes())
+    return hashed.hexdigest()
 
 
 def _flatten(state: Any) -> Arrays:

@@ -40,6 +40,10 @@ class Classification(Task):
         self._source, self._test_source = open_splits(self.config)
         return len(self._source)
 
+    def data_facts(self) -> dict[str, Any]:
+        """See `Task`."""
+        return self._source.facts() | self._test_source.facts()
+
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """See `Task`."""
         optimizer = setup.build_optimizer(self.config, schedule)

@@ -13,9 +13,15 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.augment import Batch
 from resnext_jax.errors import DataError, DivergedError
+from resnext_jax.models.variables import digest
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
-from resnext_jax.training.agreement import Request, attach_requests
+from resnext_jax.training.agreement import (
+    Request,
+    attach_requests,
+    check_hosts_agree,
+    config_facts,
+)
 from resnext_jax.training.best import Best, best_of, write_best
 from resnext_jax.training.calendar import SaveClock, make_calendar
 from resnext_jax.training.checkpoint import Checkpoints
@@ -80,6 +86,7 @@ class _Run:
         self.task, self.folder, self.stop = task, folder, StopRequest()
         self.config = config = task.config
         images = task.open()
+        check_hosts_agree(lambda: config_facts(config) | task.data_facts())
         self.epoch_steps = setup.steps_per_epoch(config, images)
         self.calendar = make_calendar(config, self.epoch_steps, setup.num_steps(config, images))
         self.schedule = setup.build_schedule(config, images)
@@ -100,6 +107,8 @@ class _Run:
             check_same_config(config, notes["config"], folder)  # config.json may be gone
         elif config.init_from is not None:
             state = task.initialise(state)
+            weights = state.params
+            check_hosts_agree(lambda: {"the weights in config.init_from": digest(weights)})
         self.state = _unhalted(state)
         self.step = int(state.step)  # sent off so far
         self.first_host = is_first_host()

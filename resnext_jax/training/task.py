@@ -64,6 +64,10 @@ class Task(abc.ABC):
         """Open the data, preparing it if need be; returns the number of training images."""
 
     @abc.abstractmethod
+    def data_facts(self) -> dict[str, Any]:
+        """Return what the data is, which all hosts must find alike (see `check_hosts_agree`)."""
+
+    @abc.abstractmethod
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """Make the optimiser, and a fresh state on all devices of the mesh."""
 

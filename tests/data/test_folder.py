@@ -332,7 +332,12 @@ def test_the_same_images_are_found_wherever_they_are(
     now = change(root)
     read: list[Path] = []
     real = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: (read.append(path), real(path))[1])
+
+    def noted(path: Path) -> bytes:
+        read.append(path)
+        return real(path)
+
+    monkeypatch.setattr(Path, "read_bytes", noted)
     for hashed in (change in (moved_in_time, copied), False):
         after = prepared(now, tmp_path / "data")
         assert after.data_dir == before.data_dir

@@ -1,5 +1,6 @@
 """Data sets by name: what is read as it is, and what is told in one sentence."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -173,3 +174,21 @@ def test_an_empty_split(copy: Path) -> None:
     message = sentence(error)
     assert f"data set 'cifar10' in {version_folder(copy)} has no images in split 'test'" in message
     assert "prepare it again" in message
+
+
+def test_facts_tell_copies_that_differ_from_those_that_do_not(cifar: Path) -> None:
+    """What hosts compare before they train together."""
+    source = open_source("cifar10", "train", str(cifar))
+    assert source.facts() == open_source("cifar10", "train", str(cifar)).facts()
+    json.dumps(source.facts())
+    examples = [dict(source.examples[index]) for index in range(len(source))]
+    for name, value in (("image", b"other"), ("label", 11), ("id", b"train_99999")):
+        changed = [*examples[:-1], examples[-1] | {name: value}]
+        assert dataclasses.replace(source, examples=changed).facts() != source.facts()
+    for changes in (
+        {"examples": examples[:-1]},
+        {"class_names": source.class_names[::-1]},
+        {"version": "3.0.3"},
+    ):
+        facts = dataclasses.replace(source, **changes).facts()
+        assert sum(facts[name] != value for name, value in source.facts().items()) in (1, 2)

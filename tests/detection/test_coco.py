@@ -1,5 +1,6 @@
 """COCO's files are read as they are, and checked in one report."""
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.detection.coco_files import (
     annotation,
     categories,
     image,
+    random_split,
     write_coco,
     write_images,
     write_json,
@@ -228,3 +230,19 @@ def test_outlines_are_not_kept(tmp_path: Path) -> None:
     from resnext_jax.detection.coco import load_json
 
     assert "segmentation" not in load_json(path)["annotations"][0]
+
+
+def test_facts_tell_copies_that_differ_from_those_that_do_not(tmp_path: Path) -> None:
+    """What hosts compare before they train together."""
+    split, same = (random_split(tmp_path / name) for name in "ab")
+    assert split.facts("train") == same.facts("train")
+    assert split.select(np.arange(5)).facts("train") != split.facts("train")
+    moved = dataclasses.replace(
+        split, objects=dataclasses.replace(split.objects, boxes=split.objects.boxes + 1)
+    )
+    assert moved.facts("train") != split.facts("train")
+    same.path(3).write_bytes(b"cut short")
+    assert same.facts("train") != split.facts("train")
+    same.path(3).unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        same.facts("train")

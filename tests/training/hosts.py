@@ -131,6 +131,7 @@ def start_hosts(
     *,
     env: Mapping[str, str] | None = None,
     only: Collection[int] | None = None,
+    more: Mapping[int, Sequence[str]] | None = None,
 ) -> Hosts:
     """Start a program of ours as the hosts of one run.
 
@@ -141,6 +142,7 @@ def start_hosts(
       devices: virtual CPU devices of each.
       env: variables besides this process's own.
       only: start only these of them; all by default.
+      more: arguments of single hosts.
     """
     folder = tempfile.TemporaryDirectory(prefix="hosts-")
     started = Hosts(folder, f"127.0.0.1:{free_port()}")
@@ -155,7 +157,9 @@ def start_hosts(
             f"--num_processes={hosts}",
             f"--process_id={number}",
         ]
-        started.start(number, [*command, *flags], settings | dict(env or {}))
+        started.start(
+            number, [*command, *(more or {}).get(number, ()), *flags], settings | dict(env or {})
+        )
     return started
 
 

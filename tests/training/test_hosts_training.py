@@ -185,6 +185,31 @@ def test_a_bad_image_on_one_host_stops_all_at_one_step(tmp_path: Path) -> None:
     assert f"resuming after step {saved}" in skipping[0].stdout
 
 
+@pytest.mark.parametrize("program", ["train.py", pytest.param("eval.py", marks=pytest.mark.slow)])
+def test_hosts_with_other_data_end_at_once_with_the_same_sentence(
+    program: str, tmp_path: Path
+) -> None:
+    """After a copy that was interrupted, say; they would wait for each other for ever."""
+    flags = write_folder_with_a_bad_image(tmp_path)
+    command = [program, *flags, f"--workdir={tmp_path / 'run'}"]
+    if program == "eval.py":
+        config = ["--config.num_epochs=0.2", "--config.data.on_error=skip"]
+        trained = run("train.py", *command[1:], *config)
+        assert trained.returncode == 0, trained.stderr
+    shutil.copytree(tmp_path / "images", tmp_path / "part")
+    for split in ("train", "val"):
+        (tmp_path / "part" / split / "a" / "07.png").unlink()
+    other = [f"--config.data.manual_dir={tmp_path / 'part'}", "--config.seed=1"]
+    with start_hosts(command, more={1: other}) as hosts:
+        finished = hosts.finish(timeout=200)
+    assert [host.returncode for host in finished] == [2, 2], finished
+    messages = [told_error(host.stderr) for host in finished]
+    for message in messages:
+        assert "config.seed: 0 on 0; 1 on 1" in message
+        assert "images of split test: 16 on 0; 15 on 1" in message or "And " in message
+    assert not list((tmp_path / "run").glob("checkpoints/*")) or program == "eval.py"
+
+
 def told_error(stderr: str) -> str:
     (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
     return line

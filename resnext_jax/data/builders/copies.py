@@ -99,14 +99,14 @@ class Record:
         """Return the names of the files whose content is no longer that of the copy."""
         sizes, times = _sizes_and_times(images)
         changed = sizes != self.sizes
-        for place in np.flatnonzero(~changed & (times != self.times)):
+        for place in np.flatnonzero(~changed & (times != self.times)).tolist():
             try:
                 data = (folder / images[place].name).read_bytes()
             except OSError:  # preparing says what is wrong with it
                 changed[place] = True
             else:
                 changed[place] = content_hash(data) != self.hashes[place].tobytes()
-        return [images[place].name for place in np.flatnonzero(changed)]
+        return [images[place].name for place in np.flatnonzero(changed).tolist()]
 
 
 def _sizes_and_times(images: Sequence[Image]) -> tuple[np.ndarray, np.ndarray]:
