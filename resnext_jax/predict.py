@@ -24,7 +24,8 @@ import numpy as np
 
 from resnext_jax import cli
 from resnext_jax.data.builders.synsets import imagenet1k
-from resnext_jax.data.decode import UndecodableImageError, decode_rgb
+from resnext_jax.data.decode import ImageFile, UndecodableImageError
+from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.errors import (
@@ -42,7 +43,7 @@ from resnext_jax.training import setup
 from resnext_jax.training.validation import validate
 
 # Files that a folder stands for.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _THREADS = 4
 # As in testing: an image longer than so many times its width would be resized to gigabytes.
 _LARGEST_RATIO = 50
@@ -168,11 +169,14 @@ class Predictor:
 def _read(path: str, transform: EvalTransform) -> np.ndarray | str:
     """Return the image `[S, S, 3]` as the network gets it, uint8, or why there is none."""
     try:
-        image = decode_rgb(Path(path).read_bytes())
+        file = ImageFile(Path(path).read_bytes())
+        image = np.asarray(file)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror or error}."
     except UndecodableImageError as error:
         return f"{path} cannot be decoded ({error})."
+    if file.is_dim:
+        note_dim(path)
     height, width = image.shape[:2]
     if max(height, width) > _LARGEST_RATIO * min(height, width):
         return f"{path} is {width}x{height} pixels, too long and thin to be cut."

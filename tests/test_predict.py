@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from resnext_jax import predict
+from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.evaluation.members import load_single
 from resnext_jax.interop.files import write_state_dict
@@ -22,6 +24,7 @@ from resnext_jax.models.variables import merge
 from resnext_jax.predict import find_images, main
 from resnext_jax.training import setup
 from tests.commands import run
+from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file
 from tests.evaluation.workdirs import digits_config, make_workdir
 from tests.interop.weights import CIFAR_SPEC, random_state_dict
@@ -127,7 +130,8 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(noise_file(9, 9)[:60])
     (tmp_path / "thin.png").write_bytes(encoded(Image.new("RGB", (200, 3)), "PNG"))
-    bad = [tmp_path / name for name in ("text.jpg", "cut.png", "thin.png", "none.jpg")]
+    (tmp_path / "deep.tif").write_bytes(tiff(np.zeros((8, 8), np.float32)))
+    bad = [tmp_path / name for name in ("text.jpg", "cut.png", "thin.png", "none.jpg", "deep.tif")]
     weights = f"--weights={folder}/small.safetensors"
     names = f"--classes={folder}/names.txt"
     size = "--image_size=16"
@@ -137,17 +141,34 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(
     assert out.splitlines()[0] == str(good)
     assert len(out.splitlines()) == 6
     sentences = err.splitlines()
-    assert len(sentences) == 4
+    assert len(sentences) == len(bad)
     for path, sentence in zip(bad, sentences, strict=True):
         assert sentence.startswith(f"error: {path} ")
     assert "it is no image of a known kind" in sentences[0]
     assert "200x3 pixels, too long and thin" in sentences[2]
     assert "No such file" in sentences[3]
+    assert "its samples are 32-bit floating-point numbers" in sentences[4]
+    assert sentences[4].endswith(", as 8-bit PNG).")
     out, _, status = told(weights, names, size, "--json", *bad[:1], good)
     assert status == 2
     first, second = map(json.loads, out.splitlines())
     assert "cannot be decoded" in first["error"]
     assert len(second["predictions"]) == 5
+
+
+def test_the_first_dim_image_is_noted(
+    folder: Path, tmp_path: Path, told: Callable[..., Output], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deep_images, "_unnoted", threading.Lock())
+    images = [tmp_path / f"{index}.pgm" for index in range(3)]
+    for image in images:
+        image.write_bytes(pnm(np.full((16, 16), 4095), 65535))
+    weights = f"--weights={folder}/small.safetensors"
+    options = (weights, f"--classes={folder}/names.txt", "--image_size=16")
+    out, err, status = told(*options, tmp_path)
+    assert ([line for line in out.splitlines() if "/" in line], status) == ([*map(str, images)], 0)
+    assert len(err.splitlines()) == 1
+    assert err.startswith(f"note: the 16-bit samples of {tmp_path}/")
 
 
 def test_mistakes_are_told_in_a_sentence(

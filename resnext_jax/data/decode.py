@@ -3,7 +3,8 @@
 OpenCV decodes what nearly every file is (grey or three-channel JPEG, 8-bit grey or RGB
 PNG) to the same bits as Pillow, a little faster. Everything else, and every file that
 looks cut short, goes to Pillow: its handling of CMYK and palettes is what other pipelines have,
-and it refuses truncated files, which some versions of OpenCV fill up with grey.
+and it refuses truncated files, which some versions of OpenCV fill up with grey. Samples of more
+than 8 bits, where Pillow is wrong, are the business of `deep_images`.
 
 A crop does not need the rows below it, and decoding is most of what an input pipeline
 does: `ImageFile` stops there, with the same pixels.
@@ -11,7 +12,6 @@ does: `ImageFile` stops there, with the same pixels.
 
 import contextlib
 import dataclasses
-import io
 import struct
 from typing import Any
 
@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from resnext_jax.data import deep_images
 from resnext_jax.errors import one_line
 
 # A worker decodes one image; OpenCV's own threads would fight with the other workers.
@@ -47,12 +48,13 @@ def decode_rgb(data: bytes) -> np.ndarray:
       data: a JPEG (grey, RGB or CMYK), a PNG, or anything else that Pillow opens.
 
     Returns:
-      uint8 `[H, W, 3]`, RGB, not turned by EXIF.
+      uint8 `[H, W, 3]`, RGB, not turned by EXIF (but by a TIFF's own mark); of several frames or
+      pages the first. 16-bit samples become `sample >> 8`, see `deep_images`.
 
     Raises:
       UndecodableImageError: says what is wrong with it.
     """
-    return _decode(data, _plain_jpeg(data))
+    return _decode(data, _plain_jpeg(data))[0]
 
 
 class ImageFile:
@@ -60,6 +62,9 @@ class ImageFile:
 
     Stands for an array uint8 `[H, W, 3]`: has its `shape`, gives parts of it by
     slices of rows and columns, and all of it to `np.asarray`.
+
+    Attributes:
+      is_dim: it was decoded and is nearly black, as its samples use at most 12 of 16 bits.
 
     Raises:
       UndecodableImageError: by each of these, says what is wrong with the file.
@@ -70,6 +75,7 @@ class ImageFile:
         self._data = data
         self._jpeg = _plain_jpeg(data)
         self._pixels: np.ndarray | None = None
+        self.is_dim = False
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -89,7 +95,7 @@ class ImageFile:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return all pixels."""
         if self._pixels is None:
-            self._pixels = _decode(self._data, self._jpeg)
+            self._pixels, self.is_dim = _decode(self._data, self._jpeg)
         return np.array(self._pixels, dtype, copy=copy)
 
 
@@ -111,14 +117,14 @@ class _PlainJpeg:
     sequential: bool
 
 
-def _decode(data: bytes, jpeg: _PlainJpeg | None) -> np.ndarray:
+def _decode(data: bytes, jpeg: _PlainJpeg | None) -> tuple[np.ndarray, bool]:
+    """Return the pixels, and whether they are dim."""
     if jpeg or _is_plain_png(data):
         image = _by_opencv(data)
         if image is not None:
-            return image
+            return image, False
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            return np.asarray(picture.convert("RGB"))
+        return deep_images.decode(data)
     except Exception as error:
         # Pillow's readers raise whatever the bytes make them stumble over.
         raise UndecodableImageError(_reason(error, data)) from error

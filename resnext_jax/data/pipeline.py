@@ -25,7 +25,15 @@ import numpy as np
 from absl import flags
 
 from resnext_jax.data.augment import SKIPPED
-from resnext_jax.data.reading import BAD, REPLACED, DecodedExamples, black_example
+from resnext_jax.data.reading import (
+    BAD,
+    DIM,
+    MARKS,
+    REPLACED,
+    DecodedExamples,
+    black_example,
+    marks,
+)
 from resnext_jax.data.shapes import BLANK, ShapeBatch
 from resnext_jax.data.sources import Source
 from resnext_jax.data.transforms import DenseTransform
@@ -106,25 +114,23 @@ class _Shaped:
 
     def _element(self, index: int, batch: ShapeBatch) -> dict[str, Any]:
         if index == BLANK:
-            return _blank(batch.shape, bad_index=-1)
+            return _blank(batch.shape)
         example = self.examples[index]
         height, width = example["image"].shape[:2]
         # A header that lies about the size is damage as well.
         fits = self.transform.shape(height, width, batch.short_side) == batch.shape
         if example[BAD] >= 0 or not fits:
-            return _blank(batch.shape, bad_index=index)
+            return _blank(batch.shape, index)
         image = self.transform(example["image"], batch.short_side)
         return example | {"image": image, "mask": np.bool_(True)}
 
 
-def _blank(shape: tuple[int, int], *, bad_index: int) -> dict[str, Any]:
+def _blank(shape: tuple[int, int], bad_index: int = -1) -> dict[str, Any]:
     return {
         "image": np.zeros((*shape, 3), np.uint8),
         "label": np.int32(0),
         "mask": np.bool_(False),
-        BAD: np.int64(bad_index),
-        REPLACED: np.bool_(False),
-    }
+    } | marks(bad_index)
 
 
 def train_batches(
@@ -261,14 +267,16 @@ def read_ahead(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatc
 def _checked(
     batches: Iterator[HostBatch], examples: DecodedExamples, on_error: str
 ) -> Generator[HostBatch, None, None]:
-    """Find the bad images that the readers have marked, and take out the marks."""
+    """Find the bad and the dim images that the readers have marked, and take out the marks."""
     try:
         for batch in batches:
             bad = batch[BAD] >= 0
             fatal = bad if on_error == "stop" else bad & ~batch[REPLACED] & examples.replace
             if fatal.any():
                 raise DataError(examples.explain(int(batch[BAD][fatal.argmax()])))
-            kept = {name: array for name, array in batch.items() if name not in (BAD, REPLACED)}
+            if (batch[DIM] >= 0).any():
+                examples.note_dim(int(batch[DIM].max()))
+            kept = {name: array for name, array in batch.items() if name not in MARKS}
             if "mask" in kept:
                 kept["mask"] = kept["mask"] & ~bad
             yield kept if on_error == "stop" else kept | {SKIPPED: bad}

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from resnext_jax.data.decode import ImageFile, UndecodableImageError
+from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import DataError, one_line
 
 # Marks in an example and in a host's batch.
-BAD, REPLACED = "bad_index", "replaced"
+BAD, REPLACED, DIM = "bad_index", "replaced", "dim_index"
+MARKS = (BAD, REPLACED, DIM)
 _ADVICE = "repair the data set, or leave such images out with --config.data.on_error=skip."
 # An image longer than so many times its width (or the reverse) would be resized to gigabytes.
 _LARGEST_RATIO = 50
@@ -57,18 +59,27 @@ class DecodedExamples:
 
         Returns:
           The new example with `bad_index` int64 (the index if this image cannot be
-          used, otherwise -1) and `replaced` bool (whether another image stands for
-          it, which it does not unless `replace` is set). For an image that is bad
-          and not replaced, a black pixel is prepared.
+          used, otherwise -1), `replaced` bool (whether another image stands for
+          it, which it does not unless `replace` is set) and `dim_index` int64 (the
+          index of the image in the example if it is dim, see `ImageFile`, otherwise
+          -1). For an image that is bad and not replaced, a black pixel is prepared.
         """
         gap = min(_LARGEST_GAP, len(self) - 1) if self.replace else 0
         for step in range(gap + 1):
+            place = (index + step) % len(self)
             try:
-                example = prepare(self._open((index + step) % len(self)))
+                opened = self._open(place)
+                file: ImageFile = opened["image"]
+                example = prepare(opened)
             except (DataError, UndecodableImageError):
                 continue
-            return _marked(example, bad_index=index if step else -1, replaced=step > 0)
-        return _marked(prepare(black_example()), bad_index=index, replaced=False)
+            bad_index, dim_index = index if step else -1, place if file.is_dim else -1
+            return example | marks(bad_index, replaced=step > 0, dim_index=dim_index)
+        return prepare(black_example()) | marks(index)
+
+    def note_dim(self, index: int) -> None:
+        """Say on stderr that an image is dim, see `deep_images.note_dim`."""
+        note_dim(self._name(index, self.source.examples[index]).rstrip(","))
 
     def explain(self, index: int) -> str:
         """Say in a sentence what is wrong with an image."""
@@ -122,13 +133,13 @@ class DecodedExamples:
 
 def black_example() -> dict[str, Any]:
     """Return a black pixel of class 0, to be prepared where there is no image."""
-    black = {"image": np.zeros((1, 1, 3), np.uint8), "label": np.int32(0)}
-    return _marked(black, bad_index=-1, replaced=False)
+    return {"image": np.zeros((1, 1, 3), np.uint8), "label": np.int32(0)} | marks()
 
 
 def _decoded(example: dict[str, Any]) -> dict[str, Any]:
     return example | {"image": np.asarray(example["image"])}
 
 
-def _marked(example: dict[str, Any], *, bad_index: int, replaced: bool) -> dict[str, Any]:
-    return example | {BAD: np.int64(bad_index), REPLACED: np.bool_(replaced)}
+def marks(bad_index: int = -1, *, replaced: bool = False, dim_index: int = -1) -> dict[str, Any]:
+    """Return the marks of an example, see `DecodedExamples.read`."""
+    return {BAD: np.int64(bad_index), REPLACED: np.bool_(replaced), DIM: np.int64(dim_index)}

@@ -244,7 +244,7 @@ def decoded_image(path: str) -> np.ndarray:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or one_line(error)}.") from error
     except UndecodableImageError as error:
-        raise DataError(f"{path} cannot be decoded ({one_line(error)}).") from error
+        raise DataError(f"{path} cannot be decoded ({error}).") from error
 
 
 def _size(path: str) -> tuple[int, int] | str:

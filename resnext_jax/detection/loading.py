@@ -13,7 +13,8 @@ from typing import Any
 import grain
 import numpy as np
 
-from resnext_jax.data.decode import UndecodableImageError, decode_rgb
+from resnext_jax.data.decode import ImageFile, UndecodableImageError
+from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.pipeline import HostBatch, read_ahead
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.sizes import ImageSpec, prepare_image, resized_boxes
@@ -24,7 +25,7 @@ from resnext_jax.errors import DataError, one_line
 Proposals = Callable[[int], np.ndarray]
 
 BLANK = -1
-_BAD = "bad_index"
+_BAD, _DIM = "bad_index", "dim_index"
 
 # What is drawn from a run's seed.
 _ORDER, _ON_DEVICE = 0, 1
@@ -242,7 +243,8 @@ class _Padding:
     max_proposals: int
 
     def image(self, split: CocoSplit, index: int, *, mirrored: bool) -> dict[str, Any]:
-        image = _decoded(split, index)
+        file = _opened(split, index)
+        image = np.asarray(file)
         size = np.array(image.shape[:2], np.float32)
         image, resized, scale = prepare_image(image[:, ::-1] if mirrored else image, self.spec)
         element: dict[str, Any] = {"image": image, "size": resized, "scale": np.float32(scale)}
@@ -251,7 +253,8 @@ class _Padding:
             element |= self._padded_proposals(
                 resized_boxes(boxes, size[1], scale, mirrored=mirrored)
             )
-        return element | {"original_size": size, _BAD: np.int64(-1)}
+        dim = np.int64(index if file.is_dim else -1)
+        return element | {"original_size": size, _BAD: np.int64(-1), _DIM: dim}
 
     def blank(self, canvas: int, *, bad_index: int = -1) -> dict[str, Any]:
         """Return what stands where there is no image."""
@@ -266,6 +269,7 @@ class _Padding:
         return element | {
             "original_size": np.array(shape, np.float32),
             _BAD: np.int64(bad_index),
+            _DIM: np.int64(-1),
         }
 
     def objects(
@@ -351,13 +355,13 @@ class _EvalBatches:
             return self.padding.blank(canvas, bad_index=index) | marks
 
 
-def _decoded(split: CocoSplit, index: int) -> np.ndarray:
-    """Return an image, uint8 `[h, w, 3]`; UndecodableImageError says why there is none."""
+def _opened(split: CocoSplit, index: int) -> ImageFile:
+    """Return an image of the size that it should have; UndecodableImageError says why not."""
     try:
         data = split.path(index).read_bytes()
     except OSError as error:
         raise UndecodableImageError(error.strerror or one_line(error)) from error
-    image = decode_rgb(data)
+    image = ImageFile(data)
     height, width = int(split.heights[index]), int(split.widths[index])
     if image.shape[:2] != (height, width):
         raise UndecodableImageError(
@@ -379,12 +383,14 @@ def _stacked(elements: Iterable[dict[str, Any]]) -> HostBatch:
 
 
 def _checked(batches: Iterator[HostBatch], split: CocoSplit) -> Generator[HostBatch, None, None]:
-    """Find the images that the readers have marked as bad, and take out the marks."""
+    """Find the bad and the dim images that the readers have marked, and take out the marks."""
     try:
         for batch in batches:
-            bad = batch.pop(_BAD)
-            if (bad >= 0).any():
-                raise DataError(_explained(split, int(bad.max())))
+            bad, dim = int(batch.pop(_BAD).max()), int(batch.pop(_DIM).max())
+            if bad >= 0:
+                raise DataError(_explained(split, bad))
+            if dim >= 0:
+                note_dim(str(split.path(dim)))
             yield batch
     finally:
         if isinstance(batches, grain.DatasetIterator):
@@ -394,9 +400,9 @@ def _checked(batches: Iterator[HostBatch], split: CocoSplit) -> Generator[HostBa
 def _explained(split: CocoSplit, index: int) -> str:
     name = f"image {split.path(index)} (id {split.image_ids[index]})"
     try:
-        _decoded(split, index)
+        np.asarray(_opened(split, index))
     except UndecodableImageError as error:
-        return f"{name} cannot be used: {one_line(error)}; replace the file, or its annotations."
+        return f"{name} cannot be used: {error}; replace the file, or its annotations."
     return (
         f"{name} could not be read a moment ago, and can be now; check the disk, then run the same "
         "command again."

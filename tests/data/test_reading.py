@@ -8,6 +8,7 @@ import pytest
 
 from resnext_jax.data import reading
 from resnext_jax.data.reading import DecodedExamples
+from tests.data.deep_files import png
 from tests.data.images import noise, noise_file, noise_source
 
 
@@ -15,7 +16,8 @@ def test_an_image_is_decoded() -> None:
     example = DecodedExamples(noise_source(3))[1]
     np.testing.assert_array_equal(example["image"], noise(4, 4, seed=1))
     kinds = {name: np.asarray(value).dtype.name for name, value in example.items()}
-    assert kinds == {"image": "uint8", "label": "int32", "bad_index": "int64", "replaced": "bool"}
+    marks = {"bad_index": "int64", "replaced": "bool", "dim_index": "int64"}
+    assert kinds == {"image": "uint8", "label": "int32"} | marks
     assert (example["label"], example["bad_index"], example["replaced"]) == (1, -1, False)
 
 
@@ -29,6 +31,13 @@ def test_a_bad_image_is_replaced() -> None:
     example = DecodedExamples(noise_source(3, bad={1: b"?", 2: b""}), replace=True)[1]
     assert (example["label"], example["bad_index"], example["replaced"]) == (0, 1, True)
     np.testing.assert_array_equal(example["image"], noise(4, 4, seed=0))
+
+
+def test_a_dim_image_is_marked_also_where_it_replaces_another() -> None:
+    dim = png(np.full((4, 4), 4095, np.uint16))
+    examples = DecodedExamples(noise_source(3, bad={1: b"?", 2: dim}), replace=True)
+    assert [examples[index]["dim_index"] for index in range(3)] == [-1, 2, 2]
+    assert examples[1]["label"] == 2
 
 
 def test_the_search_for_another_image_ends(monkeypatch: pytest.MonkeyPatch) -> None:

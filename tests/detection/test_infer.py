@@ -19,6 +19,7 @@ from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
 from resnext_jax.errors import ConfigError, DataError
 from tests.commands import run
+from tests.data.deep_files import tiff
 from tests.detection.coco_files import random_split
 from tests.detection.plain import read_image
 from tests.detection.workdirs import NAMES, drawn_config, make_workdir
@@ -209,7 +210,9 @@ def test_what_cannot_be_read_does_not_stop_the_others(
     (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "cut.png").write_bytes(Path(paths[0]).read_bytes()[:300])
     (tmp_path / "empty.png").touch()
-    bad = [f"{tmp_path}/{name}" for name in ("text.jpg", "cut.png", "empty.png", "none.jpg")]
+    (tmp_path / "deep.tif").write_bytes(tiff(np.zeros((48, 64), np.float32)))
+    names = ("text.jpg", "cut.png", "empty.png", "none.jpg", "deep.tif")
+    bad = [f"{tmp_path}/{name}" for name in names]
     out, err, status = told(bad[0], paths[2], *bad[1:], paths[0], f"--score={SCORE}")
     assert status == 2
     assert [line.partition(":")[0] for line in out.splitlines()[:-1]] == [paths[2], paths[0]]
@@ -223,6 +226,8 @@ def test_what_cannot_be_read_does_not_stop_the_others(
     assert "it is no image of a known kind" in sentences[0]
     assert "the file is empty" in sentences[2]
     assert "No such file" in sentences[3]
+    assert "its samples are 32-bit floating-point numbers" in sentences[4]
+    assert sentences[4].endswith(", as 8-bit PNG).")
     # Of none that can be read nothing is found.
     out, err, status = told(bad[0])
     assert (out, status) == (f"{tmp_path}/out/detections.json\n", 2)

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from resnext_jax.data import deep_images
 from resnext_jax.data.pipeline import HostBatch, host_positions, to_devices
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.loading import (
@@ -23,6 +25,7 @@ from resnext_jax.detection.loading import (
 from resnext_jax.detection.sizes import ImageSpec, original_boxes, prepare_image, resized_shape
 from resnext_jax.errors import DataError
 from resnext_jax.training.mesh import batch_sharding, make_mesh
+from tests.data.deep_files import png, tiff
 from tests.detection.coco_files import annotation, image, pixels, random_split, write_coco
 
 # Images of 48x64 become 60x80.
@@ -347,6 +350,10 @@ def test_evaluation_of_some_images_by_several_hosts(split: CocoSplit) -> None:
 DAMAGE = {
     "empty": (b"", "the file is empty"),
     "no image": (b"hello", "it is no image of a known kind"),
+    "floating-point": (
+        tiff(np.zeros((48, 64), np.float32)),
+        r"32-bit floating-point numbers, .* as 8-bit PNG; replace the file",
+    ),
     "turned": (None, "it is 48x64 pixels and should be 64x48"),
     "missing": (None, "No such file or directory"),
 }
@@ -365,6 +372,17 @@ def test_an_image_that_cannot_be_used_is_named(kind: str, tmp_path: Path) -> Non
         with pytest.raises(DataError, match=reason) as caught:
             read(split)
         assert f"image {path} (id 2) cannot be used" in str(caught.value)
+
+
+def test_the_first_dim_image_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(deep_images, "_unnoted", threading.Lock())
+    split = random_split(tmp_path, landscape=3, portrait=0)
+    split.path(1).write_bytes(png(np.full((48, 64), 4095, np.uint16)))
+    for read in (train, evaluation):
+        assert all("dim_index" not in batch for batch in read(split))
+    assert capfd.readouterr().err.count(f"16-bit samples of {split.path(1)} are all below") == 1
 
 
 def test_batches_before_a_bad_image_are_given(tmp_path: Path) -> None:
