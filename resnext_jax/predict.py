@@ -176,7 +176,7 @@ def _read(path: str, transform: EvalTransform) -> np.ndarray | str:
     except UndecodableImageError as error:
         return f"{path} cannot be decoded ({error})."
     if file.is_dim:
-        note_dim(path)
+        note_dim(lambda: path)
     height, width = image.shape[:2]
     if max(height, width) > _LARGEST_RATIO * min(height, width):
         return f"{path} is {width}x{height} pixels, too long and thin to be cut."

@@ -16,6 +16,7 @@ import re
 import struct
 import sys
 import threading
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
@@ -80,15 +81,15 @@ def decode(data: bytes) -> tuple[np.ndarray, bool]:
         ) from None
 
 
-def note_dim(image: str) -> None:
+def note_dim(name: Callable[[], str]) -> None:
     """Say on stderr that an image is dim, if it is the first of this process.
 
     Args:
-      image: which one, for people.
+      name: returns which image it is, for people; called only if it is needed.
     """
     if _unnoted.acquire(blocking=False):
         print(
-            f"note: the 16-bit samples of {image} are all below {_DIM}; only their high bytes are "
+            f"note: the 16-bit samples of {name()} are all below {_DIM}; only their high bytes are "
             "used, so it is nearly black. If more images are like that, multiply all samples by "
             "one number so that they fill 0..65535 (12-bit data: by 16), or save 8-bit images.",
             file=sys.stderr,

@@ -79,7 +79,7 @@ class DecodedExamples:
 
     def note_dim(self, index: int) -> None:
         """Say on stderr that an image is dim, see `deep_images.note_dim`."""
-        note_dim(self._name(index, self.source.examples[index]).rstrip(","))
+        note_dim(lambda: self._name(index, self.source.examples[index]).rstrip(","))
 
     def explain(self, index: int) -> str:
         """Say in a sentence what is wrong with an image."""

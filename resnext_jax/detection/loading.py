@@ -390,7 +390,7 @@ def _checked(batches: Iterator[HostBatch], split: CocoSplit) -> Generator[HostBa
             if bad >= 0:
                 raise DataError(_explained(split, bad))
             if dim >= 0:
-                note_dim(str(split.path(dim)))
+                note_dim(split.path(dim).__str__)
             yield batch
     finally:
         if isinstance(batches, grain.DatasetIterator):
