@@ -14,6 +14,9 @@ from importlib.util import find_spec
 
 import jax
 import jaxlib.version
+from jax.sharding import Mesh
+
+from resnext_jax.target import compiling_for, target_platform
 
 # `make test` has passed on these, tests/ops/test_onednn.py in particular. To try another
 # version, add it here and run them; benchmarks/train_step.py tells what it brings.
@@ -25,9 +28,9 @@ _TOP_PAD_BYTES = 64 << 20
 
 
 def carries_onednn() -> bool:
-    """Whether JAX runs on the CPU with a jaxlib whose oneDNN was tried."""
+    """Whether the program is compiled for a CPU, with a jaxlib whose oneDNN was tried."""
     return (
-        jax.default_backend() == "cpu"
+        target_platform() == "cpu"
         and sys.platform == "linux"
         and platform.machine() == "x86_64"
         and jaxlib.version.__version__ in TRIED_JAXLIB
@@ -45,13 +48,14 @@ def has_onednn() -> bool:
     return carries_onednn() and not (cached and jax.config.values["jax_enable_compilation_cache"])
 
 
-def compiler_options() -> dict[str, str]:
-    """Options of `jax.jit` for whole training steps; none where the CPU is not what runs.
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """Options of `jax.jit` for whole training steps on a mesh; none where it is not of CPUs.
 
     XLA leaves sums to its library YNN, which does not take in what they are sums of, and is
     slow where it does. XLA's own loops do the sums of batch normalisation in fewer passes.
     """
-    return {"xla_cpu_experimental_ynn_fusion_type": ""} if carries_onednn() else {}
+    with compiling_for(mesh.abstract_mesh.abstract_device.platform):
+        return {"xla_cpu_experimental_ynn_fusion_type": ""} if carries_onednn() else {}
 
 
 def keep_memory() -> None:

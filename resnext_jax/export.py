@@ -12,6 +12,7 @@ reads and runs:
 
 import argparse
 import dataclasses
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
+from resnext_jax.target import compiling_for
 from resnext_jax.training import setup
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -53,8 +55,8 @@ def export(
 ) -> jax_export.Exported:
     """Turn a network into a function from images to logits that needs none of its code.
 
-    The lowering of convolutions is the "portable" one of the platform that exports, whatever
-    `platforms` says: right everywhere, but not everywhere the fastest.
+    On each of `platforms` convolutions run by that platform's "portable" lowering. An export for
+    several holds the network's operations once for each, and its weights once.
 
     Args:
       model: of `create_model`, with its weights; used as in testing, and left as it is.
@@ -63,7 +65,7 @@ def export(
       preprocess: from `{"image": uint8 [N, S, S, 3]}` to normalised images, such as
         `DeviceTransform.test`: the function then takes uint8 pixels, RGB. None: it takes
         normalised images, float32.
-      platforms: that it shall run on, of `PLATFORMS`; None for the one that exports.
+      platforms: to run on, of `PLATFORMS`; None for the one that exports.
 
     Returns:
       The function, of images `[N, S, S, 3]`, to logits `[N, K]`.
@@ -76,19 +78,29 @@ def export(
         raise ValueError(f"unknown platform {unknown[0]!r}; choose of {', '.join(PLATFORMS)}.")
     graphdef, params, batch_stats = split(model)
 
-    def logits(images: jax.Array) -> jax.Array:
+    def logits(platform: str, images: jax.Array) -> jax.Array:
         network = merge(graphdef, params, batch_stats)
         network.eval()
         for _, layer in nnx.iter_graph(network):
             if isinstance(layer, Conv):
                 layer.implementation = "portable"
-        found: jax.Array = network(preprocess({"image": images}) if preprocess else images)
+        with compiling_for(platform):
+            found: jax.Array = network(preprocess({"image": images}) if preprocess else images)
+        return found
+
+    platforms = platforms or [jax_export.default_export_platform()]
+
+    def chosen(images: jax.Array) -> jax.Array:
+        if len(platforms) == 1:
+            return logits(platforms[0], images)
+        each = {name: functools.partial(logits, name) for name in platforms}
+        found: jax.Array = jax.lax.platform_dependent(images, **each)
         return found
 
     count = "n" if batch_size is None else str(batch_size)
     shape = jax_export.symbolic_shape(f"{count}, {image_size}, {image_size}, 3")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8 if preprocess else jnp.float32)
-    return jax_export.export(jax.jit(logits), platforms=platforms)(images)
+    return jax_export.export(jax.jit(chosen), platforms=platforms)(images)
 
 
 def read_export(path: str | os.PathLike[str]) -> jax_export.Exported:

@@ -11,6 +11,7 @@ import jaxlib.version
 import pytest
 
 from resnext_jax import cpu
+from resnext_jax.training.mesh import make_mesh
 
 ALLOCATE = """
 import ctypes, resource
@@ -97,7 +98,7 @@ def test_programs_that_are_kept_do_without_onednn(monkeypatch: pytest.MonkeyPatc
 def test_another_jaxlib_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxlib.version, "__version__", "0.99.0")
     assert not cpu.has_onednn()
-    assert cpu.compiler_options() == {}
+    assert cpu.compiler_options(make_mesh(8, None)) == {}
 
 
 @pytest.mark.usefixtures("onednn")
@@ -106,5 +107,6 @@ def test_compiler_options_keep_sums_out_of_the_library() -> None:
         return (x * 2 + 1).sum(axis=0)
 
     x = jnp.ones((25088, 256))
-    program = jax.jit(total, compiler_options=cpu.compiler_options()).lower(x).compile()
+    options = cpu.compiler_options(make_mesh(8, None))
+    program = jax.jit(total, compiler_options=options).lower(x).compile()
     assert "ynn_fusion" not in str(program.as_text())

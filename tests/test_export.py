@@ -109,11 +109,27 @@ def test_normalised_images_and_other_networks() -> None:
 def test_other_platforms(model: nnx.Module) -> None:
     exported = export(model, image_size=SIZE, batch_size=2, platforms=("cpu", "cuda", "tpu"))
     assert exported.platforms == ("cpu", "cuda", "tpu")
+    expected = export(model, image_size=SIZE, batch_size=2).call(images(2) / np.float32(255))
+    np.testing.assert_array_equal(exported.call(images(2) / np.float32(255)), expected)
     with pytest.raises(ValueError, match="unknown platform 'gpu'; choose of cpu, cuda"):
         export(model, image_size=SIZE, platforms=["gpu"])
 
 
 @pytest.mark.usefixtures("portable")
+@pytest.mark.usefixtures("onednn")
+@pytest.mark.parametrize(
+    ("platforms", "grouped"),
+    [(["cpu"], False), (["tpu"], True), (["cuda"], True), (["cpu", "tpu"], True)],
+)
+def test_each_platform_has_its_own_lowering(
+    platforms: list[str], grouped: bool, model: nnx.Module
+) -> None:
+    """The CPU's packs of groups on the CPU only, and nowhere its library."""
+    program = str(export(model, image_size=SIZE, platforms=platforms).mlir_module())
+    assert "onednn" not in program
+    assert ("feature_group_count = 2" in program) == grouped
+
+
 def test_an_export_of_other_weights_is_found_out(model: nnx.Module) -> None:
     exported = export(model, image_size=SIZE, preprocess=TRANSFORM.test)
     assert check(exported, model, TRANSFORM).difference == 0

@@ -33,6 +33,7 @@ from jax import lax
 
 from resnext_jax import cpu
 from resnext_jax.ops import onednn
+from resnext_jax.target import target_platform
 
 Implementation = Literal["auto", "portable", "native", "packed", "matmul", "onednn"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
@@ -113,14 +114,14 @@ class Lowering:
 
 
 def measured_lowering(dtype: jax.typing.DTypeLike, *, portable: bool = False) -> Lowering:
-    """Look up the running platform and `dtype`, or the defaults where they were not measured.
+    """Look up the platform compiled for and `dtype`, or the defaults where they were not measured.
 
     Args:
       dtype: of the convolution.
       portable: whether to take XLA's own operations only.
     """
     platforms = _table()["platforms"]
-    dtypes = platforms.get(jax.default_backend(), platforms["default"])
+    dtypes = platforms.get(target_platform(), platforms["default"])
     if not portable and cpu.has_onednn():
         dtypes = dtypes | platforms["cpu with oneDNN"]
     return Lowering(**dtypes.get(jnp.dtype(dtype).name, dtypes["default"]))
@@ -248,7 +249,7 @@ def _onednn(
         raise ValueError(
             "implementation 'onednn' is for float32 on the CPU of Linux on x86-64, with jaxlib "
             f"{' or '.join(cpu.TRIED_JAXLIB)} and no compilation cache, got {x.dtype} on "
-            f"{jax.default_backend()} with jaxlib {jaxlib.version.__version__}; choose 'auto'."
+            f"{target_platform()} with jaxlib {jaxlib.version.__version__}; choose 'auto'."
         )
     if 0 in (x.size, kernel.size) or any(
         size + sum(edges) < taps or min(edges) < 0

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resnext_jax.target import target_platform
+
 # In how many parts rows are added up, and how few are left to a plain sum. Maps of
 # 224-pixel images have rows in sevens.
 _PARTS = (7, 8, 5, 3, 2)
@@ -18,7 +20,7 @@ def sum_rows(x: jax.Array) -> jax.Array:
     computed from. XLA's sums would have it written to memory first, or leave it to a library
     that is some thirty times slower than memory at a sum of products (docs/performance.md).
     """
-    if jax.default_backend() == "cpu":
+    if target_platform() == "cpu":
         while x.shape[1] > _ROWS_LEFT_TO_SUM:
             parts = next((n for n in _PARTS if x.shape[1] % n == 0), None)
             if parts is None:

@@ -217,5 +217,5 @@ def make_step(
             out_specs=(REPLICATED, REPLICATED),
         ),
         donate_argnums=0,
-        compiler_options=cpu.compiler_options(),
+        compiler_options=cpu.compiler_options(mesh),
     )

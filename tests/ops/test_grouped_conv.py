@@ -10,6 +10,7 @@ import pytest
 
 from resnext_jax import cpu
 from resnext_jax.ops import grouped_conv
+from resnext_jax.target import compiling_for
 from tests.numerics import relative_difference
 
 # By name, because the package's attribute of that name is the function.
@@ -179,7 +180,7 @@ def test_lowering_of_a_platform(
     platform: str, dtype: str, has_onednn: bool, expected: tuple[str, str, str, int]
 ) -> None:
     with (
-        mock.patch.object(jax, "default_backend", return_value=platform),
+        compiling_for(platform),
         mock.patch.object(cpu, "has_onednn", return_value=has_onednn),
     ):
         assert MODULE.measured_lowering(dtype) == MODULE.Lowering(*expected)

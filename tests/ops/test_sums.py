@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from resnext_jax.ops.sums import norm, sum_rows
+from resnext_jax.target import compiling_for
 
 
 @pytest.mark.parametrize("rows", [1, 255, 1009, 1568, 2520])
@@ -16,6 +17,16 @@ def test_parts_add_up(rows: int) -> None:
     found = np.asarray(jax.jit(sum_rows)(x))
     assert found.shape == (2, 1, 3)
     np.testing.assert_allclose(found[:, 0], x.astype(np.float64).sum(axis=1), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_only_the_cpu_has_them_in_parts(platform: str) -> None:
+    def total(x: jax.Array) -> jax.Array:
+        with compiling_for(platform):
+            return sum_rows(x)
+
+    program = jax.jit(total).lower(jnp.ones((2, 1568, 3))).as_text()
+    assert ("stablehlo.slice" in program) == (platform == "cpu")
 
 
 def test_norm_of_a_tree() -> None:
