@@ -55,6 +55,7 @@ class DeviceTransform:
     colour: tuple[float, float, float] = (0.0, 0.0, 0.0)
     lighting: float = 0.0
 
+    @jax.named_scope("input")
     def train(self, batch: Batch) -> jax.Array:
         """Map uint8 `image` `[N, H, W, 3]` and `random` `[N, NUM_RANDOM]` to float32 images.
 
@@ -68,6 +69,7 @@ class DeviceTransform:
             images = erase(images, batch[ERASE])
         return images
 
+    @jax.named_scope("input")
     def test(self, batch: Batch) -> jax.Array:
         """Normalise uint8 `image` `[N, H, W, 3]` or `[N, crops, H, W, 3]`, giving float32."""
         return self._normalise(batch["image"].astype(jnp.float32))

@@ -40,8 +40,9 @@ def apply_stages(
     maps = {}
     for name, blocks in stages.items():
         alone = ([block] for block in blocks)
-        for run in _equal_neighbours(blocks) if execution.scan_blocks else alone:
-            x = _apply(run, x, remat=execution.remat)
+        with jax.named_scope(name):
+            for run in _equal_neighbours(blocks) if execution.scan_blocks else alone:
+                x = _apply(run, x, remat=execution.remat)
         maps[name] = x
     return maps
 

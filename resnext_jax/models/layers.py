@@ -138,12 +138,14 @@ def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DType
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+@jax.named_scope("classifier")
 def pool_and_classify(features: jax.Array, classifier: nnx.Linear) -> jax.Array:
     """Average `[N, H, W, C]` over positions, and map it to logits `[N, K]`, float32 at least."""
     wide = jnp.promote_types(jnp.float32, classifier.param_dtype)
     return classifier(features.astype(wide).mean(axis=(1, 2)))
 
 
+@jax.named_scope("classifier")
 def pool_and_classify_densely(
     features: jax.Array, classifier: nnx.Linear, window: int
 ) -> jax.Array:

@@ -90,6 +90,7 @@ class Architecture:
         conv = options.conv(3, self.stem_width, size, strides=strides, rngs=rngs)
         return ConvNorm(conv, options.norm(self.stem_width))
 
+    @jax.named_scope("stem")
     def apply_stem(self, stem: ConvNorm, images: jax.Array) -> jax.Array:
         """Convolve, normalise, rectify, and pool where the stem does."""
         x = nnx.relu(stem(images))

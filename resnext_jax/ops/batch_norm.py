@@ -165,6 +165,7 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(num_features, statistics_dtype))
         self.var = nnx.BatchStat(jnp.ones(num_features, statistics_dtype))
 
+    @jax.named_scope("batch_norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise `x`.
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
+@jax.named_scope("max_pool")
 def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: int = 1) -> jax.Array:
     """Take the maximum of square windows (the pool behind the stem, paper Table 1).
 

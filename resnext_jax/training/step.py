@@ -187,24 +187,25 @@ def make_step(
             name: state.batch_stats[name] if spec.freezing(name) else value
             for name, value in batch_stats.items()
         }
-        metrics["gradient_norm"] = norm(gradients)
-        verdict, guard = judge(
-            spec.guard, state.guard, metrics["loss"], metrics["gradient_norm"], halt
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        new = {
-            "params": optax.apply_updates(state.params, updates),
-            "batch_stats": batch_stats,
-            "opt_state": opt_state,
-        }
-        old = {name: getattr(state, name) for name in new}
-        step = state.step + jnp.where(verdict.halted, 0, 1)
-        if spec.ema is not None and state.ema is not None:
-            weights = {name: new[name] for name in ("params", "batch_stats")}
-            new["ema"] = ema.update(spec.ema, state.ema, weights, step)
-            old["ema"] = state.ema
-        chosen = {"ema": None} | verdict.choose(new, old)
-        chosen["opt_state"] = verdict.count(opt_state, chosen["opt_state"])
+        with jax.named_scope("optimizer"):
+            metrics["gradient_norm"] = norm(gradients)
+            verdict, guard = judge(
+                spec.guard, state.guard, metrics["loss"], metrics["gradient_norm"], halt
+            )
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            new = {
+                "params": optax.apply_updates(state.params, updates),
+                "batch_stats": batch_stats,
+                "opt_state": opt_state,
+            }
+            old = {name: getattr(state, name) for name in new}
+            step = state.step + jnp.where(verdict.halted, 0, 1)
+            if spec.ema is not None and state.ema is not None:
+                weights = {name: new[name] for name in ("params", "batch_stats")}
+                new["ema"] = ema.update(spec.ema, state.ema, weights, step)
+                old["ema"] = state.ema
+            chosen = {"ema": None} | verdict.choose(new, old)
+            chosen["opt_state"] = verdict.count(opt_state, chosen["opt_state"])
         new_state = TrainState(**chosen, step=step, guard=guard)
         events |= {ACCEPTED: verdict.accepted, HALTED: verdict.halted}
         return new_state, metrics | events
