@@ -1,26 +1,44 @@
 # make demo  trains and evaluates on the embedded data set
 # make test  runs the tests
+# make test-floor  runs a part of them on the oldest supported Python, with the JAX it gets
 # make detection-demo  trains a detector on scenes made of the embedded digits
-# All make the environment (.venv) first. Another Python: make PYTHON=python3.12 demo
+# All make an environment (.venv) first, of the newest supported Python that they find: on the
+# PATH, then among pyenv's versions. Another Python: make PYTHON=python3.12 demo; another folder for
+# the environment: make VENV=DIR demo
 
-PYTHON ?= python3
+# Python 3.15 lacks wheels of array_record.
+SUPPORTED := 3.14 3.13 3.12 3.11
+FLOOR := 3.11
+# The first of some versions that is there and can make environments: a name, or nothing.
+find_python = $(shell for version in $(1); do \
+	for python in "python$$version" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python python3; do \
+		"$$python" -c "import ensurepip, sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" \
+			2> /dev/null && echo "$$python" && exit; \
+	done; done)
+
+ifndef PYTHON
+PYTHON := $(call find_python,$(SUPPORTED))
+endif
 WORKDIR ?= runs/digits
 DETECTOR ?= runs/digit_detector
-BIN := .venv/bin
-STAMP := .venv/.installed
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
 # Two files at a time: compiling, which most of a test is, takes one core.
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 
-.PHONY: install demo detection-demo test test-all lint format check-notebooks notebooks
+.PHONY: install demo detection-demo test test-floor test-part test-all lint format check-notebooks notebooks
 
 install: $(STAMP)
 
 $(STAMP): requirements.txt constraints.txt pyproject.toml
-	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
-		{ echo "error: Python 3.11 or later is needed; name one with make PYTHON=..."; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -n "$(PYTHON)" || { echo "error: no Python of $(SUPPORTED) with venv was found (on Debian \
+	install python3-venv); name one with make PYTHON=..."; exit 2; }
+	@$(PYTHON) -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$(SUPPORTED)'.split())" || \
+		{ echo "error: $(PYTHON) is none of Python $(SUPPORTED); name one with make PYTHON=..."; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -48,6 +66,22 @@ detection-demo: install
 # run, and test-all, are optimised as usual.
 test: install
 	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -m "not slow"
+
+# What depends on the version of JAX, and one short training with worker processes.
+FLOOR_TESTS := tests/ops tests/test_cpu.py tests/test_configs.py tests/test_cli.py \
+	tests/test_export.py tests/test_predict.py tests/data/test_pipeline.py \
+	$(addprefix tests/training/test_,step.py checkpoint.py optimizer.py mesh.py ema.py)
+
+test-floor:
+	@test -n "$(call find_python,$(FLOOR))" || { echo "error: Python $(FLOOR) was not found"; exit 2; }
+	$(MAKE) test-part VENV=$(VENV)-$(FLOOR) PYTHON="$(call find_python,$(FLOOR))"
+
+test-part: install
+	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
+		$(PYTEST) -m "not slow" $(FLOOR_TESTS)
+	workdir=$$(mktemp -d) && $(BIN)/python train.py --config=configs/digits_resnext29.py \
+		--workdir=$$workdir --config.model.name=resnext11_2x4d --config.num_epochs=0.5 \
+		--config.data.num_workers=2 && rm -r $$workdir
 
 test-all: install
 	$(PYTEST)

@@ -20,7 +20,7 @@ from resnext_jax.target import compiling_for, target_platform
 
 # `make test` has passed on these, tests/ops/test_onednn.py in particular. To try another
 # version, add it here and run them; benchmarks/train_step.py tells what it brings.
-TRIED_JAXLIB = ("0.10.2",)
+TRIED_JAXLIB = ("0.10.2", "0.12.0.1")
 
 # glibc's names in malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -29,12 +29,20 @@ _TOP_PAD_BYTES = 64 << 20
 
 def carries_onednn() -> bool:
     """Whether the program is compiled for a CPU, with a jaxlib whose oneDNN was tried."""
-    return (
-        target_platform() == "cpu"
-        and sys.platform == "linux"
-        and platform.machine() == "x86_64"
-        and jaxlib.version.__version__ in TRIED_JAXLIB
-    )
+    return target_platform() == "cpu" and not _why_not_carried()
+
+
+def _why_not_carried() -> str:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return "oneDNN is called on Linux on x86-64 only"
+    version = jaxlib.version.__version__
+    return "" if version in TRIED_JAXLIB else f"oneDNN's calls were not tried with jaxlib {version}"
+
+
+def _cache_folder() -> str | None:
+    """Return where JAX keeps compiled programs; it takes "" for none, too."""
+    folder: str | None = jax.config.values["jax_compilation_cache_dir"]
+    return folder if folder and jax.config.values["jax_enable_compilation_cache"] else None
 
 
 def has_onednn() -> bool:
@@ -44,8 +52,23 @@ def has_onednn() -> bool:
     such a call for one of another kind when it writes it. JAX decides about its cache when it
     first compiles, so the cache should be chosen, or given up, before that.
     """
-    cached = jax.config.values["jax_compilation_cache_dir"]  # JAX takes "" for none, too
-    return carries_onednn() and not (cached and jax.config.values["jax_enable_compilation_cache"])
+    return carries_onednn() and not _cache_folder()
+
+
+def describe_convolutions(dtype: str) -> str:
+    """Say which convolutions a CPU computes with, and why, for the log of a run.
+
+    Args:
+      dtype: of the computation.
+    """
+    reason = _why_not_carried()
+    if not reason and _cache_folder():
+        reason = f"compiled programs are kept in {_cache_folder()}, which cannot hold oneDNN's"
+    elif not reason and dtype != "float32":
+        reason = f"oneDNN is called for float32 only, not for {dtype}"
+    if reason:
+        return f"convolutions on the CPU: XLA's own ({reason})"
+    return f"convolutions on the CPU: oneDNN's, as jaxlib {jaxlib.version.__version__} bundles it"
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:

@@ -110,3 +110,18 @@ def test_compiler_options_keep_sums_out_of_the_library() -> None:
     options = cpu.compiler_options(make_mesh(8, None))
     program = jax.jit(total, compiler_options=options).lower(x).compile()
     assert "ynn_fusion" not in str(program.as_text())
+
+
+def test_the_log_says_whose_convolutions_run_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(jaxlib.version, "__version__", cpu.TRIED_JAXLIB[0])
+    monkeypatch.setattr(cpu, "_cache_folder", lambda: None)
+    assert "oneDNN's, as jaxlib 0.10.2 bundles it" in cpu.describe_convolutions("float32")
+    assert "own (oneDNN is called for float32 only" in cpu.describe_convolutions("bfloat16")
+    monkeypatch.setattr(cpu, "_cache_folder", lambda: "/kept")
+    assert "own (compiled programs are kept in /kept" in cpu.describe_convolutions("float32")
+    monkeypatch.setattr(jaxlib.version, "__version__", "9.9.9")
+    assert "not tried with jaxlib 9.9.9" in cpu.describe_convolutions("float32")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert "on Linux on x86-64 only" in cpu.describe_convolutions("float32")

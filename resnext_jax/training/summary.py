@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 
+from resnext_jax import cpu
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
 from resnext_jax.training.logging import read_metrics
@@ -29,6 +30,8 @@ def introduction(task: Task, state: TrainState, num_steps: int, *, resuming: boo
         f"learning rate {setup.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
         f"a batch of {config.optimizer.base_batch_size}, scaled linearly), {num_steps} steps"
     )
+    if task.mesh.devices.flat[0].platform == "cpu":
+        yield cpu.describe_convolutions(config.model.dtype)
     late = [epoch for epoch in config.schedule.boundaries if epoch >= config.num_epochs]
     if config.schedule.name == "step" and late:
         epochs = ", ".join(f"{epoch:g}" for epoch in late)

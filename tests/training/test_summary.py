@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.training.config import base_config
+from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.summary import introduction
 
 
@@ -14,7 +15,12 @@ def lines(**schedule: Any) -> list[str]:
     config = base_config()
     config.num_epochs = 60.0
     config.schedule.update(schedule)
-    task: Any = SimpleNamespace(config=config, title="resnext on digits", describe_batch=lambda: "")
+    task: Any = SimpleNamespace(
+        config=config,
+        title="resnext on digits",
+        mesh=make_mesh(256, 32),
+        describe_batch=lambda: "",
+    )
     state: Any = SimpleNamespace(step=0, params={"kernel": np.zeros((2, 3))})
     return list(introduction(task, state, 100, resuming=False))
 
@@ -27,3 +33,7 @@ def test_boundaries_that_are_not_reached_are_noted() -> None:
 @pytest.mark.parametrize("schedule", [{"boundaries": (30.0, 59.9)}, {"name": "cosine"}])
 def test_nothing_is_noted_where_all_count(schedule: dict[str, Any]) -> None:
     assert not [line for line in lines(**schedule) if "note" in line]
+
+
+def test_a_run_on_the_cpu_says_which_convolutions_it_computes_with() -> None:
+    assert len([line for line in lines() if line.startswith("convolutions on the CPU: ")]) == 1
