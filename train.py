@@ -2,8 +2,9 @@
 
 Any field of the config can be changed: --config.batch_size=64. Several hosts:
 docs/distributed.md. Exit status: 0 when trained, 2 for a mistake in config,
-data or workdir, 75 when another host did not come or was lost, 130 (SIGINT)
-or 143 (SIGTERM) when stopped by a signal, with the state saved.
+data or workdir, 75 when another host did not come or was lost, 128 + n when
+stopped by signal n with the state saved: 130 SIGINT (Ctrl-C), 143 SIGTERM, 129
+SIGHUP, 138 SIGUSR1, 140 SIGUSR2.
 """
 
 import sys
@@ -13,7 +14,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from resnext_jax import cli
-from resnext_jax.errors import reports_user_errors
+from resnext_jax.errors import drop_lost_output, reports_user_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
 _WORKDIR = flags.DEFINE_string(
@@ -46,11 +47,12 @@ def main(argv: Sequence[str]) -> None:
             if is_first_host():
                 print(f"workdir: {workdir}", flush=True)
         try:
-            train(_CONFIG.value, workdir)
+            train(_CONFIG.value, workdir, process_ends=True)
         except InterruptedRunError as stop:
             # All hosts stop at one step: an orderly end.
             stopped = stop
     if stopped:
+        drop_lost_output()  # SIGHUP is what a lost terminal sends
         print(f"{stopped}; the same command resumes", file=sys.stderr)
         sys.exit(stopped.exit_status)
 

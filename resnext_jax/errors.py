@@ -3,6 +3,8 @@
 import argparse
 import functools
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -11,6 +13,16 @@ EXIT_USER_ERROR = 2
 EXIT_LOST_HOST = 75  # sysexits.h's EX_TEMPFAIL: trying again may do
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
+
+# Each asks a training run to save and end; the exit status is then 128 and its number. Batch queues
+# send SIGTERM or what one asks them for (SIGUSR1, say), a lost terminal SIGHUP.
+STOP_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 
 
 class UserError(Exception):
@@ -49,6 +61,16 @@ def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
     """Print one sentence to stderr and leave, with status 2 unless told otherwise."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def drop_lost_output() -> None:
+    """Send to nowhere what goes to a terminal, or to a reader of a pipe, that is gone."""
+    poll = select.poll()
+    for file in (1, 2):
+        poll.register(file, 0)
+    for file, events in poll.poll(0):
+        if events & (select.POLLERR | select.POLLHUP):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file)
 
 
 def one_line(error: BaseException, longest: int | None = 200) -> str:

@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -37,7 +38,7 @@ from resnext_jax.data.reading import (
 from resnext_jax.data.shapes import BLANK, ShapeBatch
 from resnext_jax.data.sources import Source
 from resnext_jax.data.transforms import DenseTransform
-from resnext_jax.errors import DataError
+from resnext_jax.errors import STOP_SIGNALS, DataError
 
 HostBatch = dict[str, np.ndarray]
 RandomTransform = Callable[[dict[str, Any], np.random.Generator], dict[str, Any]]
@@ -48,8 +49,12 @@ FixedTransform = Callable[[dict[str, Any]], dict[str, Any]]
 _BATCHES_AHEAD = 8
 _THREADS = 4
 
-# As in python -W; processes started later are started with it.
+# Batches that nobody waits for when reading ends are freed by Python's tracker of shared memory, a
+# process of its own, which would call them leaked. As in python -W; processes started later are
+# started with it. Here, and not where workers start: a lock of tqdm's starts that process as well.
 _TRACKER_WARNING = "ignore:resource_tracker:UserWarning"
+if _TRACKER_WARNING not in sys.warnoptions:
+    sys.warnoptions.append(_TRACKER_WARNING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,13 +233,13 @@ def shape_batches(
 
 def _iterate(
     share: _Share, local_batch: int, start_step: int, num_workers: int
-) -> Iterator[HostBatch]:
+) -> Generator[HostBatch, None, None]:
     # Batched before iteration, so that worker processes hand over whole
     # batches and resuming is a slice.
     return read_ahead(grain.MapDataset.source(share).batch(local_batch)[start_step:], num_workers)
 
 
-def read_ahead(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatch]:
+def read_ahead(batches: grain.MapDataset, num_workers: int) -> Generator[HostBatch, None, None]:
     """Read a data set whose elements are this host's batches, in order, some ahead.
 
     Args:
@@ -242,17 +247,15 @@ def read_ahead(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatc
       num_workers: see `train_batches`.
     """
     if len(batches) == 0:
-        return iter(())
+        return
     if num_workers == 0:
         reading = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=_BATCHES_AHEAD)
-        return iter(batches.to_iter_dataset(reading))
+        with contextlib.closing(iter(batches.to_iter_dataset(reading))) as threads:
+            yield from threads
+        return
     # Grain reads absl's flags when it starts workers; only absl programs (train.py) parse them.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # Batches that nobody waits for when reading ends are freed by Python's tracker of shared
-    # memory, a process of its own, which would call them leaked.
-    if _TRACKER_WARNING not in sys.warnoptions:
-        sys.warnoptions.append(_TRACKER_WARNING)
     reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     # A process takes whole batches: more processes than those would start for nothing.
     workers = grain.MultiprocessingOptions(
@@ -261,14 +264,31 @@ def read_ahead(batches: grain.MapDataset, num_workers: int) -> Iterator[HostBatc
     prefetched = batches.to_iter_dataset(reading).mp_prefetch(
         workers, worker_init_fn=_outlive_stop_signals
     )
-    return iter(prefetched)
+    with contextlib.closing(iter(prefetched)) as processes:  # ends them, frees what they share
+        # They start, and take seconds to reach `_outlive_stop_signals`.
+        with _stop_signals_blocked():
+            resource_tracker.ensure_running()
+        with _stop_signals_blocked():  # again: Python 3.11's tracker unblocks some
+            first = next(processes)
+        yield first
+        yield from processes
+
+
+@contextlib.contextmanager
+def _stop_signals_blocked() -> Iterator[None]:
+    """Block them in this thread, and in what it starts; others of this process still get them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _checked(
-    batches: Iterator[HostBatch], examples: DecodedExamples, on_error: str
+    batches: Generator[HostBatch, None, None], examples: DecodedExamples, on_error: str
 ) -> Generator[HostBatch, None, None]:
     """Find the bad and the dim images that the readers have marked, and take out the marks."""
-    try:
+    with contextlib.closing(batches):
         for batch in batches:
             bad = batch[BAD] >= 0
             fatal = bad if on_error == "stop" else bad & ~batch[REPLACED] & examples.replace
@@ -280,21 +300,18 @@ def _checked(
             if "mask" in kept:
                 kept["mask"] = kept["mask"] & ~bad
             yield kept if on_error == "stop" else kept | {SKIPPED: bad}
-    finally:
-        if isinstance(batches, grain.DatasetIterator):
-            batches.close()  # ends worker processes and frees what they share
 
 
 def _outlive_stop_signals(worker: int, count: int) -> None:
     """Let the training process decide when a worker ends.
 
-    Ctrl-C and batch queues signal the whole process group. A worker that died
-    of it would take away the batch that the loop waits for, and with it the
-    chance to save.
+    Terminals and batch queues signal the whole process group. A worker that
+    died of it would take away the batch that the loop waits for, and with it
+    the chance to save.
     """
     del worker, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

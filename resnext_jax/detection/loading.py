@@ -6,8 +6,9 @@ workers, devices, hosts and restarts: which canvas it has is a formula in k, its
 next ones of that canvas's own stream, the data set shuffled anew each epoch, epoch after epoch.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import grain
@@ -382,9 +383,11 @@ def _stacked(elements: Iterable[dict[str, Any]]) -> HostBatch:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _checked(batches: Iterator[HostBatch], split: CocoSplit) -> Generator[HostBatch, None, None]:
+def _checked(
+    batches: Generator[HostBatch, None, None], split: CocoSplit
+) -> Generator[HostBatch, None, None]:
     """Find the bad and the dim images that the readers have marked, and take out the marks."""
-    try:
+    with contextlib.closing(batches):
         for batch in batches:
             bad, dim = int(batch.pop(_BAD).max()), int(batch.pop(_DIM).max())
             if bad >= 0:
@@ -392,9 +395,6 @@ def _checked(batches: Iterator[HostBatch], split: CocoSplit) -> Generator[HostBa
             if dim >= 0:
                 note_dim(split.path(dim).__str__)
             yield batch
-    finally:
-        if isinstance(batches, grain.DatasetIterator):
-            batches.close()  # ends worker processes and frees what they share
 
 
 def _explained(split: CocoSplit, index: int) -> str:

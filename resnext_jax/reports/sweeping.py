@@ -5,13 +5,14 @@ are run as they would be by hand, and resume where their workdir has a checkpoin
 the sweep when a run ends:
 
 - status 0, with the last test in its log: the next run starts,
-- a signal (stopped by Ctrl-C or SIGTERM, killed for memory): the sweep stops,
+- a signal (stopped by Ctrl-C or SIGTERM, say, or killed for memory): the sweep stops,
 - status 2 (a mistake in config, data or workdir, or a loss that diverged) or 75 (a lost host): the
   sweep stops, because the runs that follow would mostly end so too; with `keep_going` it goes on,
 - any other status (a crash): the next run starts.
 
 The sweep's own status is 0 when all runs are finished, and otherwise that of the first that is not.
-SIGINT, SIGTERM and SIGHUP are passed on to the run, which saves its state; then the sweep stops.
+The signals that stop a run (`STOP_SIGNALS`) are passed on to it, and it saves its state; then the
+sweep stops.
 """
 
 import contextlib
@@ -35,7 +36,13 @@ from ml_collections import ConfigDict, config_flags
 
 import resnext_jax
 from resnext_jax.cli import last_overrides
-from resnext_jax.errors import EXIT_LOST_HOST, EXIT_USER_ERROR, ConfigError
+from resnext_jax.errors import (
+    EXIT_LOST_HOST,
+    EXIT_USER_ERROR,
+    STOP_SIGNALS,
+    ConfigError,
+    drop_lost_output,
+)
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import read_run
 from resnext_jax.reports.sweeps import Setting, Sweep
@@ -265,8 +272,6 @@ class _Runner:
       stopped_by: the first signal that came.
     """
 
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
     def __init__(self) -> None:
         self.stopped_by: signal.Signals | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -276,7 +281,7 @@ class _Runner:
     def __enter__(self) -> "_Runner":
         if threading.current_thread() is not threading.main_thread():
             return self  # others cannot take signals
-        for number in self._SIGNALS:
+        for number in STOP_SIGNALS:
             # Whoever started the sweep with nohup wants it to go on.
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._previous[number] = signal.signal(number, self._note)
@@ -295,12 +300,12 @@ class _Runner:
         self._pass_on()
         status = self._process.wait()
         self._process = None
+        drop_lost_output()  # SIGHUP is what a lost terminal sends
         return _FIRST_SIGNAL_STATUS - status if status < 0 else status
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.stopped_by = self.stopped_by or signal.Signals(number)
-        # A run knows nothing of SIGHUP, and saves its state for SIGTERM.
-        self._pending = signal.SIGTERM if number == signal.SIGHUP else number
+        self._pending = number
         self._pass_on()
 
     def _pass_on(self) -> None:

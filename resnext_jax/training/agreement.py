@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from resnext_jax.data.augment import Batch
 from resnext_jax.errors import UserError
 from resnext_jax.training.config import field, field_names
+from resnext_jax.training.distributed import gather
 from resnext_jax.training.mesh import batch_sharding
 
 # Fields that may differ from host to host: where things are, and how they are read. What is there
@@ -76,8 +77,8 @@ def check_hosts_agree(find_facts: Callable[[], Mapping[str, Any]]) -> None:
 
 def _gather(sent: bytes) -> list[bytes]:
     """Return what every host sent, by host, on all hosts."""
-    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(sent))))
-    padded = np.zeros(lengths.max(), np.uint8)
+    lengths = gather(len(sent))
+    padded = np.zeros(max(lengths), np.uint8)
     padded[: len(sent)] = np.frombuffer(sent, np.uint8)
     received = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
     return [row[:length].tobytes() for row, length in zip(received, lengths, strict=True)]

@@ -132,6 +132,18 @@ def agree(value: int) -> int:
     return int(received.view(np.int64)[0])
 
 
+def gather(value: int) -> list[int]:
+    """Return every host's value, by host, on all hosts; all must call it.
+
+    Args:
+      value: of 32 bits.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    values: list[int] = multihost_utils.process_allgather(np.int32(value)).tolist()
+    return values
+
+
 def is_first_host() -> bool:
     """Whether this process is the one that writes and prints."""
     return jax.process_index() == 0

@@ -1,16 +1,18 @@
 """What a run says: lines for programs, curves for people, a bar on a terminal."""
 
+import contextlib
 import json
 import re
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
 
-from resnext_jax.errors import WorkdirError
+from resnext_jax.errors import WorkdirError, drop_lost_output
 from resnext_jax.files import strict_json
 from resnext_jax.training.tensorboard import Board
 from resnext_jax.training.workdir import WholeWriter, write_atomically
@@ -66,8 +68,9 @@ class RunLog:
     """Writer of `metrics.jsonl`, TensorBoard and the console.
 
     On a terminal a progress bar shows the latest values; elsewhere (a log
-    file, a batch queue) each record is a plain line. Only the first host of a
-    run writes.
+    file, a batch queue) each record is a plain line. When nobody reads them
+    any more (the terminal is lost, or `tee` ended by the signal that stops the
+    run) the run goes on without. Only the first host of a run writes.
     """
 
     def __init__(self, workdir: Path, *, start_step: int, num_steps: int, active: bool):
@@ -107,15 +110,17 @@ class RunLog:
     ) -> None:
         """Close the files."""
         if self._active:
-            self._bar.close()
+            with _perhaps_lost():
+                self._bar.close()
             self._file.close()
             self._board.close()
 
     def say(self, message: str) -> None:
         """Print a line, above the progress bar where there is one."""
         if self._active:
-            tqdm.write(message)
-            sys.stdout.flush()
+            with _perhaps_lost():
+                tqdm.write(message)
+                sys.stdout.flush()
 
     def advance(self) -> None:
         """Move the progress bar by one step."""
@@ -123,7 +128,8 @@ class RunLog:
         if self._paced_from is None:  # the first step of all compiles
             self._paced_from = (self._done, time.monotonic())
         if self._active:
-            self._bar.update()
+            with _perhaps_lost():
+                self._bar.update()
 
     def sync(self) -> None:
         """Bring what was written to the disk itself: a checkpoint shall not outlive its records."""
@@ -156,7 +162,8 @@ class RunLog:
                 name: form.format(record[name]) for name, form in _BAR.items() if name in record
             }
             shown["rate"] = f"{record['learning_rate']:.4f}"
-            self._bar.set_postfix(**shown, **_speed(record))
+            with _perhaps_lost():
+                self._bar.set_postfix(**shown, **_speed(record))
         else:
             self.say(_readable(record) + self._time_left(record))
 
@@ -170,6 +177,14 @@ class RunLog:
             return ""
         seconds = (time.monotonic() - begin) / (self._done - step) * left
         return f"  {tqdm.format_interval(seconds)} left"
+
+
+@contextlib.contextmanager
+def _perhaps_lost() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        drop_lost_output()
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ from resnext_jax.training.agreement import (
 from resnext_jax.training.best import Best, best_of, write_best
 from resnext_jax.training.calendar import SaveClock, make_calendar
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.distributed import agree, is_first_host
+from resnext_jax.training.distributed import agree, gather, is_first_host
 from resnext_jax.training.guard import GuardState
 from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.logging import RunLog, read_metrics
@@ -53,37 +53,44 @@ class InterruptedRunError(Exception):
         self.exit_status = 128 + signal_number
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike[str]) -> TrainState:
+def train(
+    config: ConfigDict, workdir: str | os.PathLike[str], *, process_ends: bool = False
+) -> TrainState:
     """Train as `config` says, resuming where `workdir` has a checkpoint.
 
     Args:
       config: from `configs/`.
       workdir: folder for config, metrics, checkpoints, TensorBoard and plots.
+      process_ends: the process ends soon after this: signals that ask for that are
+        then ignored from here on. By default their handlers are given back.
 
     Returns:
       The final state.
 
     Raises:
       UserError: config, data, workdir or checkpoint are unusable.
-      InterruptedRunError: SIGINT or SIGTERM came, on any host; the state is saved.
+      InterruptedRunError: one of `STOP_SIGNALS` came, on any host; the state is
+        saved. The same signal on all hosts: the first of the first host that got one.
     """
     task = find_task(config)(config)
     check_start(config)
     folder = open_workdir(workdir)
-    with locked(folder), contextlib.ExitStack() as closing:
-        run = _Run(task, folder, closing)
-        # Not earlier: until the first step there is nothing to lose.
-        with run.stop:
-            run.train()
+    stop = StopRequest(process_ends=process_ends)
+    with locked(folder), contextlib.ExitStack() as noting, contextlib.ExitStack() as closing:
+        run = _Run(task, folder, stop, closing)
+        # Not earlier: until the first step there is nothing to lose. And until all is closed:
+        # the last checkpoint is written to its end, however many signals come.
+        noting.enter_context(stop)
+        run.train()
     return run.state
 
 
 class _Run:
     """A run from where its workdir stands to its end."""
 
-    def __init__(self, task: Task, folder: Path, closing: contextlib.ExitStack):
+    def __init__(self, task: Task, folder: Path, stop: StopRequest, closing: contextlib.ExitStack):
         """Build everything, and restore what is there; `closing` closes it."""
-        self.task, self.folder, self.stop = task, folder, StopRequest()
+        self.task, self.folder, self.stop = task, folder, stop
         self.config = config = task.config
         images = task.open()
         check_hosts_agree(lambda: config_facts(config) | task.data_facts())
@@ -167,8 +174,9 @@ class _Run:
         if step in calendar.save or requests:
             self._save()
         if Request.STOP in requests:
-            # Another host may have been asked, and not this one.
-            raise InterruptedRunError(step, self.stop.signal_number or signal.SIGTERM)
+            # Some hosts may have got other signals than this one, or none.
+            numbers = gather(self.stop.signal_number or 0)
+            raise InterruptedRunError(step, next(filter(None, numbers)))
         if step in calendar.test:
             self._test()
         if step in calendar.save or requests:

@@ -399,6 +399,40 @@ def test_only_one_batch_is_sent_ahead() -> None:
         assert sent == used + 1
 
 
+def test_workers_outlive_signals_to_the_process_group() -> None:
+    """While they start and while they work: it is the training loop that ends them."""
+    code = """
+import os, signal, threading
+from resnext_jax.errors import STOP_SIGNALS
+from tests.data import test_pipeline
+
+for number in STOP_SIGNALS:
+    signal.signal(number, lambda number, frame: None)
+finished = threading.Event()
+
+def send():
+    while not finished.wait(0.01):
+        for number in STOP_SIGNALS:
+            os.killpg(0, number)
+
+threading.Thread(target=send).start()
+try:
+    assert len(test_pipeline.train(num_workers=2)) == test_pipeline.STEPS
+finally:
+    finished.set()
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        start_new_session=True,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+
+
 BROKEN = {3: b"no image", 4: b"", 9: noise_source(1).examples[0]["image"][:60]}
 
 

@@ -78,11 +78,12 @@ def acting_at(step: int, act: Callable[[Any], Any]) -> Callable[..., Any]:
     return make
 
 
-def stopping_at(step: int, signal_number: signal.Signals) -> Callable[..., Any]:
-    """Make a `make_train_step` whose step raises a real signal in this process."""
+def stopping_at(step: int, *signal_numbers: signal.Signals) -> Callable[..., Any]:
+    """Make a `make_train_step` whose step raises real signals in this process."""
 
     def act(batch: Any) -> Any:
-        signal.raise_signal(signal_number)
+        for signal_number in signal_numbers:
+            signal.raise_signal(signal_number)
         return batch
 
     return acting_at(step, act)

@@ -303,7 +303,7 @@ import os, signal, sys, time
 from absl import app, logging
 from resnext_jax import cli
 from resnext_jax.errors import UserError, reports_user_errors
-from resnext_jax.training.distributed import agree, connected, is_first_host
+from resnext_jax.training.distributed import agree, connected, gather, is_first_host
 
 logging.set_verbosity(logging.ERROR)
 cli.define_host_flags()
@@ -347,7 +347,7 @@ total = jax.shard_map(
     lambda x: jax.lax.psum(x, "all"), mesh=mesh, in_specs=sharding.spec, out_specs=PartitionSpec()
 )(numbers)
 print(jax.process_count(), jax.device_count(), jax.local_device_count())
-print(float(total[0]), agree(2**40 + 3 + me), agree(-1 - me), is_first_host())
+print(float(total[0]), agree(2**40 + 3 + me), agree(-1 - me), is_first_host(), gather(5 - me))
 time.sleep(4 * (1 - me))
 """
 
@@ -362,7 +362,7 @@ def test_two_hosts_see_all_devices_and_agree() -> None:
         assert host.returncode == 0, host.stderr
         assert lines(host.stdout) == [
             "2 8 4",
-            f"28.0 {2**40 + 3} -1 {number == 0}",
+            f"28.0 {2**40 + 3} -1 {number == 0} [5, 4]",
             "done",
         ]
         assert host.stderr == ""

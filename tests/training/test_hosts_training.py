@@ -1,7 +1,10 @@
 """Two processes with four virtual devices each train as one with eight does."""
 
+import contextlib
+import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import cv2
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.data.sources import open_source
+from resnext_jax.errors import STOP_SIGNALS
 from resnext_jax.training.logging import read_metrics
 from tests.commands import run
 from tests.data.raw import write_cifar_archive
@@ -103,6 +107,33 @@ def test_a_small_cifar_archive(tmp_path: Path) -> None:
     alone = run(*command, f"--workdir={tmp_path / 'one'}", devices=8, env=FLOAT64)
     assert alone.returncode == 0, alone.stderr
     assert_equal_runs(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_many_signals_on_both_hosts_stop_them_once_with_one_status(
+    prepared: str, tmp_path: Path
+) -> None:
+    """To the whole process groups, with their workers, until the last one has ended."""
+    command = ["train.py", *SHORT_RUN_FLAGS, prepared, "--config.num_epochs=100.0"]
+    command += ["--config.data.num_workers=1", f"--workdir={tmp_path}"]
+    command += ["--config.eval_every_epochs=100.0"]
+    with start_hosts(command, devices=1) as hosts:
+        hosts.wait_for(0, "epoch", timeout=200)
+        hosts.send(1, signal.SIGUSR1)
+        hosts.wait_for(1, "SIGUSR1: the run ends")
+        while any(process.poll() is None for process in hosts.processes.values()):
+            for process in hosts.processes.values():
+                for number in STOP_SIGNALS:
+                    if number != signal.SIGINT:  # it could last for the 2 seconds
+                        with contextlib.suppress(ProcessLookupError):
+                            os.killpg(process.pid, number)
+            time.sleep(0.01)
+        finished = hosts.finish()
+    for host in finished:
+        assert host.returncode in (128 + signal.SIGUSR1, 128 + signal.SIGTERM), host.stderr
+        assert "Traceback" not in host.stderr
+    assert finished[0].returncode == finished[1].returncode
+    assert {told_step(host.stderr) for host in finished} == stored_steps(tmp_path)
 
 
 @pytest.mark.slow

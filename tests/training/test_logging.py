@@ -3,9 +3,11 @@
 import io
 import json
 import math
+import os
 import resource
 import signal
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,6 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from resnext_jax.errors import WorkdirError
 from resnext_jax.training.logging import METRICS_FILE, RunLog, read_metrics
+from tests.commands import ROOT
 
 
 def train_record(step: int, **changes: Any) -> dict[str, Any]:
@@ -242,6 +245,36 @@ def test_averaged_weights_are_told_apart(
     assert " ema " in ema
     assert scalars(tmp_path)["test/loss", 2] == 1.5
     assert scalars(tmp_path)["ema/loss", 2] == 0.125
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_console_that_is_lost_is_no_reason_to_end(tmp_path: Path, terminal: bool) -> None:
+    """The signal that a lost terminal sends also ends the `tee` that reads."""
+    code = f"""
+import pathlib, sys
+from tests.training.test_logging import *
+with RunLog(pathlib.Path({str(tmp_path)!r}), start_step=0, num_steps=8, active=True) as log:
+    assert sys.stderr.isatty() == {terminal}
+    log.say("begin")
+    sys.stdin.read()
+    for step in range(1, 4):
+        log.record(train_record(step))
+        log.record(eval_record(step))
+        log.advance()
+print("end")
+"""
+    reader, writer = os.openpty() if terminal else os.pipe()
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=writer, stderr=writer
+    )
+    os.close(writer)
+    said = b""
+    while b"begin" not in said:
+        said += os.read(reader, 1000)
+    os.close(reader)
+    child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert len(read_metrics(tmp_path)) == 6
 
 
 def fill_the_disk(workdir: Path, room: int) -> None:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs import digits_resnext29
 from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import (
+    STOP_SIGNALS,
     CheckpointError,
     ConfigError,
     DataError,
@@ -32,6 +33,7 @@ from tests.training.runs import (
     assert_same_state,
     short_run_config,
     stopping_at,
+    stored_steps,
     without_timings,
 )
 
@@ -81,10 +83,10 @@ def test_metrics_are_logged_as_documented(whole: tuple[Path, TrainState]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("step", "signal_number"),
+    ("step", "signal_numbers"),
     [
-        pytest.param(23, signal.SIGINT, id="int"),
-        pytest.param(27, signal.SIGTERM, id="term", marks=pytest.mark.slow),
+        pytest.param(23, (signal.SIGINT, signal.SIGINT, signal.SIGTERM), id="int"),
+        pytest.param(27, (signal.SIGTERM,), id="term", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
@@ -93,15 +95,15 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     step: int,
-    signal_number: signal.Signals,
+    signal_numbers: tuple[signal.Signals, ...],
 ) -> None:
     """Once after epoch 2, once in the middle of an epoch."""
-    monkeypatch.setattr(classification, "make_train_step", stopping_at(step, signal_number))
+    monkeypatch.setattr(classification, "make_train_step", stopping_at(step, *signal_numbers))
     with pytest.raises(
-        loop.InterruptedRunError, match=f"{signal_number.name} after step {step}"
+        loop.InterruptedRunError, match=f"{signal_numbers[0].name} after step {step}"
     ) as stop:
         loop.train(config, tmp_path)
-    assert stop.value.exit_status == 128 + signal_number
+    assert stop.value.exit_status == 128 + signal_numbers[0]
     monkeypatch.undo()
     state = loop.train(config, tmp_path)
     assert_same_state(state, whole[1])
@@ -310,6 +312,41 @@ def test_a_signal_during_a_test_leaves_at_once_and_loses_nothing(
     assert [r for r in read_metrics(tmp_path) if r["split"] == "test"] == []
     assert_same_state(loop.train(config, tmp_path), whole[1])
     assert without_timings(read_metrics(tmp_path)) == without_timings(read_metrics(whole[0]))
+
+
+def test_signals_while_the_last_checkpoint_is_written_change_nothing(
+    config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in a run that was stopped, nor in one that is done; another host got the first."""
+    acted: list[int] = []
+    before = {
+        number: signal.signal(number, lambda number, frame: acted.append(number))
+        for number in STOP_SIGNALS
+    }
+    close = loop.Checkpoints.close
+
+    def close_under_fire(checkpoints: loop.Checkpoints) -> None:
+        for number in STOP_SIGNALS:
+            signal.raise_signal(number)
+        close(checkpoints)
+
+    monkeypatch.setattr(loop.Checkpoints, "close", close_under_fire)
+    monkeypatch.setattr(loop, "gather", lambda number: [0, signal.SIGUSR2, number])
+    short = config.copy_and_resolve_references()
+    short.num_epochs = 0.5
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(classification, "make_train_step", stopping_at(2, signal.SIGUSR1))
+            with pytest.raises(loop.InterruptedRunError, match="SIGUSR2 after step 2"):
+                loop.train(short, tmp_path)
+        assert stored_steps(tmp_path) == {2}
+        assert int(loop.train(short, tmp_path).step) == max(stored_steps(tmp_path)) == 6
+        assert acted == []
+        signal.raise_signal(signal.SIGHUP)
+        assert acted == [signal.SIGHUP]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_loss_that_is_not_finite_stops_and_the_run_goes_on_when_told_to(
