@@ -62,8 +62,8 @@ detection-demo: install
 		--workdir=$(DETECTOR)/fast_rcnn --out=$(DETECTOR)/pictures --enlarge=3 \
 		'runs/digit_scenes/test/00000[0-5].png'
 
-# Most of a test's time is LLVM's, and small programs do not win it back. The commands that tests
-# run, and test-all, are optimised as usual.
+# Most of a test's time is LLVM's, and small programs do not win it back. test-all optimises
+# as usual.
 test: install
 	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -m "not slow"
 

@@ -23,8 +23,8 @@ from benchmarks.input_worker import Worker, WorkerError, read_images
 from benchmarks.program import Setting
 from resnext_jax.data.augment import vary_colour, vary_lighting
 from resnext_jax.models import complexity
+from tests.commands import ROOT, xla_flags
 
-ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 SUITE = BENCHMARKS / "gpu_suite.sh"
 
@@ -50,11 +50,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run(*command: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
     return subprocess.run(
         [str(part) for part in command],
         cwd=ROOT,
-        env=environment | {"JAX_PLATFORMS": "cpu"} | more,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags()} | more,
         capture_output=True,
         text=True,
         timeout=300,

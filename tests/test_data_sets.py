@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import ROOT, xla_flags
 from tests.data.raw import write_cifar_archive, write_folder
 from tests.data.raw_imagenet import (
     cmyk_jpeg,
@@ -19,8 +20,6 @@ from tests.data.raw_imagenet import (
     write_imagenet22k_whole,
     write_validation,
 )
-
-ROOT = Path(__file__).parent.parent
 
 # A network that compiles in seconds, two steps of it.
 TINY = [
@@ -39,7 +38,7 @@ def command(*arguments: str | Path) -> str:
     result = subprocess.run(
         [sys.executable, *map(str, arguments)],
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags()},
         capture_output=True,
         text=True,
         timeout=300,

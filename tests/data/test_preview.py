@@ -21,9 +21,8 @@ from resnext_jax.data.preview import test_images as images_of_test
 from resnext_jax.data.sources import open_split
 from resnext_jax.errors import ConfigError, DataError, UserError
 from resnext_jax.training import setup
+from tests.commands import ROOT, xla_flags
 from tests.data.images import PHOTOGRAPHS, write_photographs
-
-ROOT = Path(__file__).parents[2]
 
 # Layout of the picture in pixels: side of an image, from one to the next, and what is above.
 SIDE, ACROSS, DOWN, ABOVE_FIRST, HEADING, LEFT = 144, 152, 170, 48, 30, 8
@@ -265,7 +264,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": xla_flags()},
         capture_output=True,
         text=True,
         timeout=120,

@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.commands import ROOT
+from tests.commands import ROOT, xla_flags
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +148,7 @@ def start_hosts(
     started = Hosts(folder, f"127.0.0.1:{free_port()}")
     settings = {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "PYTHONPATH": str(ROOT),
     }
     for number in range(hosts) if only is None else only:
