@@ -155,7 +155,7 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
         return found
 
     expected, actual = (np.asarray(run(pixels)) for run in (logits, exported.call))
-    found = Check(count, float(abs(actual - expected).max()), float(abs(expected).max()))
+    found = Check(count, float(np.max(abs(actual - expected))), float(np.max(abs(expected))))
     # Compiled anew, and lowered otherwise, sums are taken in another order.
     if not found.difference <= 1e-3 * max(found.largest, 1.0):
         raise UserError(

@@ -140,7 +140,7 @@ def _decode_pnm(data: bytes, head: re.Match[bytes]) -> tuple[np.ndarray, bool]:
         samples = np.frombuffer(data, ">u2", min(count, there), head.end())
     if len(samples) < count:
         raise ValueError("the file is cut short")
-    if samples.min() < 0 or samples.max() > maxval:
+    if np.min(samples) < 0 or np.max(samples) > maxval:
         raise ValueError(f"it has samples outside 0..{maxval}, its maxval")
     high = _scaled(samples, maxval).reshape(shape)
     # Another maxval says what white is.

@@ -293,7 +293,7 @@ def _checked(
             bad = batch[BAD] >= 0
             fatal = bad if on_error == "stop" else bad & ~batch[REPLACED] & examples.replace
             if fatal.any():
-                raise DataError(examples.explain(int(batch[BAD][fatal.argmax()])))
+                raise DataError(examples.explain(int(batch[BAD][np.argmax(fatal)])))
             if (batch[DIM] >= 0).any():
                 examples.note_dim(int(batch[DIM].max()))
             kept = {name: array for name, array in batch.items() if name not in MARKS}

@@ -54,7 +54,7 @@ def test_images_and_labels_are_the_originals(data_dir: Path, split: str) -> None
     test = set(split_off_test(labels).tolist())
     # 16 grey levels above 0, spread over 0..255; halves do not occur but 127.5 (grey 8).
     scaled = np.rint(images * 255 / 16).astype(np.uint8)
-    assert (scaled.min(), scaled.max(), len(np.unique(scaled))) == (0, 255, 17)
+    assert (int(np.min(scaled)), int(np.max(scaled)), len(np.unique(scaled))) == (0, 255, 17)
     expected = [
         as_sortable(scaled[index], labels[index])
         for index in range(len(images))

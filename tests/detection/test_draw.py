@@ -35,8 +35,11 @@ def test_texts_can_be_told_apart() -> None:
     box, texts = np.array([[20, 40, 100, 110]]), []
     for name, score in itertools.product(["dog", "cat"], [0.87, 0.12]):
         picture = draw_detections(GREY, box, [name], np.array([score]))
-        label = changed(picture)[:40].nonzero()
-        crop = picture[label[0].min() : label[0].max(), label[1].min() : label[1].max()]
+        rows, columns = (
+            slice(int(np.min(place)), int(np.max(place)))
+            for place in changed(picture)[:40].nonzero()
+        )
+        crop = picture[rows, columns]
         ink = np.abs(crop.astype(int) - colour(name)).sum(axis=-1)
         assert ink.max() > 250
         assert 0.05 < (ink > 125).mean() < 0.6

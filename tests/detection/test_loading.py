@@ -214,7 +214,7 @@ def test_a_box_still_frames_its_object(mirrored: bool, tmp_path: Path) -> None:
     expected = [24, 20, 54, 35] if mirrored else [10, 20, 40, 35]
     np.testing.assert_array_equal(batch["boxes"][0, 0], expected)
     rows, columns = np.nonzero(batch["image"][0, ..., 0] > 127)
-    edges = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    edges = [np.min(columns), np.min(rows), np.max(columns) + 1, np.max(rows) + 1]
     np.testing.assert_array_equal(edges, expected)
 
 

@@ -151,7 +151,7 @@ def pool_gradient_in_loops(
     for (top, left), (bottom, right), row in zip(starts, ends, given, strict=True):
         window = features[top:bottom, left:right]
         for channel, value in enumerate(row):
-            place = np.unravel_index(window[..., channel].argmax(), window.shape[:2])
+            place = np.unravel_index(np.argmax(window[..., channel]), window.shape[:2])
             gradient[top + place[0], left + place[1], channel] += value
     return gradient
 

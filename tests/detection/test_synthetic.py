@@ -111,8 +111,8 @@ def test_boxes_are_around_the_ink(scenes: SceneFolder) -> None:
         for x1, y1, x2, y2 in coco.ground_truth(index).boxes.astype(int):
             if min(x1, y1) < 6 or max(x2, y2) > 122:
                 continue
-            inside += [grey[y1 + 1, x1:x2].max(), grey[y1:y2, x2 - 2].max()]
-            outside += [grey[y1 - 5, x1:x2].max(), grey[y1:y2, x2 + 4].max()]
+            inside += [np.max(grey[y1 + 1, x1:x2]), np.max(grey[y1:y2, x2 - 2])]
+            outside += [np.max(grey[y1 - 5, x1:x2]), np.max(grey[y1:y2, x2 + 4])]
     assert len(inside) > 100
     assert np.median(inside) > 1.5 * np.median(outside)
 

@@ -81,7 +81,7 @@ def test_strides_and_offsets(write: Write, tmp_path: Path) -> None:
     assert read_one(path, write, shape=(0, 9), strides=(9, 1)).shape == (0, 9)
 
 
-DTYPES = {
+DTYPES: dict[str, Any] = {
     "HalfStorage": np.float16,
     "BFloat16Storage": jnp.bfloat16,
     "FloatStorage": np.float32,
@@ -94,7 +94,7 @@ DTYPES = {
 
 @pytest.mark.parametrize("storage", DTYPES)
 def test_dtypes(storage: str, tmp_path: Path) -> None:
-    values = np.array([1, 0, 1, 1, 0, 0]).astype(DTYPES[storage])
+    values = np.array([1, 0, 1, 1, 0, 0], DTYPES[storage])
     data_pkl = program(mapping({"a": tensor(storage)}))
     path = write_archive(tmp_path / "a.pth", data_pkl, {"0": values.tobytes()})
     array = read(path)["a"]
