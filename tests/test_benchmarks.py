@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -85,11 +86,17 @@ def run_benchmark(name: str, json_file: Path, options: str) -> tuple[dict[str, A
         "train_step.py",
     ],
 )
-def test_help(name: str) -> None:
-    result = run(sys.executable, BENCHMARKS / name, "--help")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"usage: {name}")
-    assert "--json" in result.stdout
+def test_help(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")
+    assert end.value.code == 0
+    output = capsys.readouterr().out
+    assert output.startswith(f"usage: {name}")
+    assert "--json" in output
 
 
 def test_train_step(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -19,9 +19,17 @@ from resnext_jax.errors import UserError
 from resnext_jax.interop import command as interop
 from resnext_jax.reports import command as reports
 from resnext_jax.training.config import base_config
-from tests.commands import ROOT, run
+from tests.commands import ROOT, run, serving
 
 DIGITS = "--config=configs/digits_resnext29.py"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Run]:
+    with serving() as run:
+        yield run
 
 
 def sentence(result: subprocess.CompletedProcess[str]) -> str:
@@ -130,9 +138,11 @@ TRAIN = {
 
 
 @pytest.mark.parametrize(("arguments", "parts"), TRAIN.values(), ids=TRAIN.keys())
-def test_mistake_in_training(tmp_path: Path, arguments: list[str], parts: list[str]) -> None:
+def test_mistake_in_training(
+    tmp_path: Path, served: Run, arguments: list[str], parts: list[str]
+) -> None:
     (tmp_path / "file").write_text("")
-    result = run("train.py", *[argument.format(tmp=tmp_path) for argument in arguments])
+    result = served("train.py", *[argument.format(tmp=tmp_path) for argument in arguments])
     message = sentence(result)
     for part in parts:
         assert part.format(tmp=tmp_path) in message
@@ -152,10 +162,10 @@ def test_mistake_in_training(tmp_path: Path, arguments: list[str], parts: list[s
     ids=["batch", "groups"],
 )
 def test_batch_that_does_not_fit_the_devices(
-    tmp_path: Path, arguments: list[str], parts: list[str]
+    tmp_path: Path, served: Run, arguments: list[str], parts: list[str]
 ) -> None:
     workdir = f"--workdir={tmp_path / 'run'}"
-    message = sentence(run("train.py", DIGITS, workdir, *arguments, devices=8))
+    message = sentence(served("train.py", DIGITS, workdir, *arguments, devices=8))
     for part in parts:
         assert part in message
 
@@ -187,12 +197,12 @@ def test_the_workdir_is_named_by_the_config(
         ("--output=s3://b/x", "--output=s3://b/x is an address"),
     ],
 )
-def test_mistake_in_evaluation(argument: str, part: str, tmp_path: Path) -> None:
-    assert part in sentence(run("eval.py", DIGITS, f"--workdir={tmp_path}", argument))
+def test_mistake_in_evaluation(argument: str, part: str, tmp_path: Path, served: Run) -> None:
+    assert part in sentence(served("eval.py", DIGITS, f"--workdir={tmp_path}", argument))
 
 
-def test_evaluation_of_a_missing_workdir(tmp_path: Path) -> None:
-    message = sentence(run("eval.py", DIGITS, f"--workdir={tmp_path / 'none'}"))
+def test_evaluation_of_a_missing_workdir(tmp_path: Path, served: Run) -> None:
+    message = sentence(served("eval.py", DIGITS, f"--workdir={tmp_path / 'none'}"))
     assert f"workdir {tmp_path / 'none'} does not exist" in message
     assert not (tmp_path / "none").exists()
 
@@ -202,10 +212,10 @@ def test_evaluation_of_missing_weights() -> None:
     assert "weights file none.pth cannot be read: No such file" in message
 
 
-def test_evaluation_without_a_checkpoint(tmp_path: Path, data_dir: Path) -> None:
+def test_evaluation_without_a_checkpoint(tmp_path: Path, data_dir: Path, served: Run) -> None:
     open_source("digits", "test", str(data_dir))  # preparing would print its progress
     data = f"--config.data.data_dir={data_dir}"
-    message = sentence(run("eval.py", DIGITS, f"--workdir={tmp_path}", data))
+    message = sentence(served("eval.py", DIGITS, f"--workdir={tmp_path}", data))
     assert f"no checkpoint in {tmp_path / 'checkpoints'}" in message
     assert list(tmp_path.iterdir()) == []
 
@@ -219,23 +229,23 @@ def test_help() -> None:
         assert f"  {flag}: " in result.stdout
 
 
-def test_a_damaged_config_file_is_told_in_a_sentence(tmp_path: Path) -> None:
+def test_a_damaged_config_file_is_told_in_a_sentence(tmp_path: Path, served: Run) -> None:
     texts = ("def get_config(:", "import nothing_of_this_name", "", "def get_config(): return 3")
     for text in texts:
         path = tmp_path / "recipe.py"
         path.write_text(text)
-        message = sentence(run("train.py", f"--config={path}", f"--workdir={tmp_path}/run"))
+        message = sentence(served("train.py", f"--config={path}", f"--workdir={tmp_path}/run"))
         assert f"config file {path} cannot be loaded" in message
 
 
-def test_none_can_be_given_on_the_command_line(tmp_path: Path) -> None:
+def test_none_can_be_given_on_the_command_line(tmp_path: Path, served: Run) -> None:
     """As the next mistake shows: with one group the batch fits, and the data is looked for."""
     imagenet = "--config=configs/imagenet_resnet50.py"
     data = f"--config.data.data_dir={tmp_path}"
     arguments = [imagenet, f"--workdir={tmp_path}/run", data, "--config.batch_size=24"]
     regrouped = ["--config.bn_group_size=None", "--config.bn_group_size=16"]
-    assert "bn_group_size=16" in sentence(run("train.py", *arguments, *regrouped))
-    ungrouped = run("train.py", *arguments, *regrouped, "--config.bn_group_size=none")
+    assert "bn_group_size=16" in sentence(served("train.py", *arguments, *regrouped))
+    ungrouped = served("train.py", *arguments, *regrouped, "--config.bn_group_size=none")
     assert "is not prepared" in sentence(ungrouped)
     assert not (tmp_path / "run").exists()
 

@@ -1,12 +1,14 @@
 """Names, the networks behind them, and their golden parameter counts."""
 
+import functools
+
 import jax
 import pytest
 from flax import nnx
 
 from resnext_jax.models import create_model, list_models
 from resnext_jax.models.registry import parse_name
-from resnext_jax.models.variables import split
+from resnext_jax.models.variables import Arrays, split
 
 
 def abstract_model(name: str, num_classes: int = 1000, **options: object) -> nnx.Module:
@@ -16,8 +18,13 @@ def abstract_model(name: str, num_classes: int = 1000, **options: object) -> nnx
     )
 
 
+@functools.cache
+def shapes(name: str, num_classes: int = 1000) -> Arrays:
+    return split(abstract_model(name, num_classes))[1]
+
+
 def parameters(name: str, num_classes: int = 1000) -> int:
-    return sum(array.size for array in split(abstract_model(name, num_classes))[1].values())
+    return sum(array.size for array in shapes(name, num_classes).values())
 
 
 IMAGENET_PARAMETERS = [
@@ -68,10 +75,9 @@ def test_golden_parameter_counts_of_cifar_networks(name: str, classes: int, coun
 def test_table_2_block_parameters(cardinality: int, width: int, count: int) -> None:
     """Convolution weights of conv2's second block: 256 channels in and out."""
     kind = "resnet" if cardinality == 1 else "resnext"
-    _, params, _ = split(abstract_model(f"{kind}50_{cardinality}x{width}d"))
     kernels = [
         array.size
-        for name, array in params.items()
+        for name, array in shapes(f"{kind}50_{cardinality}x{width}d").items()
         if name.startswith("stages.conv2.1.") and name.endswith("kernel")
     ]
     assert sum(kernels) == count
