@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -23,6 +24,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process
     _cache = tempfile.TemporaryDirectory(prefix="resnext_jax-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# Some tests send Ctrl-C to what they start, which would ignore it where this process does: in a
+# script's background, say.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 

@@ -195,6 +195,7 @@ def test_scaling_on_two_devices(tmp_path: Path) -> None:
     assert written["rows"][1]["expected_bytes"][1] > 4 * complexity(TINY).params
 
 
+@pytest.mark.slow
 def test_input_pipeline(tmp_path: Path) -> None:
     """Without TensorFlow, which is in no environment of this repository."""
     json_file = tmp_path / "input.json"

@@ -74,9 +74,8 @@ def train_and_evaluate(config: str, images: int, tmp_path: Path, *arguments: str
     return lines[1:3]
 
 
-@pytest.mark.parametrize(
-    ("name", "classes"), [("cifar10", 10), pytest.param("cifar100", 100, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+@pytest.mark.slow  # preparing them is tested in tests/data/test_cifar.py, a whole run with a folder
 def test_cifar(name: str, classes: int, tmp_path: Path) -> None:
     archive = tmp_path / f"{name}.tar.gz"
     write_cifar_archive(archive, name, train=12, test=5)

@@ -18,6 +18,7 @@ sweep stops.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import os
 import re
 import shlex
@@ -191,14 +192,19 @@ def load_config(job: Job) -> ConfigDict:
     files = [word for word in given if re.match(r"--?config=", word)]
     try:
         with _importable(repository()):
-            config = _config_of(["train.py", *files])
-            arguments, nones = last_overrides(["train.py", *given], config)
+            arguments, nones = last_overrides(["train.py", *given], _plain_config(*files))
             config = _config_of(arguments)
         for name in nones:
             set_field(config, name, None)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"train.py cannot take the flags of {job.name}: {error}.") from error
     return config
+
+
+@functools.cache
+def _plain_config(*files: str) -> ConfigDict:
+    """Return what config files make without further flags; not to be changed."""
+    return _config_of(["train.py", *files])
 
 
 def _config_of(arguments: Sequence[str]) -> ConfigDict:

@@ -1,5 +1,6 @@
 """Mixing against a plain double loop, its draws, and that devices and hosts do not matter."""
 
+import os
 from typing import Any
 
 import jax
@@ -233,7 +234,11 @@ def test_hosts_and_workers_do_not_matter() -> None:
 
 @pytest.mark.parametrize("devices", [2, 8])
 def test_devices_do_not_matter(devices: int) -> None:
-    """Bit for bit, with two images on each of eight devices."""
+    """Bit for bit, with two images on each of eight devices.
+
+    But for rounding where the tests have programs made in a way that users' programs are not.
+    """
+    rtol = 1e-6 if "fusion_emitters=false" in os.environ["XLA_FLAGS"] else 0.0
     mesh = make_mesh(IMAGES, None, jax.devices()[:devices])
     sharding = batch_sharding(mesh)
     assert len(host_positions(sharding, IMAGES)) == IMAGES
@@ -242,7 +247,7 @@ def test_devices_do_not_matter(devices: int) -> None:
         expected = jax.jit(prepared)(batch)
         actual = split(jax.device_put(batch, sharding))
         for name, array in expected.items():
-            np.testing.assert_array_equal(actual[name], array)
+            np.testing.assert_allclose(actual[name], array, rtol=rtol, atol=rtol)
 
 
 def test_micro_batches_do_not_matter() -> None:

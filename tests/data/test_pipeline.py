@@ -211,7 +211,11 @@ def test_a_position_does_not_depend_on_the_batch_size() -> None:
 IMAGENET = TrainTransform(SIZE * 4, "random_sized", flip=True)
 
 
-def test_workers_hosts_and_start_do_not_matter() -> None:
+SPLITS = [(1, 1, 0), (2, 2, 4), (0, 4, 0), (0, 2, 7)]
+
+
+@pytest.mark.parametrize("splits", [SPLITS, pytest.param([(4, 1, 5)], marks=pytest.mark.slow)])
+def test_workers_hosts_and_start_do_not_matter(splits: list[tuple[int, int, int]]) -> None:
     """JPEGs, random sized crops: bit by bit, for every way to split the work."""
     source = photograph_source(25)
 
@@ -220,7 +224,7 @@ def test_workers_hosts_and_start_do_not_matter() -> None:
 
     whole = read()
     assert len({batch["image"].tobytes() for batch in whole}) == 9
-    for num_workers, hosts, start_step in [(1, 1, 0), (2, 2, 4), (4, 1, 5), (0, 4, 0), (0, 2, 7)]:
+    for num_workers, hosts, start_step in splits:
         parts = [
             read(num_workers=num_workers, positions=positions, start_step=start_step)
             for positions in np.arange(BATCH).reshape(hosts, -1)

@@ -184,7 +184,13 @@ def train_block(block: Any, x: jax.Array) -> tuple[jax.Array, Arrays, Arrays, An
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", BLOCK_CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case if case[2] == 2 else pytest.param(case, marks=pytest.mark.slow)  # the other stride
+        for case in BLOCK_CASES
+    ],
+)
 def test_blocks_train_the_same(case: tuple[int, int, int, int, int]) -> None:
     """Outputs, parameters, statistics and momentum after three steps with decay."""
     cardinality, x = case[0], images(case[3], "float64")

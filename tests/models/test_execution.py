@@ -52,8 +52,8 @@ def step(model: nnx.Module, x: jax.Array) -> tuple[Arrays, Arrays, Arrays]:
 @pytest.mark.parametrize(
     ("scan_blocks", "remat", "preactivation"),
     [
-        (True, False, False),
-        (False, True, False),
+        pytest.param(True, False, False, marks=pytest.mark.slow),
+        pytest.param(False, True, False, marks=pytest.mark.slow),
         (True, True, True),
     ],
 )

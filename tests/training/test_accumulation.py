@@ -52,7 +52,7 @@ def losses(run: TinyRun, steps: int) -> list[float]:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("layout", [(1, 4), (8, 2)], ids=str)
+@pytest.mark.parametrize("layout", [pytest.param((1, 4), marks=pytest.mark.slow), (8, 2)], ids=str)
 def test_three_steps_do_not_depend_on_devices_and_parts(layout: tuple[int, int]) -> None:
     alone, run = make_run(1, 1, "float64"), make_run(*layout, "float64")
     assert losses(run, 3) == pytest.approx(losses(alone, 3), rel=1e-9)

@@ -111,6 +111,7 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     assert without_timings(records) == without_timings(expected)
 
 
+@pytest.mark.slow  # steps with oneDNN are tested in test_step
 @pytest.mark.usefixtures("onednn")
 def test_with_onednn_too_it_is_the_uninterrupted_run(
     config: ConfigDict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,7 +242,9 @@ def test_a_bad_image_stops_the_run_and_nothing_is_lost(
     assert (result.images, result.skipped) == (358, 1)
 
 
-@pytest.mark.parametrize(("eval_every_epochs", "stop"), [(1.0, 12), (4.0, 45)])
+@pytest.mark.parametrize(
+    ("eval_every_epochs", "stop"), [pytest.param(1.0, 12, marks=pytest.mark.slow), (4.0, 45)]
+)
 def test_a_bad_test_image_loses_nothing(
     eval_every_epochs: float,
     stop: int,
@@ -355,31 +358,32 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_goes_on_when_told_to(
     """A NaN in the random numbers of one image, which are data like the pixels."""
     config = config.copy_and_resolve_references()
     config.data.lighting = 0.1
+    config.num_epochs = 1.0
 
     def spoil(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return batch | {"random": batch["random"].at[5, 7].set(jnp.nan)}
 
-    monkeypatch.setattr(classification, "make_train_step", acting_at(30, spoil))
+    monkeypatch.setattr(classification, "make_train_step", acting_at(8, spoil))
     with pytest.raises(DivergedError) as error:
         loop.train(config, tmp_path)
     message = str(error.value)
     # The loss need not be NaN: XLA's CPU code rectifies NaN to 0. The gradient tells.
-    assert re.search(r"step 30 has loss \S+ and gradient norm nan, which is not finite", message)
-    assert "the state after step 29 is saved" in message
+    assert re.search(r"step 8 has loss \S+ and gradient norm nan, which is not finite", message)
+    assert "the state after step 7 is saved" in message
     assert "--config.guard.on_nonfinite=skip" in message
     records = read_metrics(tmp_path)
     assert all(record["loss"] is not None for record in records)
-    assert records[-1]["step"] == 25
+    assert records[-1]["step"] == 5
 
     # The same command meets the same images, and stops again with nothing lost.
-    with pytest.raises(DivergedError, match="step 30 has loss"):
+    with pytest.raises(DivergedError, match="step 8 has loss"):
         loop.train(config, tmp_path)
     config.guard.on_nonfinite = "skip"
     state = loop.train(config, tmp_path)
-    assert int(state.step) == 45
+    assert int(state.step) == 11
     records = read_metrics(tmp_path)
     skipped = {r["step"]: r["skipped_steps"] for r in records if "skipped_steps" in r}
-    assert skipped == {30: 1}
+    assert skipped == {10: 1}
     assert all(record["loss"] is not None for record in records)
     assert all(bool(jnp.isfinite(array).all()) for array in state.params.values())
 

@@ -68,6 +68,7 @@ def test_the_average_is_tested_beside_the_weights(
     }
 
 
+@pytest.mark.slow  # test_loop has a test cut short, of one set of weights
 def test_a_test_cut_short_is_made_again_as_a_whole(
     config: ConfigDict,
     run: tuple[Path, TrainState],

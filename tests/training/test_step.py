@@ -42,7 +42,8 @@ def test_five_steps_do_not_depend_on_the_devices(group: int | None) -> None:
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("form", [pytest.param("a", marks=pytest.mark.slow), "b"])
+@pytest.mark.slow  # forms agree on one device, and form c's steps on any number of them
+@pytest.mark.parametrize("form", ["a", "b"])
 def test_block_forms_take_the_same_steps_on_eight_devices(form: Form) -> None:
     expected = TinyRun(1, 32, learning_rate=0.01).train(2)
     assert TinyRun(8, 32, learning_rate=0.01, form=form).train(2) == pytest.approx(
@@ -83,6 +84,7 @@ def first_gradient(run: TinyRun) -> dict[str, jax.Array]:
     return optax.tree_utils.tree_get(run.state.opt_state, "trace")
 
 
+@pytest.mark.slow  # float64 above
 def test_first_float32_step_does_not_depend_on_the_devices() -> None:
     runs = {
         devices: TinyRun(devices, 32, dtype="float32", weight_decay=0.0) for devices in (1, 2, 8)
