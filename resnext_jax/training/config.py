@@ -22,6 +22,12 @@ class TaskEntry(NamedTuple):
     evaluation: str
 
 
+# Fields that may differ from host to host: where things are, and how they are read. What is there
+# is compared.
+PER_HOST = frozenset(
+    {"data.data_dir", "data.manual_dir", "data.num_workers", "data.proposals", "init_from"}
+)
+
 # By `config.task`.
 TASKS = {
     "classification": TaskEntry(
@@ -223,6 +229,11 @@ def optional_fields(config: ConfigDict) -> list[str]:
     """List the fields of a config that may be None."""
     base = base_of(config)
     return [name for name in field_names(base) if field(base, name) is None]
+
+
+def config_facts(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields that all hosts must have alike, for `distributed.check_hosts_agree`."""
+    return {f"config.{n}": field(config, n) for n in field_names(config) if n not in PER_HOST}
 
 
 def field_names(config: ConfigDict) -> list[str]:

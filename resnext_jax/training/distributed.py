@@ -6,6 +6,7 @@ run the same program. `connected` is what a program with several processes runs 
 
 import contextlib
 import dataclasses
+import json
 import math
 import multiprocessing
 import os
@@ -14,9 +15,9 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -38,6 +39,9 @@ from resnext_jax.training.contact import GRACE, Contact
 _T = TypeVar("_T")
 
 _NO_PROXY = "no_grpc_proxy"
+
+# Differences between hosts that one sentence names.
+_NAMED = 3
 
 # Whoever holds it ends the process: the main thread, or the one that heard of another's end.
 _ending = threading.Lock()
@@ -142,6 +146,45 @@ def gather(value: int) -> list[int]:
         return [value]
     values: list[int] = multihost_utils.process_allgather(np.int32(value)).tolist()
     return values
+
+
+def check_hosts_agree(find_facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Check that all hosts find the same; all must call it, before they compute together.
+
+    Args:
+      find_facts: returns values that JSON can hold, by what a sentence calls them. Not called
+        where there is one host.
+
+    Raises:
+      UserError: on all hosts, the same sentence: which values differ, and who has which.
+    """
+    if jax.process_count() == 1:
+        return
+    everyone = [json.loads(text) for text in _gather(json.dumps(dict(find_facts())).encode())]
+    differences = []
+    for name in dict.fromkeys(name for found in everyone for name in found):
+        hosts: dict[str, list[str]] = {}
+        for process, found in enumerate(everyone):
+            hosts.setdefault(str(found.get(name)), []).append(str(process))
+        if len(hosts) > 1:
+            values = (f"{value} on {', '.join(where)}" for value, where in hosts.items())
+            differences.append(f"{name}: {'; '.join(values)}")
+    if differences:
+        more = len(differences) - _NAMED
+        raise UserError(
+            f"the processes of this run do not have the same data or config ("
+            f"{'. '.join(differences[:_NAMED])}{f'. And {more} more' if more > 0 else ''}; by the "
+            "numbers of the processes); give all of them the same, then start again."
+        )
+
+
+def _gather(sent: bytes) -> list[bytes]:
+    """Return what every host sent, by host, on all hosts."""
+    lengths = gather(len(sent))
+    padded = np.zeros(max(lengths), np.uint8)
+    padded[: len(sent)] = np.frombuffer(sent, np.uint8)
+    received = np.asarray(multihost_utils.process_allgather(padded), np.uint8)
+    return [row[:length].tobytes() for row, length in zip(received, lengths, strict=True)]
 
 
 def is_first_host() -> bool:

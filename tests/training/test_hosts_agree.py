@@ -7,9 +7,17 @@ import jax
 import pytest
 
 from resnext_jax.errors import UserError
-from resnext_jax.training import agreement
-from resnext_jax.training.agreement import PER_HOST, check_hosts_agree, config_facts
-from resnext_jax.training.config import TASKS, base_config, base_of, field_names, set_field
+from resnext_jax.training import distributed
+from resnext_jax.training.config import (
+    PER_HOST,
+    TASKS,
+    base_config,
+    base_of,
+    config_facts,
+    field_names,
+    set_field,
+)
+from resnext_jax.training.distributed import check_hosts_agree
 
 
 @pytest.fixture
@@ -19,7 +27,7 @@ def sentence(monkeypatch: pytest.MonkeyPatch) -> Any:
     def check(*found: dict[str, Any]) -> str | None:
         monkeypatch.setattr(jax, "process_count", lambda: len(found))
         monkeypatch.setattr(
-            agreement, "_gather", lambda sent: [json.dumps(one).encode() for one in found]
+            distributed, "_gather", lambda sent: [json.dumps(one).encode() for one in found]
         )
         try:
             check_hosts_agree(lambda: found[0])
