@@ -41,6 +41,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 # Named where they are installed: what the GPU runs with, and what is compared with.
 _MORE_PACKAGES = (
+    "libtpu",
     "jax-cuda12-plugin",
     "jax-cuda13-plugin",
     "nvidia-cudnn-cu12",

@@ -17,7 +17,6 @@ import argparse
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -31,26 +30,11 @@ import jax.numpy as jnp
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
-from benchmarks import measure
+from benchmarks import hlo, measure
 from benchmarks.jax_step import OPTIMIZER, JaxVariant, abstract_model, training_step
 from benchmarks.program import Setting
 from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
-
-_COLLECTIVES = (
-    "all-reduce",
-    "all-gather",
-    "all-to-all",
-    "collective-broadcast",
-    "collective-permute",
-    "ragged-all-to-all",
-    "reduce-scatter",
-)
-
-# `%name = f32[64]{0} all-reduce(...)`, or a tuple of such types. An asynchronous
-# collective counts where it starts.
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(_COLLECTIVES)})(?:-start)?\(")
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 
 # Loss and two error rates.
 _METRICS = 3
@@ -60,26 +44,6 @@ _METRICS = 3
 # with two small images a device is 2.5 %. A device that computed what another
 # does would have twice as many.
 _TOLERANCE = 0.05
-
-
-def collectives(hlo: str) -> dict[str, tuple[int, int]]:
-    """Count collectives in an optimised program, and the bytes of their results, by kind."""
-    found: dict[str, tuple[int, int]] = {}
-    for line in hlo.splitlines():
-        match = _COLLECTIVE.search(line)
-        if match:
-            count, size = found.get(match[2], (0, 0))
-            found[match[2]] = count + 1, size + type_bytes(match[1])
-    return found
-
-
-def type_bytes(text: str) -> int:
-    """Add up the bytes of all arrays in a type of an HLO program."""
-    total = 0
-    for kind, bits, shape in _ARRAY.findall(text):
-        size = math.prod(int(side) for side in shape.split(",") if side)
-        total += size * (1 if kind == "pred" else math.ceil(int(bits) / 8))
-    return total
 
 
 def expected_bytes(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) -> tuple[int, int]:
@@ -120,7 +84,7 @@ def compile_step(args: argparse.Namespace, devices: int) -> dict[str, Any]:
     memory = compiled.memory_analysis()
     return {
         "devices": devices,
-        "collectives": collectives(compiled.as_text() or ""),
+        "collectives": hlo.collectives(compiled.as_text() or ""),
         "expected_bytes": expected_bytes(params, batch_stats),
         "flops": costs.get("flops"),
         "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),

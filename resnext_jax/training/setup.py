@@ -1,6 +1,6 @@
 """From a configuration to the parts of a run: what training and evaluation both build."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -171,14 +171,21 @@ def build_optimizer(
     )
 
 
-def training_mesh(config: ConfigDict) -> Mesh:
-    """Arrange all devices of all hosts for training.
+def training_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices for training.
+
+    Args:
+      config: of the run.
+      devices: to use, all of all hosts by default.
 
     Raises:
       ConfigError: batch, micro-batches, groups and devices do not fit.
     """
     mesh = make_mesh(
-        config.batch_size, config.bn_group_size, accumulate_steps=config.accumulate_steps
+        config.batch_size,
+        config.bn_group_size,
+        devices,
+        accumulate_steps=config.accumulate_steps,
     )
     share = config.batch_size // config.accumulate_steps // mesh.size
     if (config.data.mixup or config.data.cutmix) and share % 2:

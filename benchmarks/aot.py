@@ -1,0 +1,430 @@
+"""Compile the step that `train.py` would run on TPUs or GPUs, on a machine that has neither.
+
+    python benchmarks/aot.py --platform tpu --topology v5e:2x2 --per-chip 32 \
+        --config configs/imagenet.py:resnext50_32x4d --set model.dtype=bfloat16
+    python benchmarks/aot.py --platform cuda --topology 1x1x4 --per-chip 32 \
+        --config configs/imagenet.py:resnext50_32x4d --set model.dtype=bfloat16
+
+Prints the step's collectives with the bytes of their results, the memory that it is planned to
+need on each chip, its floating-point operations, how long compiling took and, on TPUs, XLA's
+estimate of its cycles by kind of operation and by part of the step. Nothing is run.
+docs/performance.md says how to install the compilers. A ResNeXt-50 takes minutes and 4 GB.
+
+Exit status 1: there is a collective other than an all-reduce.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# Nothing runs, so JAX should look for no TPU, and several processes may load its library.
+for _name, _value in {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any, or the library warns
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+import jax
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict, config_flags
+
+# Run as a file, Python looks for modules beside it and not in the repository.
+_ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(_ROOT))
+
+from benchmarks import hlo, measure
+from resnext_jax import cli
+from resnext_jax.errors import UserError, one_line, reports_user_errors
+from resnext_jax.evaluation.evaluator import make_eval_step
+from resnext_jax.models.registry import parse_name
+from resnext_jax.training import setup
+from resnext_jax.training.agreement import REQUESTS, Request
+from resnext_jax.training.mesh import batch_sharding, replicated_sharding
+from resnext_jax.training.state import TrainState
+from resnext_jax.training.step import make_train_step
+from resnext_jax.training.validation import validate
+
+# By name, because the package's attribute of that name is the function.
+_LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
+
+_CLASSES = {"imagenet2012": 1000, "imagenet5k": 5000, "cifar10": 10, "cifar100": 100, "digits": 10}
+
+# The learning rate's schedule counts epochs. Only constants of the program depend on it.
+_TRAIN_IMAGES = 1_281_167
+
+# Memory of a device as Google Cloud's documentation has it, in bytes, by JAX's name.
+_TPU_MEMORY = {
+    "TPU v4": 32 * 10**9,
+    "TPU v5 lite": 16 * 10**9,
+    "TPU v5": 95 * 10**9,
+    "TPU v6 lite": 32 * 10**9,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chips:
+    """What to compile for.
+
+    Attributes:
+      devices: of a topology; they can compile and not run.
+      memory: bytes on each, None where unknown.
+    """
+
+    devices: Sequence[jax.Device]
+    memory: int | None
+
+
+def find_chips(platform: str, topology: str, target: Path) -> Chips:
+    """Describe chips that need not exist.
+
+    Args:
+      platform: "tpu" or "cuda".
+      topology: as `v5e:2x2`; of GPUs `1x2x4`, partitions, hosts in each and GPUs in each.
+      target: of GPUs, the file that describes one.
+
+    Raises:
+      UserError: no compiler is installed, there is no such topology, or the file is unusable.
+    """
+    options, memory = {}, None
+    if platform == "cuda":
+        try:
+            text = target.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--target={target} cannot be read: {one_line(error)}.") from error
+        found = re.search(r"device_memory_size: *(\d+)", text)
+        memory = int(found[1]) if found else None
+        options = {"target_config": text, "topology": topology}
+    elif topology.startswith("v4:"):
+        options = {"chip_config_name": "megacore"}  # as v4 runs: a device for each chip
+    try:
+        description = topologies.get_topology_desc(
+            platform=platform, topology_name=target.stem if options else topology, **options
+        )
+    except RuntimeError as error:  # NotImplementedError too
+        raise UserError(
+            f"--platform={platform} --topology={topology} cannot be compiled for: "
+            f"{one_line(error)} (docs/performance.md says what to install)."
+        ) from error
+    devices: list[jax.Device] = list(description.devices)
+    return Chips(devices, memory or _TPU_MEMORY.get(devices[0].device_kind))
+
+
+def read_config(path: str, changes: Sequence[str], images: int) -> ConfigDict:
+    """Read a recipe, with changes as on `train.py`'s command line and so many images a step.
+
+    Raises:
+      UserError: it is not one of a classifier, or cannot be run.
+    """
+    arguments = [sys.argv[0], f"--config={path}", *(f"--config.{change}" for change in changes)]
+    holder = config_flags.DEFINE_config_file("config", sys_argv=arguments)
+    cli.parse_flags(arguments)
+    config: ConfigDict = holder.value
+    if config.get("task") != "classification":
+        raise UserError(f"--config={path} trains a detector; only classifiers are compiled here.")
+    config.batch_size = images
+    validate(config)
+    return config
+
+
+def train_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
+    """Return the training step of a run, and the shapes of its arguments."""
+    graphdef, params, batch_stats = setup.abstract_weights(config, _num_classes(config), mesh)
+    optimizer = setup.build_optimizer(config, setup.build_schedule(config, _TRAIN_IMAGES))
+    average = config.ema.decay is not None
+    state = jax.eval_shape(
+        lambda params, stats: TrainState.create(params, stats, optimizer, ema=average),
+        params,
+        batch_stats,
+    )
+    transform = setup.train_transform(config)
+    example = transform(_example(config.data.image_size), np.random.default_rng(0))
+    leading: tuple[int, ...] = (config.batch_size,)
+    if config.accumulate_steps > 1:
+        leading = config.accumulate_steps, config.batch_size // config.accumulate_steps
+    batch = _shapes(example, leading)
+    if config.data.on_error == "skip":
+        batch["skipped"] = jax.ShapeDtypeStruct(leading, bool)
+    if len({device.process_index for device in mesh.devices.flat}) > 1:
+        ones = (1,) * (len(leading) - 1)
+        batch[REQUESTS] = jax.ShapeDtypeStruct((*ones, mesh.size, len(Request)), bool)
+    step = make_train_step(
+        graphdef,
+        optimizer,
+        setup.device_transform(config).train,
+        mesh,
+        setup.step_spec(config, _TRAIN_IMAGES),
+    )
+    sharding = batch_sharding(mesh, config.accumulate_steps)
+    return step, _place(state, replicated_sharding(mesh)), _place(batch, sharding)
+
+
+def eval_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
+    """Return the step that scores test images, and the shapes of its arguments.
+
+    Raises:
+      UserError: the config scores densely, by a step for each shape of images.
+    """
+    crops = config.data.eval_crops
+    if crops == "dense":
+        raise UserError("--what=eval compiles for crops; add --set data.eval_crops=centre.")
+    graphdef, params, batch_stats = setup.abstract_weights(config, _num_classes(config), mesh)
+    transform = setup.eval_transform(config, crops=crops)
+    example = transform(_example(transform.image_size)) | {"mask": np.bool_(True)}
+    batch = _shapes(example, (config.batch_size,))
+    step = make_eval_step(
+        graphdef,
+        setup.device_transform(config).test,
+        mesh,
+        first_classes=config.data.eval_first_classes,
+    )
+    return step, params, batch_stats, _place(batch, batch_sharding(mesh))
+
+
+def _num_classes(config: ConfigDict) -> int:
+    usual = parse_name(config.model.name).usual_classes
+    return _CLASSES.get(config.data.name, usual)
+
+
+def _example(side: int) -> dict[str, Any]:
+    """Return a black image as the host decodes it."""
+    return {"image": np.zeros((side, side, 3), np.uint8), "label": np.int32(0)}
+
+
+def _shapes(example: Mapping[str, Any], leading: tuple[int, ...]) -> dict[str, Any]:
+    return {
+        name: jax.ShapeDtypeStruct((*leading, *array.shape), array.dtype)
+        for name, array in example.items()
+    }
+
+
+def _place(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def lowering(text: str) -> tuple[str, int | None]:
+    """Read `auto`, `native`, or `packed@128` with the channels of a pack, from the command line."""
+    name, at, width = text.partition("@")
+    if name in ("auto", "native", "packed") and bool(at) == (name == "packed"):
+        with contextlib.suppress(ValueError):
+            return name, measure.positive_int(width) if at else None
+    raise argparse.ArgumentTypeError(f"{text!r} is none of auto, native, packed@CHANNELS")
+
+
+def _lowered_by(name: str, pack_channels: int | None) -> contextlib.AbstractContextManager[object]:
+    """While a step is traced, lower grouped convolutions so; "auto" changes nothing."""
+    if name == "auto":
+        return contextlib.nullcontext()
+    usual = _LOWERINGS.measured_lowering
+
+    def chosen(dtype: Any, *, portable: bool = False) -> Any:
+        row = usual(dtype, portable=portable)
+        return dataclasses.replace(
+            row, grouped=name, pack_channels=pack_channels or row.pack_channels
+        )
+
+    return mock.patch.object(_LOWERINGS, "measured_lowering", chosen)
+
+
+def compile_step(args: argparse.Namespace, config: ConfigDict, chips: Chips) -> dict[str, Any]:
+    """Compile, and read what there is to know of the program.
+
+    Raises:
+      UserError: batch, groups and devices do not fit, or the compiler refuses, as where the step
+        needs more memory than a chip has.
+    """
+    mesh = setup.training_mesh(config, chips.devices)
+    build = train_arguments if args.what == "train" else eval_arguments
+    start = time.perf_counter()
+    with _lowered_by(*args.lowering):
+        step, *arguments = build(config, mesh)
+        lowered = step.lower(*arguments)
+    traced = time.perf_counter()
+    measure.progress(f"traced in {traced - start:.0f} s, compiling")
+    try:
+        compiled = lowered.compile()
+    except RuntimeError as error:
+        raise UserError(f"the compiler refuses this step: {one_line(error, 600)}") from error
+    seconds = time.perf_counter() - traced
+    text = compiled.as_text() or ""
+    memory = compiled.memory_analysis()
+    in_place = memory.alias_size_in_bytes
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - in_place,
+        "temporary": memory.temp_size_in_bytes,
+        "code": memory.generated_code_size_in_bytes,
+    }
+    return {
+        "device_kind": chips.devices[0].device_kind,
+        "mesh": dict(mesh.shape),
+        "collectives": hlo.collectives(text),
+        "memory_bytes": parts,
+        "chip_memory_bytes": chips.memory,
+        "flops": (compiled.cost_analysis() or {}).get("flops"),
+        "trace_seconds": traced - start,
+        "compile_seconds": seconds,
+        "estimated_cycles": _nested(hlo.estimated_cycles(text)),
+    }
+
+
+def _nested(cycles: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (source, kind), number in cycles.items():
+        nested.setdefault(source, {})[kind] = number
+    return nested
+
+
+def faults_of(record: Mapping[str, Any]) -> list[str]:
+    """Name the collectives that data-parallel training should not need."""
+    return [
+        f"{count} {kind} of {size:,} bytes"
+        for kind, (count, size) in record["collectives"].items()
+        if kind != "all-reduce"
+    ]
+
+
+def print_record(record: Mapping[str, Any]) -> None:
+    """Print what was found."""
+    print(f"mesh: {' x '.join(f'{size} {name}(s)' for name, size in record['mesh'].items())}")
+    reduced = [
+        f"{count} {kind} of {size:,} bytes"
+        for kind, (count, size) in sorted(record["collectives"].items())
+    ]
+    print(f"collectives: {', '.join(reduced) or 'none'} (the bytes of their results)")
+    parts = record["memory_bytes"]
+    sizes = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in parts.items())
+    has = record["chip_memory_bytes"]
+    print(
+        f"planned memory on each chip: {sum(parts.values()) / 1e9:.2f} GB ({sizes}) "
+        f"of {f'{has / 1e9:.0f} GB' if has else 'an unknown size'}"
+    )
+    flops = record["flops"]
+    if flops:
+        print(f"floating-point operations on each chip: {flops / 1e9:,.1f} G")
+    print(
+        f"time: traced in {record['trace_seconds']:.0f} s, "
+        f"compiled in {record['compile_seconds']:.0f} s"
+    )
+    if record["estimated_cycles"]:
+        _print_cycles(record["estimated_cycles"])
+    else:
+        print(
+            "XLA estimates no time for this platform. Operations and memory are those of its own\n"
+            "kernels: what cuDNN and cuBLAS compute, and the workspace they ask for, come on top."
+        )
+
+
+def _print_cycles(cycles: Mapping[str, Mapping[str, int]]) -> None:
+    total = sum(sum(kinds.values()) for kinds in cycles.values())
+    sums = {kind: sum(kinds.get(kind, 0) for kinds in cycles.values()) for kind in hlo.KINDS}
+    rows = []
+    for source, kinds in [*sorted(cycles.items(), key=_place_in_step), ("all", sums)]:
+        each = [kinds.get(kind, 0) for kind in hlo.KINDS]
+        numbers = [f"{number / 1e6:.2f}" for number in [*each, sum(each)]]
+        rows.append([source, *numbers, f"{100 * sum(each) / total:.1f} %"])
+    print("\nestimated cycles on each chip, millions")
+    measure.print_table(["", *hlo.KINDS, "all", "share"], rows, left=1)
+    print(
+        "An estimate is what XLA's cost model expects of an operation when it chooses how to\n"
+        "compile it, summed over the program, loops as often as they run. It is no measurement:\n"
+        "collectives and XLA's own gradient of max-pool have none, nothing overlaps, and loops\n"
+        "bound by memory are estimated too high. It is good for comparing two programs."
+    )
+
+
+def _place_in_step(item: tuple[str, Any]) -> tuple[int, str]:
+    """Sort sources as a step runs; stages, which are of any number, are where conv is."""
+    order = ("input", "stem", "max_pool", "conv", "batch_norm", "classifier", "optimizer", "other")
+    source = item[0]
+    return order.index(source.rstrip("0123456789")), source
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = measure.make_parser(__doc__)
+    parser.add_argument("--platform", choices=("tpu", "cuda"), required=True)
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="as v5e:2x2; with cuda partitions x hosts x GPUs, as 1x1x4",
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="recipe, as for train.py; but not its batch size",
+    )
+    parser.add_argument(
+        "--per-chip", type=measure.positive_int, required=True, metavar="N", help="images of a step"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="fields of the config to change",
+    )
+    parser.add_argument(
+        "--what", choices=("train", "eval"), default="train", help="(default: %(default)s)"
+    )
+    parser.add_argument(
+        "--lowering",
+        type=lowering,
+        default=("auto", None),
+        metavar="NAME",
+        help="of grouped convolutions: auto (the default), native, packed@CHANNELS",
+    )
+    parser.add_argument(
+        "--target",
+        type=Path,
+        default=_ROOT / "benchmarks/targets/h100.txtpb",
+        metavar="FILE",
+        help="with cuda: XLA's description of the GPU (default: an H100's)",
+    )
+    parser.add_argument("--json", type=measure.output_file, metavar="FILE", help="also write JSON")
+    return parser
+
+
+@reports_user_errors
+def main(argv: Sequence[str]) -> None:
+    """Compile, print, and leave with 1 where a collective should not be there."""
+    args = make_parser().parse_args(argv)
+    chips = find_chips(args.platform, args.topology, args.target)
+    config = read_config(args.config, args.set, args.per_chip * len(chips.devices))
+    surroundings = measure.environment()
+    name, width = args.lowering
+    measure.print_heading(
+        f"{args.what} step of {config.model.name}, {config.model.dtype}, {args.per_chip} images on "
+        f"each of {len(chips.devices)} x {chips.devices[0].device_kind} ({args.topology}), "
+        f"grouped convolutions {name}{f'@{width}' if width else ''}; compiled by",
+        surroundings,
+    )
+    record = compile_step(args, config, chips)
+    print_record(record)
+    faults = faults_of(record)
+    if args.json:
+        options = argparse.Namespace(**vars(args) | {"target": str(args.target)})
+        measure.write_json(args.json, "aot", options, surroundings, [record | {"faults": faults}])
+    for fault in faults:
+        print(f"fault: {fault}")
+    sys.exit(1 if faults else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
