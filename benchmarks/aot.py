@@ -27,18 +27,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-# Nothing runs, so JAX should look for no TPU, and several processes may load its library.
-for _name, _value in {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any, or the library warns
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}.items():
-    os.environ.setdefault(_name, _value)
+if __name__ == "__main__":
+    # Read when JAX is imported: errors alone, of which that there is no GPU is none.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, config_flags
@@ -48,24 +41,22 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 from benchmarks import hlo, measure
+from benchmarks.run_steps import eval_step, train_step
 from resnext_jax import cli
 from resnext_jax.errors import UserError, one_line, reports_user_errors
-from resnext_jax.evaluation.evaluator import make_eval_step
-from resnext_jax.models.registry import parse_name
 from resnext_jax.training import setup
-from resnext_jax.training.agreement import REQUESTS, Request
-from resnext_jax.training.mesh import batch_sharding, replicated_sharding
-from resnext_jax.training.state import TrainState
-from resnext_jax.training.step import make_train_step
 from resnext_jax.training.validation import validate
 
 # By name, because the package's attribute of that name is the function.
 _LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
 
-_CLASSES = {"imagenet2012": 1000, "imagenet5k": 5000, "cifar10": 10, "cifar100": 100, "digits": 10}
-
-# The learning rate's schedule counts epochs. Only constants of the program depend on it.
-_TRAIN_IMAGES = 1_281_167
+# For libtpu, which would look for a TPU, and refuse a second process that compiles.
+_NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",  # any, or it warns
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 # Memory of a device as Google Cloud's documentation has it, in bytes, by JAX's name.
 _TPU_MEMORY = {
@@ -100,7 +91,7 @@ def find_chips(platform: str, topology: str, target: Path) -> Chips:
     Raises:
       UserError: no compiler is installed, there is no such topology, or the file is unusable.
     """
-    options, memory = {}, None
+    name, options, memory = topology, {}, None
     if platform == "cuda":
         try:
             text = target.read_text()
@@ -108,13 +99,12 @@ def find_chips(platform: str, topology: str, target: Path) -> Chips:
             raise UserError(f"--target={target} cannot be read: {one_line(error)}.") from error
         found = re.search(r"device_memory_size: *(\d+)", text)
         memory = int(found[1]) if found else None
-        options = {"target_config": text, "topology": topology}
+        name, options = target.stem, {"target_config": text, "topology": topology}
     elif topology.startswith("v4:"):
         options = {"chip_config_name": "megacore"}  # as v4 runs: a device for each chip
+    os.environ.update(_NO_TPU | os.environ)
     try:
-        description = topologies.get_topology_desc(
-            platform=platform, topology_name=target.stem if options else topology, **options
-        )
+        description = topologies.get_topology_desc(platform=platform, topology_name=name, **options)
     except RuntimeError as error:  # NotImplementedError too
         raise UserError(
             f"--platform={platform} --topology={topology} cannot be compiled for: "
@@ -141,88 +131,12 @@ def read_config(path: str, changes: Sequence[str], images: int) -> ConfigDict:
     return config
 
 
-def train_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
-    """Return the training step of a run, and the shapes of its arguments."""
-    graphdef, params, batch_stats = setup.abstract_weights(config, _num_classes(config), mesh)
-    optimizer = setup.build_optimizer(config, setup.build_schedule(config, _TRAIN_IMAGES))
-    average = config.ema.decay is not None
-    state = jax.eval_shape(
-        lambda params, stats: TrainState.create(params, stats, optimizer, ema=average),
-        params,
-        batch_stats,
-    )
-    transform = setup.train_transform(config)
-    example = transform(_example(config.data.image_size), np.random.default_rng(0))
-    leading: tuple[int, ...] = (config.batch_size,)
-    if config.accumulate_steps > 1:
-        leading = config.accumulate_steps, config.batch_size // config.accumulate_steps
-    batch = _shapes(example, leading)
-    if config.data.on_error == "skip":
-        batch["skipped"] = jax.ShapeDtypeStruct(leading, bool)
-    if len({device.process_index for device in mesh.devices.flat}) > 1:
-        ones = (1,) * (len(leading) - 1)
-        batch[REQUESTS] = jax.ShapeDtypeStruct((*ones, mesh.size, len(Request)), bool)
-    step = make_train_step(
-        graphdef,
-        optimizer,
-        setup.device_transform(config).train,
-        mesh,
-        setup.step_spec(config, _TRAIN_IMAGES),
-    )
-    sharding = batch_sharding(mesh, config.accumulate_steps)
-    return step, _place(state, replicated_sharding(mesh)), _place(batch, sharding)
-
-
-def eval_arguments(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
-    """Return the step that scores test images, and the shapes of its arguments.
-
-    Raises:
-      UserError: the config scores densely, by a step for each shape of images.
-    """
-    crops = config.data.eval_crops
-    if crops == "dense":
-        raise UserError("--what=eval compiles for crops; add --set data.eval_crops=centre.")
-    graphdef, params, batch_stats = setup.abstract_weights(config, _num_classes(config), mesh)
-    transform = setup.eval_transform(config, crops=crops)
-    example = transform(_example(transform.image_size)) | {"mask": np.bool_(True)}
-    batch = _shapes(example, (config.batch_size,))
-    step = make_eval_step(
-        graphdef,
-        setup.device_transform(config).test,
-        mesh,
-        first_classes=config.data.eval_first_classes,
-    )
-    return step, params, batch_stats, _place(batch, batch_sharding(mesh))
-
-
-def _num_classes(config: ConfigDict) -> int:
-    usual = parse_name(config.model.name).usual_classes
-    return _CLASSES.get(config.data.name, usual)
-
-
-def _example(side: int) -> dict[str, Any]:
-    """Return a black image as the host decodes it."""
-    return {"image": np.zeros((side, side, 3), np.uint8), "label": np.int32(0)}
-
-
-def _shapes(example: Mapping[str, Any], leading: tuple[int, ...]) -> dict[str, Any]:
-    return {
-        name: jax.ShapeDtypeStruct((*leading, *array.shape), array.dtype)
-        for name, array in example.items()
-    }
-
-
-def _place(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-
 def lowering(text: str) -> tuple[str, int | None]:
     """Read `auto`, `native`, or `packed@128` with the channels of a pack, from the command line."""
-    name, at, width = text.partition("@")
-    if name in ("auto", "native", "packed") and bool(at) == (name == "packed"):
-        with contextlib.suppress(ValueError):
-            return name, measure.positive_int(width) if at else None
-    raise argparse.ArgumentTypeError(f"{text!r} is none of auto, native, packed@CHANNELS")
+    match = re.fullmatch(r"(auto|native)|(packed)@([1-9]\d*)", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, native, packed@CHANNELS")
+    return (match[1], None) if match[1] else (match[2], int(match[3]))
 
 
 def _lowered_by(name: str, pack_channels: int | None) -> contextlib.AbstractContextManager[object]:
@@ -240,15 +154,13 @@ def _lowered_by(name: str, pack_channels: int | None) -> contextlib.AbstractCont
     return mock.patch.object(_LOWERINGS, "measured_lowering", chosen)
 
 
-def compile_step(args: argparse.Namespace, config: ConfigDict, chips: Chips) -> dict[str, Any]:
+def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     """Compile, and read what there is to know of the program.
 
     Raises:
-      UserError: batch, groups and devices do not fit, or the compiler refuses, as where the step
-        needs more memory than a chip has.
+      UserError: the compiler refuses, as where the step needs more memory than a chip has.
     """
-    mesh = setup.training_mesh(config, chips.devices)
-    build = train_arguments if args.what == "train" else eval_arguments
+    build = train_step if args.what == "train" else eval_step
     start = time.perf_counter()
     with _lowered_by(*args.lowering):
         step, *arguments = build(config, mesh)
@@ -270,11 +182,9 @@ def compile_step(args: argparse.Namespace, config: ConfigDict, chips: Chips) -> 
         "code": memory.generated_code_size_in_bytes,
     }
     return {
-        "device_kind": chips.devices[0].device_kind,
         "mesh": dict(mesh.shape),
         "collectives": hlo.collectives(text),
         "memory_bytes": parts,
-        "chip_memory_bytes": chips.memory,
         "flops": (compiled.cost_analysis() or {}).get("flops"),
         "trace_seconds": traced - start,
         "compile_seconds": seconds,
@@ -405,8 +315,10 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> None:
     """Compile, print, and leave with 1 where a collective should not be there."""
     args = make_parser().parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")
     chips = find_chips(args.platform, args.topology, args.target)
     config = read_config(args.config, args.set, args.per_chip * len(chips.devices))
+    mesh = setup.training_mesh(config, chips.devices)
     surroundings = measure.environment()
     name, width = args.lowering
     measure.print_heading(
@@ -415,7 +327,11 @@ def main(argv: Sequence[str]) -> None:
         f"grouped convolutions {name}{f'@{width}' if width else ''}; compiled by",
         surroundings,
     )
-    record = compile_step(args, config, chips)
+    record = {
+        "device_kind": chips.devices[0].device_kind,
+        "chip_memory_bytes": chips.memory,
+        **compile_step(args, config, mesh),
+    }
     print_record(record)
     faults = faults_of(record)
     if args.json:

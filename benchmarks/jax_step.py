@@ -199,6 +199,11 @@ def abstract_model(variant: JaxVariant, setting: Setting) -> tuple[Any, Arrays, 
     return split(model)
 
 
+def place(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Say of a tree of shapes where its arrays would be."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
 def training_step(graphdef: Any, mesh: Mesh) -> TrainStep:
     """Return the step that `train.py` runs, with the benchmarks' transform and optimiser."""
     return make_train_step(graphdef, OPTIMIZER, _TRANSFORM.train, mesh)

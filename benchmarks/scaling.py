@@ -31,7 +31,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 from benchmarks import hlo, measure
-from benchmarks.jax_step import OPTIMIZER, JaxVariant, abstract_model, training_step
+from benchmarks.jax_step import OPTIMIZER, JaxVariant, abstract_model, place, training_step
 from benchmarks.program import Setting
 from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
@@ -76,8 +76,8 @@ def compile_step(args: argparse.Namespace, devices: int) -> dict[str, Any]:
         "label": jax.ShapeDtypeStruct((setting.batch,), jnp.int32),
     }
     arguments = (
-        _place(state, replicated_sharding(mesh)),
-        _place(batch, batch_sharding(mesh)),
+        place(state, replicated_sharding(mesh)),
+        place(batch, batch_sharding(mesh)),
     )
     compiled = training_step(graphdef, mesh).lower(*arguments).compile()
     costs = compiled.cost_analysis() or {}
@@ -89,10 +89,6 @@ def compile_step(args: argparse.Namespace, devices: int) -> dict[str, Any]:
         "flops": costs.get("flops"),
         "temporary_bytes": None if memory is None else int(memory.temp_size_in_bytes),
     }
-
-
-def _place(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
 def compile_elsewhere(arguments: Sequence[str], devices: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import input_colour, input_pipeline, measure, scaling
+from benchmarks import hlo, input_colour, input_pipeline, measure, scaling
 from benchmarks.conv_layers import layers_of
 from benchmarks.input_variants import IMAGE_SIZE, VARIANTS, batches_of
 from benchmarks.input_worker import Worker, WorkerError, read_images
@@ -77,6 +77,7 @@ def run_benchmark(name: str, json_file: Path, options: str) -> tuple[dict[str, A
 @pytest.mark.parametrize(
     "name",
     [
+        "aot.py",
         "block_forms.py",
         "detection.py",
         "detection_steps.py",
@@ -161,7 +162,7 @@ def test_collectives_are_read_from_a_program() -> None:
   ROOT %d = u8[16,2]{1,0} all-gather(%v), dimensions={0}
   %e = f32[7]{0} fusion(%all-reduce.1), calls=%all-gather.2
 """
-    assert scaling.collectives(program) == {
+    assert hlo.collectives(program) == {
         "all-reduce": (2, 4 * (64 + 288) + 2 + 40),
         "all-gather": (1, 32),
     }

@@ -1,0 +1,269 @@
+"""Steps compiled for chips that are not there, and what is read from a program's text."""
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from benchmarks import aot, hlo, run_steps
+from resnext_jax.data.pipeline import eval_batches, train_batches
+from resnext_jax.errors import UserError
+from resnext_jax.training import setup
+from resnext_jax.training.mesh import make_mesh
+from tests.evaluation.small_test_sets import images_of, small_config
+
+ROOT = Path(__file__).parents[1]
+H100 = ROOT / "benchmarks" / "targets" / "h100.txtpb"
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="no TPU compiler (pip install 'jax[tpu]')"
+)
+needs_cuda_plugin = pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="no CUDA compiler"
+)
+
+# Written in the manner of a TPU's program: two layers, a loop of three rounds, and a branch.
+PROGRAM = """\
+HloModule jit_local_step, is_scheduled=true
+
+FileNames
+1 "step.py"
+
+%fused_computation.1 (param_0: bf16[8,4]) -> bf16[8,4] {
+  %param_0 = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %convolution.1 = bf16[8,4]{1,0} convolution(%param_0, %param_0), dim_labels=bf_io->bf, \
+metadata={op_name="jit(local_step)/shard_map/jvp(conv3)/conv_general_dilated" stack_frame_id=7}
+  ROOT %multiply.1 = bf16[8,4]{1,0} multiply(%convolution.1, %param_0)
+}
+
+%fused_computation.2 (param_0: f32[8]) -> f32[8] {
+  ROOT %add.1 = f32[8]{0} add(%param_0, %param_0)
+}
+
+%body.1 (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %copy.1 = f32[8]{0} copy(%x), metadata={op_name="jit(local_step)/transpose(jvp(conv2))/while/\
+body/batch_norm/sub"}, backend_config={"window_config":{"estimated_cycles":"7"}}
+  ROOT %tuple.1 = (s32[], f32[8]{0}) tuple(%i, %copy.1)
+}
+
+%condition.1 (arg: (s32[], f32[8])) -> pred[] {
+  ROOT %compare.1 = pred[] compare(%i, %n), backend_config={"estimated_cycles":"100000"}
+}
+
+%branch.1 (arg: f32[8]) -> f32[8] {
+  ROOT %broadcast.1 = f32[8]{0} broadcast(%one), dimensions={}, \
+metadata={op_name="jit(local_step)/input/mul"}, backend_config={"estimated_cycles":"5"}
+}
+
+%branch.2 (arg: f32[8]) -> f32[8] {
+  ROOT %negate.1 = f32[8]{0} negate(%arg), backend_config={"estimated_cycles":"3"}
+}
+
+ENTRY %main.1 (param: f32[8], param.1: (f32[8])) -> f32[8] {
+  %fusion.1 = (bf16[8,4]{1,0:T(8,128)(2,1)}, /*index=1*/f32[4]{0}) fusion(%a), kind=kOutput, \
+calls=%fused_computation.1, metadata={op_name="jit(local_step)/jvp(conv3)/batch_norm/reduce_sum"}, \
+backend_config={"flag_configs":[],"window_config":{"estimated_cycles":"1000"}}
+  %fusion.2 = f32[8]{0} fusion(%b), kind=kLoop, calls=%fused_computation.2, \
+metadata={op_name="jit(local_step)/optimizer/add"}, backend_config={"estimated_cycles":"200"}
+  %while.1 = (s32[], f32[8]{0}) while(%tuple), condition=%condition.1, body=%body.1, \
+backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0"}}
+  %conditional.1 = f32[8]{0} conditional(%p, %c, %c), branch_computations={%branch.1, %branch.2}
+  %all-reduce.1 = (f32[64]{0}, f32[3,3,4,8]{3,2,1,0}) all-reduce(%x, %y), to_apply=%add
+  ROOT %copy-start.1 = (f32[8]{0}, f32[8]{0}, u32[]) copy-start(%e), \
+backend_config={"estimated_cycles":"11"}
+}
+"""
+
+
+def test_cycles_are_added_up_by_source_and_kind() -> None:
+    """A loop's body counts each time, and its condition not; a convolution by its own scope."""
+    assert hlo.estimated_cycles(PROGRAM) == {
+        ("conv3", "convolutions"): 1000,
+        ("optimizer", "other fusions"): 200,
+        ("batch_norm", "copies"): 3 * 7,
+        ("input", "broadcasts"): 5,
+        ("other", "others"): 3,
+        ("other", "copies"): 11,
+    }
+    assert hlo.collectives(PROGRAM) == {"all-reduce": (1, 4 * (64 + 288))}
+    assert hlo.estimated_cycles("") == {}
+
+
+@pytest.mark.parametrize(
+    ("scopes", "source"),
+    [
+        ("jit(local_step)/shard_map/transpose(jvp(conv4))/conv_general_dilated", "conv4"),
+        ("jit(local_step)/transpose(jvp(conv2))/while/body/batch_norm/mul", "batch_norm"),
+        ("jit(local_step)/jvp(stem)/max_pool/max", "max_pool"),
+        ("jit(local_step)/jvp(stem)/jit(relu)/max", "stem"),
+        ("jit(local_step)/jvp()/log", "other"),
+        ("", "other"),
+    ],
+)
+def test_source_of_an_operation(scopes: str, source: str) -> None:
+    assert hlo.source_of(scopes) == source
+
+
+def test_another_collective_is_a_fault() -> None:
+    assert aot.faults_of({"collectives": {"all-reduce": (3, 100)}}) == []
+    found = {"collectives": {"all-reduce": (3, 100), "all-gather": (2, 5000)}}
+    assert aot.faults_of(found) == ["2 all-gather of 5,000 bytes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [("auto", ("auto", None)), ("native", ("native", None)), ("packed@64", ("packed", 64))],
+)
+def test_lowerings_of_the_command_line(text: str, parsed: tuple[str, int | None]) -> None:
+    assert aot.lowering(text) == parsed
+    for wrong in ("fast", "packed", "packed@", "packed@x", "packed@0", f"{text}@", "native@64"):
+        with pytest.raises(argparse.ArgumentTypeError, match="auto, native, packed@CHANNELS"):
+            aot.lowering(wrong)
+
+
+def small_run(**changes: Any) -> ConfigDict:
+    config = small_config()
+    config.batch_size, config.bn_group_size = 16, 8
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("parts", "changes"),
+    [
+        (1, {}),
+        (2, {"accumulate_steps": 2, "data.on_error": "skip"}),
+        (1, {"data.random_erase": 0.5, "data.cutmix": 1.0}),
+    ],
+)
+def test_the_step_takes_the_batches_of_a_run(parts: int, changes: dict[str, Any]) -> None:
+    config = small_run(**changes)
+    mesh = make_mesh(16, 8, jax.devices()[:2], accumulate_steps=parts)
+    _, _, batch = run_steps.train_step(config, mesh)
+    (real,) = train_batches(
+        images_of([(16, 16)], 16),
+        setup.train_transform(config),
+        seed=0,
+        batch_size=16,
+        positions=np.arange(16),
+        start_step=0,
+        num_steps=1,
+        on_error=config.data.on_error,
+    )
+    leading = (2, 8) if parts == 2 else (16,)
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: ((*leading, *x.shape[1:]), x.dtype) for name, x in real.items()
+    }
+
+
+@pytest.mark.parametrize(("crops", "on_error"), [("centre", "stop"), ("ten", "skip")])
+def test_the_eval_step_takes_the_batches_of_an_evaluation(crops: str, on_error: str) -> None:
+    config = small_run(**{"data.eval_crops": crops, "data.on_error": on_error})
+    *_, batch = run_steps.eval_step(config, make_mesh(16, 8, jax.devices()[:2]))
+    real = next(
+        eval_batches(
+            images_of([(16, 16)], 16),
+            setup.eval_transform(config, crops=crops),
+            batch_size=16,
+            positions=np.arange(16),
+            on_error=on_error,
+        )
+    )
+    assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
+        name: (x.shape, x.dtype) for name, x in real.items()
+    }
+
+
+def test_several_hosts_send_their_requests_too() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Host:
+        process_index: int
+
+    class Mesh:
+        size = 4
+        devices = np.array([[Host(0), Host(0)], [Host(1), Host(1)]])
+
+    assert run_steps.needs_requests(Mesh())  # type: ignore[arg-type]
+    assert not run_steps.needs_requests(make_mesh(16, 8))
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: text for name, text in os.environ.items() if "CACHE" not in name}
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "aot.py", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+SMALL = (
+    "--per-chip=8",
+    f"--config={ROOT}/configs/digits_resnext29.py",
+    "--set=model.name=resnext11_2x4d",
+    "--set=bn_group_size=8",
+)
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
+    cuda = ("--platform=cuda", "--topology=1x1x4")
+    result = run(*cuda, *SMALL, f"--target={tmp_path}/none")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith(f"error: --target={tmp_path}/none cannot be")
+    with pytest.raises(UserError, match="--topology=nonsense cannot be compiled for: "):
+        aot.find_chips("tpu", "nonsense", H100)
+
+
+@needs_libtpu
+@pytest.mark.usefixtures("onednn")
+def test_a_step_for_tpus_calls_no_library_of_the_cpu() -> None:
+    """In float32, where a step on this machine calls oneDNN."""
+    config = small_run()
+    mesh = setup.training_mesh(config, aot.find_chips("tpu", "v5e:2x2", H100).devices)
+    step, *arguments = run_steps.train_step(config, mesh)
+    assert "onednn" not in step.lower(*arguments).as_text()
+
+
+@needs_libtpu
+def test_chips_have_the_memory_that_is_published() -> None:
+    for topology, count, size in (("v4:2x2x1", 4, 32e9), ("v6e:2x4", 8, 32e9), ("v3:2x2", 8, None)):
+        chips = aot.find_chips("tpu", topology, H100)
+        assert (len(chips.devices), chips.memory) == (count, size)
+
+
+@needs_libtpu
+def test_a_small_network_compiles_for_tpus(tmp_path: Path) -> None:
+    out = tmp_path / "aot.json"
+    result = run("--platform=tpu", "--topology=v5e:2x2", *SMALL, f"--json={out}")
+    assert result.returncode == 0, result.stderr
+    assert "collectives: 1 all-reduce of" in result.stdout
+    (row,) = json.loads(out.read_text())["rows"]
+    assert (row["mesh"], row["faults"]) == ({"group": 4, "member": 1}, [])
+    assert row["chip_memory_bytes"] == 16e9 > sum(row["memory_bytes"].values()) > 0
+    cycles = row["estimated_cycles"]
+    assert {"input", "stem", "conv2", "conv3", "conv4", "batch_norm", "optimizer"} <= cycles.keys()
+    assert sum(cycles["conv2"].values()) > cycles["conv2"]["convolutions"] > 0
+
+
+@needs_cuda_plugin
+def test_a_small_network_compiles_for_gpus(tmp_path: Path) -> None:
+    out = tmp_path / "aot.json"
+    cuda = ("--platform=cuda", "--topology=1x1x4", "--what=eval")
+    result = run(*cuda, *SMALL, f"--json={out}")
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(out.read_text())["rows"]
+    assert list(row["collectives"]) == ["all-reduce"]
+    assert (row["device_kind"], row["chip_memory_bytes"]) == ("NVIDIA H100 80GB HBM3", 80e9)
+    assert (row["estimated_cycles"], row["faults"]) == ({}, [])
