@@ -41,7 +41,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 from benchmarks import hlo, measure
-from benchmarks.run_steps import eval_step, train_step
+from benchmarks.run_steps import eval_step, network_flops, train_step
 from resnext_jax import cli
 from resnext_jax.errors import UserError, one_line, reports_user_errors
 from resnext_jax.training import setup
@@ -165,6 +165,7 @@ def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> di
     with _lowered_by(*args.lowering):
         step, *arguments = build(config, mesh)
         lowered = step.lower(*arguments)
+    flops = network_flops(config, arguments[-1], training=args.what == "train")
     traced = time.perf_counter()
     measure.progress(f"traced in {traced - start:.0f} s, compiling")
     try:
@@ -186,6 +187,7 @@ def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> di
         "collectives": hlo.collectives(text),
         "memory_bytes": parts,
         "flops": (compiled.cost_analysis() or {}).get("flops"),
+        "network_flops": flops // mesh.size,
         "trace_seconds": traced - start,
         "compile_seconds": seconds,
         "estimated_cycles": _nested(hlo.estimated_cycles(text)),
@@ -223,9 +225,11 @@ def print_record(record: Mapping[str, Any]) -> None:
         f"planned memory on each chip: {sum(parts.values()) / 1e9:.2f} GB ({sizes}) "
         f"of {f'{has / 1e9:.0f} GB' if has else 'an unknown size'}"
     )
-    flops = record["flops"]
-    if flops:
-        print(f"floating-point operations on each chip: {flops / 1e9:,.1f} G")
+    counted = f", {record['flops'] / 1e9:,.1f} G as XLA counts" if record["flops"] else ""
+    print(
+        "floating-point operations on each chip: "
+        f"{record['network_flops'] / 1e9:,.1f} G of the network's multiply-adds{counted}"
+    )
     print(
         f"time: traced in {record['trace_seconds']:.0f} s, "
         f"compiled in {record['compile_seconds']:.0f} s"
@@ -234,8 +238,8 @@ def print_record(record: Mapping[str, Any]) -> None:
         _print_cycles(record["estimated_cycles"])
     else:
         print(
-            "XLA estimates no time for this platform. Operations and memory are those of its own\n"
-            "kernels: what cuDNN and cuBLAS compute, and the workspace they ask for, come on top."
+            "XLA estimates no time for this platform. The workspace that cuDNN and cuBLAS ask for\n"
+            "comes on top of the planned memory."
         )
 
 

@@ -1,5 +1,6 @@
 """The steps of a run, with the shapes of their arguments in place of arrays: to be lowered."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from benchmarks.jax_step import place
 from resnext_jax.data.augment import SKIPPED
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation.evaluator import make_eval_step
+from resnext_jax.models.capacity import complexity
 from resnext_jax.models.registry import parse_name
 from resnext_jax.training import setup
 from resnext_jax.training.agreement import REQUESTS, Request
@@ -75,6 +77,22 @@ def eval_step(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
         first_classes=config.data.eval_first_classes,
     )
     return step, params, batch_stats, place(batch, batch_sharding(mesh))
+
+
+def network_flops(config: ConfigDict, batch: Mapping[str, Any], *, training: bool) -> int:
+    """Return the floating-point operations of a step's convolutions and classifier.
+
+    Two for each multiply-add; training multiplies three times, forward and for both gradients.
+    """
+    names = ("form", "residual", "preactivation", "stem_width", "template_width")
+    cost = complexity(
+        config.model.name,
+        image_size=batch["image"].shape[-2],
+        num_classes=_num_classes(config),
+        **{name: config.model[name] for name in names},
+    )
+    images = math.prod(batch["image"].shape[:-3])  # or crops
+    return 2 * cost.macs * images * (3 if training else 1)
 
 
 def needs_requests(mesh: Mesh) -> bool:

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from benchmarks import aot, hlo, run_steps
 from resnext_jax.data.pipeline import eval_batches, train_batches
 from resnext_jax.errors import UserError
+from resnext_jax.models import complexity
 from resnext_jax.training import setup
 from resnext_jax.training.mesh import make_mesh
 from tests.evaluation.small_test_sets import images_of, small_config
@@ -182,6 +183,16 @@ def test_the_eval_step_takes_the_batches_of_an_evaluation(crops: str, on_error: 
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == {
         name: (x.shape, x.dtype) for name, x in real.items()
     }
+
+
+@pytest.mark.parametrize(("training", "crops", "passes"), [(True, "centre", 3), (False, "ten", 10)])
+def test_operations_are_those_of_the_network(training: bool, crops: str, passes: int) -> None:
+    config = small_run(**{"data.eval_crops": crops})
+    step = run_steps.train_step if training else run_steps.eval_step
+    *_, batch = step(config, make_mesh(16, 8, jax.devices()[:2]))
+    cost = complexity("resnext11_2x4d", image_size=8, stem_width=8, template_width=16)
+    expected = 2 * 16 * passes * cost.macs
+    assert run_steps.network_flops(config, batch, training=training) == expected
 
 
 def test_several_hosts_send_their_requests_too() -> None:
