@@ -53,8 +53,24 @@ def collectives(hlo: str) -> dict[str, tuple[int, int]]:
         match = _COLLECTIVE.search(line)
         if match:
             count, size = found.get(match[2], (0, 0))
-            found[match[2]] = count + 1, size + type_bytes(match[1])
+            found[match[2]] = count + 1, size + type_bytes(_result(match[1]))
     return found
+
+
+def _result(text: str) -> str:
+    """Return the result's part of a type: the second of `((operands), result, ...)`.
+
+    That is what asynchronous collectives have with newer versions of XLA.
+    """
+    if not text.startswith("(("):
+        return text
+    depth, commas = 0, []
+    for place, letter in enumerate(text):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 1:
+            commas.append(place)
+    start, end = [*commas, len(text)][:2]
+    return text[start:end]
 
 
 def type_bytes(text: str) -> int:

@@ -159,11 +159,13 @@ def test_collectives_are_read_from_a_program() -> None:
   %a = (f32[64]{0}, f32[3,3,4,8]{3,2,1,0}, /*index=2*/bf16[]) all-reduce(%x, %y, %z), channel_id=1
   %b = f32[10]{0} all-reduce-start(%w), replica_groups={{0,1}}, to_apply=%add
   %c = f32[10]{0} all-reduce-done(%b)
+  %f = ((f32[5]{0:T(8,128)}, f32[2,3]{1,0}), (f32[5]{0}, f32[2,3]{1,0}), u32[]) all-reduce-start(%s)
+  %g = ((f32[9]{0}), f32[9]{0}) all-reduce-start(%t), channel_id=3
   ROOT %d = u8[16,2]{1,0} all-gather(%v), dimensions={0}
   %e = f32[7]{0} fusion(%all-reduce.1), calls=%all-gather.2
 """
     assert hlo.collectives(program) == {
-        "all-reduce": (2, 4 * (64 + 288) + 2 + 40),
+        "all-reduce": (4, 4 * (64 + 288) + 2 + 40 + 4 * (5 + 6) + 4 * 9),
         "all-gather": (1, 32),
     }
 
