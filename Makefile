@@ -42,7 +42,7 @@ $(STAMP): requirements.txt constraints.txt pyproject.toml
 		{ echo "error: $(PYTHON) is none of Python $(SUPPORTED); name one with make PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet $(PACKAGES) || $(BIN)/python -m pip install \
+	VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode $(PACKAGES) || $(BIN)/python -m pip install \
 		--quiet --disable-pip-version-check $(PACKAGES)
 	@touch $@
 

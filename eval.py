@@ -18,6 +18,7 @@ from ml_collections import config_flags
 
 from resnext_jax import cli
 from resnext_jax.errors import reports_user_errors
+from resnext_jax.files import user_path
 from resnext_jax.training.config import task_entry
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
     cpu.keep_memory()
 
-    workdirs, files = _listed(_WORKDIR.value), _listed(_WEIGHTS.value)
+    workdirs, files = _listed(_WORKDIR.value, "--workdir"), _listed(_WEIGHTS.value, "--weights")
     with connected(**cli.host_flags()):
         cli.keep_compiled_programs()
         evaluate = pkgutil.resolve_name(task_entry(_CONFIG.value).evaluation)
@@ -65,14 +66,14 @@ def main(argv: Sequence[str]) -> None:
         )
 
 
-def _listed(values: Sequence[str]) -> list[str]:
-    """Cut at commas, but not what is a path with commas."""
+def _listed(values: Sequence[str], flag: str) -> list[str]:
+    """Cut at commas, but not what is a path with commas; every part is checked to be a path."""
     whole = (os.path.exists(os.path.expanduser(value)) for value in values)
     parts = [
         [value] if is_whole else value.split(",")
         for value, is_whole in zip(values, whole, strict=True)
     ]
-    return [part for some in parts for part in some]
+    return [str(user_path(part, flag)) for some in parts for part in some]
 
 
 if __name__ == "__main__":

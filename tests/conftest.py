@@ -18,6 +18,8 @@ if "--xla_backend_optimization_level=0" in _flags and version("jaxlib").startswi
     _flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join(_flags)
 os.environ["JAX_PLATFORMS"] = "cpu"
+# So that only the first of the processes that tests start compiles the package's modules.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Most of a test's time is compiling, often of what another has compiled: programs are kept, of one
 # session alone, by the commands that tests run too.
 if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process that starts them

@@ -193,7 +193,7 @@ def test_the_workdir_is_named_by_the_config(
         ("--config.batchsize=3", "no field 'batchsize'"),
         ("--weight=x", "'weight'"),
         ("--confusion=matrix.txt", "--confusion=matrix.txt must end in .csv or .npy"),
-        ("--weights=", "weights is empty"),
+        ("--weights=", "--weights is empty"),
         ("--output=s3://b/x", "--output=s3://b/x is an address"),
     ],
 )

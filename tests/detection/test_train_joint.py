@@ -291,7 +291,7 @@ def test_recipes_are_as_long_as_their_sources_say() -> None:
             {"pyramid.enabled": True, "roi.kind": "align", "anchors.base": 18},
             "config.anchors.base=18 must be a multiple of 4",
         ),
-        ({"pyramid.canonical_side": 0.0}, "must be greater than 0 and finite"),
+        ({"pyramid.canonical_side": 0.0}, "must be greater than 0"),
         ({"regions.samples": 0}, "config.regions.samples=0 must be at least 1"),
         ({"targets.negative_iou": 0.8}, "must be at most config.targets.positive_iou=0.7"),
         ({"data.data_dir": None}, "config.data.data_dir is not set"),

@@ -70,7 +70,8 @@ def test_frozen_arrays_stay_bit_for_bit_and_all_others_move(
     """Weight decay alone would move what has no gradient."""
     task = find_task(config)(config)
     task.open()
-    _, fresh = task.build(lambda step: jax.numpy.asarray(0.0))
+    _, random = task.build(lambda step: jax.numpy.asarray(0.0))
+    fresh = task.initialise(random)
     frozen = Freezing(stages=2, norms=True)
     assert config.optimizer.weight_decay > 0
     for name, before in jax.device_get(fresh.params).items():
@@ -117,7 +118,9 @@ def test_other_data_does_not_resume(
     changed.data.proposals = config.data.get("proposals")
     if config.task == "rpn":
         del changed.data.proposals
-    with pytest.raises(DataError, match="images were added, removed or changed"):
+    with pytest.raises(
+        DataError, match="images were added, removed or renamed, or have other labels"
+    ):
         loop.train(changed, whole[0])
 
 
