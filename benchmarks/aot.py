@@ -115,7 +115,7 @@ def find_chips(platform: str, topology: str, target: Path) -> Chips:
 
 
 def read_config(path: str, changes: Sequence[str], images: int) -> ConfigDict:
-    """Read a recipe, with changes as on `train.py`'s command line and so many images a step.
+    """Read a recipe, with changes as on `train.py`'s command line and a batch of `images`.
 
     Raises:
       UserError: it is not one of a classifier, or cannot be run.

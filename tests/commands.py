@@ -15,7 +15,7 @@ _DEVICES = "--xla_force_host_platform_device_count="
 
 
 def xla_flags(devices: int = 1) -> str:
-    """Return this process's own XLA_FLAGS, but for so many virtual CPU devices."""
+    """Return this process's own XLA_FLAGS, with another number of virtual CPU devices."""
     others = re.sub(rf"{_DEVICES}\S*", "", os.environ["XLA_FLAGS"])
     return " ".join([*others.split(), f"{_DEVICES}{devices}"])
 

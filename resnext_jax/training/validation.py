@@ -70,7 +70,7 @@ def none_or_one_of(*allowed: str) -> Rule:
 
 
 def numbers(count: int | None, *, positive: bool) -> Rule:
-    """Make the rule that a value is so many numbers (None: any number of them)."""
+    """Make the rule that a value is a tuple of `count` numbers (None: of any length)."""
 
     def holds(value: Any) -> bool:
         return (

@@ -41,7 +41,7 @@ class Image(NamedTuple):
 
 
 def content_hash(data: bytes) -> bytes:
-    """Return what tells one content of a file from another, 16 bytes."""
+    """Return a hash of a file's content, 16 bytes."""
     return hashlib.blake2b(data, digest_size=_HASH_BYTES).digest()
 
 
