@@ -1,6 +1,7 @@
 # make demo  trains and evaluates on the embedded data set
 # make test  runs the tests
 # make test-floor  runs a part of them on the oldest supported Python, with the JAX it gets
+# make test-aot  compiles small steps for TPUs and GPUs, which need not be there
 # make detection-demo  trains a detector on scenes made of the embedded digits
 # All make an environment (.venv) first, of the newest supported Python that they find: on the
 # PATH, then among pyenv's versions. Another Python: make PYTHON=python3.12 demo; another folder for
@@ -25,13 +26,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # uv takes a tenth of pip's time; pip knows of mirrors in a configuration of its own.
-PACKAGES := --constraint constraints.txt --editable '.[dev]'
+EXTRAS ?= dev
+PACKAGES = --constraint constraints.txt --editable '.[$(EXTRAS)]'
 # Two files at a time: compiling, which most of a test is, takes one core.
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 
-.PHONY: install demo detection-demo test test-floor test-part test-all lint format check-notebooks notebooks
+.PHONY: install demo detection-demo test test-floor test-part test-aot test-compilers test-all lint format check-notebooks notebooks
 
 install: $(STAMP)
 
@@ -85,6 +87,13 @@ test-part: install
 	workdir=$$(mktemp -d) && $(BIN)/python train.py --config=configs/digits_resnext29.py \
 		--workdir=$$workdir --config.model.name=resnext11_2x4d --config.num_epochs=0.5 \
 		--config.data.num_workers=2 && rm -r $$workdir
+
+# In an environment of its own: JAX takes the compilers for hardware.
+test-aot:
+	$(MAKE) test-compilers VENV=$(VENV)-aot EXTRAS=dev,aot
+
+test-compilers: install
+	$(PYTEST) tests/test_aot.py tests/test_target.py tests/training/test_mesh.py
 
 test-all: install
 	$(PYTEST)
