@@ -100,6 +100,7 @@ def test_help(
     assert "--json" in output
 
 
+@pytest.mark.slow
 def test_train_step(tmp_path: Path) -> None:
     """With a row that fails: pre-activation networks have no form b."""
     written, printed = run_benchmark(

@@ -98,6 +98,7 @@ def test_a_folder_of_images(tmp_path: Path) -> None:
     assert scores.startswith("step 2 ")
 
 
+@pytest.mark.slow
 def test_imagenet2012(tmp_path: Path) -> None:
     """Among the images a CMYK JPEG and a PNG that is called JPEG, as in the real archive.
 

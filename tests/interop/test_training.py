@@ -85,6 +85,7 @@ def test_twenty_steps_are_pytorchs() -> None:
         assert worst(list(changes.values()), golden["changes"]) < 1e-6
 
 
+@pytest.mark.slow  # twenty steps in float64 are the same
 def test_a_float32_step_at_a_high_rate_is_pytorchs() -> None:
     """Its loss, and the loss behind it."""
     with np.load(GOLDEN) as golden:

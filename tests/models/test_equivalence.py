@@ -242,6 +242,7 @@ def test_a_whole_network_trains_the_same_in_every_form() -> None:
             assert relative_difference(ours, theirs) < 1e-9
 
 
+@pytest.mark.slow  # blocks change form with their optimiser's state above
 @pytest.mark.usefixtures("float64")
 def test_a_run_can_change_form_half_way() -> None:
     expected, _ = train(small_network("c"), 4)

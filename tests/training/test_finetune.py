@@ -25,6 +25,7 @@ def test_stages_are_counted_from_the_stem(name: str, stage: int) -> None:
     assert is_backbone(name) is not name.startswith("fc.")
 
 
+@pytest.mark.slow  # test_options has frozen stages in a run
 @pytest.mark.usefixtures("float64")
 def test_frozen_stages_are_constants_normalised_as_in_testing() -> None:
     """On 1 and 2 devices, and in micro-batches: the frozen arrays stay, the others move alike."""

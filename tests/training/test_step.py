@@ -30,15 +30,15 @@ STEPS = 5
         pytest.param(None, id="group_None", marks=pytest.mark.slow),
     ],
 )
-def test_five_steps_do_not_depend_on_the_devices(group: int | None) -> None:
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 8])
+def test_five_steps_do_not_depend_on_the_devices(devices: int, group: int | None) -> None:
     """With 64 images a step, 8 devices hold 8 each: group 32 spans four of them, None all."""
     alone = TinyRun(1, group)
     expected_losses = alone.train(STEPS)
-    for devices in (2, 8):
-        run = TinyRun(devices, group)
-        assert run.train(STEPS) == pytest.approx(expected_losses, rel=1e-7)
-        assert worst_difference(run.state.params, alone.state.params) < 1e-7
-        assert worst_difference(run.state.batch_stats, alone.state.batch_stats) < 1e-7
+    run = TinyRun(devices, group)
+    assert run.train(STEPS) == pytest.approx(expected_losses, rel=1e-7)
+    assert worst_difference(run.state.params, alone.state.params) < 1e-7
+    assert worst_difference(run.state.batch_stats, alone.state.batch_stats) < 1e-7
 
 
 @pytest.mark.usefixtures("float64")
