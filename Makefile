@@ -3,23 +3,22 @@
 # make test-floor  runs a part of them on the oldest supported Python, with the JAX it gets
 # make test-aot  compiles small steps for TPUs and GPUs, which need not be there
 # make detection-demo  trains a detector on scenes made of the embedded digits
-# All make an environment (.venv) first, of the newest supported Python that they find: on the
-# PATH, then among pyenv's versions. Another Python: make PYTHON=python3.12 demo; another folder for
-# the environment: make VENV=DIR demo
+# make test-newest  runs the tests on the newest supported Python that there is
+# All make an environment (.venv) first. Another Python: make PYTHON=python3.12 demo; another folder
+# for the environment: make VENV=DIR demo
 
 # Python 3.15 lacks wheels of array_record.
 SUPPORTED := 3.14 3.13 3.12 3.11
 FLOOR := 3.11
-# The first of some versions that is there and can make environments: a name, or nothing.
+# The first of some versions that is there (on the PATH, then among pyenv's) and can make
+# environments: a name, or nothing.
 find_python = $(shell for version in $(1); do \
 	for python in "python$$version" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/$$version.*/bin/python python3; do \
 		"$$python" -c "import ensurepip, sys; sys.exit('%d.%d' % sys.version_info[:2] != '$$version')" \
 			2> /dev/null && echo "$$python" && exit; \
 	done; done)
 
-ifndef PYTHON
-PYTHON := $(call find_python,$(SUPPORTED))
-endif
+PYTHON ?= python3
 WORKDIR ?= runs/digits
 DETECTOR ?= runs/digit_detector
 VENV ?= .venv
@@ -33,13 +32,11 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 
-.PHONY: install demo detection-demo test test-floor test-part test-aot test-compilers test-all lint format check-notebooks notebooks
+.PHONY: install demo detection-demo test test-newest test-floor test-part test-aot test-compilers test-all lint format check-notebooks notebooks
 
 install: $(STAMP)
 
 $(STAMP): requirements.txt constraints.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python of $(SUPPORTED) with venv was found (on Debian \
-	install python3-venv); name one with make PYTHON=..."; exit 2; }
 	@$(PYTHON) -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$(SUPPORTED)'.split())" || \
 		{ echo "error: $(PYTHON) is none of Python $(SUPPORTED); name one with make PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -76,6 +73,11 @@ test: install
 FLOOR_TESTS := tests/ops tests/test_cpu.py tests/test_configs.py tests/test_cli.py \
 	tests/test_export.py tests/test_predict.py tests/data/test_pipeline.py \
 	$(addprefix tests/training/test_,step.py checkpoint.py optimizer.py mesh.py ema.py)
+
+test-newest:
+	@test "$(call find_python,$(SUPPORTED))" != "$(call find_python,$(FLOOR))" || \
+		{ echo "error: no Python after $(FLOOR) was found, of $(SUPPORTED)"; exit 2; }
+	$(MAKE) test VENV=$(VENV)-newest PYTHON="$(call find_python,$(SUPPORTED))"
 
 test-floor:
 	@test -n "$(call find_python,$(FLOOR))" || { echo "error: Python $(FLOOR) was not found"; exit 2; }
