@@ -49,6 +49,7 @@ class StopRequest:
         self._previous: dict[int, Any] = {}
         self._hearing = threading.Lock()
         self._ending = threading.Event()
+        self._repeated = threading.Event()  # the last Ctrl-C was sent once more, see `_end`
         self._acted = False
         self._closed = threading.Event()
 
@@ -89,6 +90,9 @@ class StopRequest:
         """Give the signals back, or ignore them until the process has ended."""
         if not hasattr(self, "_listener") or self._closed.is_set():
             return
+        if self._ending.is_set():
+            # What `_end` sends would otherwise meet the handlers that are given back here.
+            self._repeated.wait(_GRACE)
         for number, handler in self._previous.items():
             if self._process_ends:
                 handler = signal.SIG_IGN
@@ -150,6 +154,7 @@ class StopRequest:
         """End the run, and the process if Python does not."""
         # Once more: its handler may have run before it was clear that it was the last.
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        self._repeated.set()
         if not self._closed.wait(_GRACE):
             _say("ended at once, without saving; the same command resumes")
             os._exit(EXIT_INTERRUPTED)
