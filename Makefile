@@ -24,8 +24,8 @@ DETECTOR ?= runs/digit_detector
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# uv takes a tenth of pip's time; pip knows of mirrors in a configuration of its own.
 EXTRAS ?= dev
+# Installed by uv, in a tenth of pip's time, or by pip, which knows of mirrors in its own configuration.
 PACKAGES = --constraint constraints.txt --editable '.[$(EXTRAS)]'
 # Two files at a time: compiling, which most of a test is, takes one core.
 PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
@@ -66,8 +66,10 @@ detection-demo: install
 
 # Most of a test's time is LLVM's, and small programs do not win it back. test-all optimises
 # as usual.
+QUICK_TESTS = XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -m "not slow"
+
 test: install
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -m "not slow"
+	$(QUICK_TESTS)
 
 # What depends on the version of JAX, and one short training with worker processes.
 FLOOR_TESTS := tests/ops tests/test_cpu.py tests/test_configs.py tests/test_cli.py \
@@ -84,8 +86,7 @@ test-floor:
 	$(MAKE) test-part VENV=$(VENV)-$(FLOOR) PYTHON="$(call find_python,$(FLOOR))"
 
 test-part: install
-	XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" \
-		$(PYTEST) -m "not slow" $(FLOOR_TESTS)
+	$(QUICK_TESTS) $(FLOOR_TESTS)
 	workdir=$$(mktemp -d) && $(BIN)/python train.py --config=configs/digits_resnext29.py \
 		--workdir=$$workdir --config.model.name=resnext11_2x4d --config.num_epochs=0.5 \
 		--config.data.num_workers=2 && rm -r $$workdir
