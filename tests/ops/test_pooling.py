@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from resnext_jax.ops.pooling import max_pool
+from resnext_jax.target import compiling_for
 
 
 def random(shape: tuple[int, ...]) -> jax.Array:
@@ -40,11 +41,27 @@ def test_values_and_gradient_are_those_of_xlas_own(
     np.testing.assert_allclose(pull(dy)[0], expected_pull(dy)[0], rtol=1e-12)
 
 
-def test_first_of_equal_elements_gets_the_gradient() -> None:
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_first_of_equal_elements_gets_the_gradient(platform: str) -> None:
     x = jnp.zeros((1, 4, 4, 1))
-    dx = jax.grad(lambda x: max_pool(x, window=2, strides=2, padding=0).sum())(x)
+    with compiling_for(platform):
+        dx = jax.grad(lambda x: max_pool(x, window=2, strides=2, padding=0).sum())(x)
     first = [[1, 0, 1, 0], [0, 0, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
     np.testing.assert_array_equal(dx[0, :, :, 0], first)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tpus_pool_to_the_same_values_and_gradients(dtype: str) -> None:
+    """Of few different values, so that most windows have several largest ones."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.integers(0, 3, (2, 9, 8, 4)), dtype)
+    dy = jnp.asarray(rng.integers(1, 9, (2, 5, 4, 4)), dtype)
+    expected, pull = jax.vjp(max_pool, x)
+    with compiling_for("tpu"):
+        y, pull_tpu = jax.vjp(max_pool, x)
+        dx = pull_tpu(dy)[0]
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(dx, pull(dy)[0])
 
 
 def test_nan_reaches_the_result() -> None:
