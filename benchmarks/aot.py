@@ -40,10 +40,11 @@ from ml_collections import ConfigDict, config_flags
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
-from benchmarks import hlo, measure
+from benchmarks import hlo, measure, plain_flax
 from benchmarks.run_steps import eval_step, network_flops, train_step
 from resnext_jax import cli
 from resnext_jax.errors import UserError, one_line, reports_user_errors
+from resnext_jax.models.registry import parse_name
 from resnext_jax.training import setup
 from resnext_jax.training.validation import validate
 
@@ -133,9 +134,11 @@ def read_config(path: str, changes: Sequence[str], images: int) -> ConfigDict:
 
 def lowering(text: str) -> tuple[str, int | None]:
     """Read `auto`, `native`, or `packed@128` with the channels of a pack, from the command line."""
-    match = re.fullmatch(r"(auto|native)|(packed)@([1-9]\d*)", text)
+    match = re.fullmatch(r"(auto|native)|(packed|grouped_packs)@([1-9]\d*)", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of auto, native, packed@CHANNELS")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is none of auto, native, packed@CHANNELS, grouped_packs@CHANNELS"
+        )
     return (match[1], None) if match[1] else (match[2], int(match[3]))
 
 
@@ -160,12 +163,11 @@ def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> di
     Raises:
       UserError: the compiler refuses, as where the step needs more memory than a chip has.
     """
-    build = train_step if args.what == "train" else eval_step
     start = time.perf_counter()
     with _lowered_by(*args.lowering):
-        step, *arguments = build(config, mesh)
+        step, *arguments = _build(args, config, mesh)
         lowered = step.lower(*arguments)
-    flops = network_flops(config, arguments[-1], training=args.what == "train")
+    flops = network_flops(config, arguments[-1], training=args.what != "eval")
     traced = time.perf_counter()
     measure.progress(f"traced in {traced - start:.0f} s, compiling")
     try:
@@ -192,6 +194,23 @@ def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> di
         "compile_seconds": seconds,
         "estimated_cycles": _nested(hlo.estimated_cycles(text)),
     }
+
+
+def _build(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
+    """Return what to compile, and the shapes of its arguments, of which the batch is the last."""
+    if args.what == "eval":
+        return eval_step(config, mesh)
+    if args.what == "train":
+        return train_step(config, mesh)
+    if parse_name(config.model.name).stem != "imagenet":
+        raise UserError("--what=plain-flax is for networks with the ImageNet stem.")
+    return plain_flax.train_step(
+        config.model.name,
+        config.model.dtype,
+        mesh,
+        config.batch_size,
+        image_size=config.data.image_size,
+    )
 
 
 def _nested(cycles: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
@@ -295,14 +314,19 @@ def make_parser() -> argparse.ArgumentParser:
         help="fields of the config to change",
     )
     parser.add_argument(
-        "--what", choices=("train", "eval"), default="train", help="(default: %(default)s)"
+        "--what",
+        choices=("train", "eval", "plain-flax"),
+        default="train",
+        help="(default: %(default)s) plain-flax: benchmarks/plain_flax.py's training step of the "
+        "same network in place of ours",
     )
     parser.add_argument(
         "--lowering",
         type=lowering,
         default=("auto", None),
         metavar="NAME",
-        help="of grouped convolutions: auto (the default), native, packed@CHANNELS",
+        help="of grouped convolutions: auto (the default), native, packed@CHANNELS, "
+        "grouped_packs@CHANNELS",
     )
     parser.add_argument(
         "--target",

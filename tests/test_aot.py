@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from benchmarks import aot, hlo, run_steps
+from benchmarks import aot, hlo, plain_flax, run_steps
 from resnext_jax.data.pipeline import eval_batches, train_batches
 from resnext_jax.errors import UserError
 from resnext_jax.models import complexity
@@ -123,7 +123,12 @@ def test_another_collective_is_a_fault() -> None:
 
 @pytest.mark.parametrize(
     ("text", "parsed"),
-    [("auto", ("auto", None)), ("native", ("native", None)), ("packed@64", ("packed", 64))],
+    [
+        ("auto", ("auto", None)),
+        ("native", ("native", None)),
+        ("packed@64", ("packed", 64)),
+        ("grouped_packs@128", ("grouped_packs", 128)),
+    ],
 )
 def test_lowerings_of_the_command_line(text: str, parsed: tuple[str, int | None]) -> None:
     assert aot.lowering(text) == parsed
@@ -245,6 +250,24 @@ def test_a_step_for_tpus_calls_no_library_of_the_cpu() -> None:
     mesh = setup.training_mesh(config, aot.find_chips("tpu", "v5e:2x2", H100).devices)
     step, *arguments = run_steps.train_step(config, mesh)
     assert "onednn" not in step.lower(*arguments).as_text()
+
+
+def test_the_plain_flax_network_is_resnext_50() -> None:
+    """By the arrays that it learns: 25,028,904 numbers, in as many arrays as ours."""
+    mesh = make_mesh(8, 8, jax.devices()[:2])
+    _, params, *_ = plain_flax.train_step("resnext50_32x4d", "float32", mesh, 8)
+    arrays = jax.tree.leaves(params)
+    assert (sum(x.size for x in arrays), len(arrays)) == (25_028_904, 161)
+
+
+@needs_libtpu
+def test_the_plain_flax_step_keeps_its_state() -> None:
+    mesh = make_mesh(8, 2, aot.find_chips("tpu", "v5e:2x2", H100).devices)
+    step, *state, batch = plain_flax.train_step("resnet50", "bfloat16", mesh, 8, image_size=32)
+    results = jax.eval_shape(step, *state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), results[:3]) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), tuple(state)
+    )
 
 
 @needs_libtpu

@@ -12,6 +12,8 @@ packed: neighbouring groups are placed in block-diagonal kernels that are wide
     enough for the plain convolution code to be efficient. The zeros outside
     the blocks cost multiplications, which is why packs stay narrow. An
     infinity or NaN in one group reaches its neighbours in the pack.
+grouped_packs: the same packs in one XLA convolution, whose groups they are: for TPUs, which
+    have fast code for wide groups and would copy maps to cut and join them.
 matmul: a 1x1 convolution without groups is a matrix product over positions.
 onednn: the library that jaxlib's CPU code carries, for float32 (see `ops.onednn`).
 
@@ -29,13 +31,16 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import jaxlib.version
+import numpy as np
 from jax import lax
 
 from resnext_jax import cpu
 from resnext_jax.ops import onednn
 from resnext_jax.target import target_platform
 
-Implementation = Literal["auto", "portable", "native", "packed", "matmul", "onednn"]
+Implementation = Literal[
+    "auto", "portable", "native", "packed", "grouped_packs", "matmul", "onednn"
+]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 # Zeros before and after, vertically and horizontally.
@@ -90,6 +95,8 @@ def grouped_conv(
         return _native(x, kernel, groups, stride, pad)
     if implementation == "packed":
         return _packed(x, kernel, groups, stride, pad)
+    if implementation == "grouped_packs":
+        return _grouped_packs(x, kernel, groups, stride, pad)
     if implementation == "onednn":
         return _onednn(x, kernel, groups, stride, pad)
     return _matmul(x, kernel, groups, stride, pad)
@@ -207,6 +214,39 @@ def block_diagonal_kernels(kernel: jax.Array, groups: int, pack: int) -> jax.Arr
     diagonal = jnp.eye(pack, dtype=bool)[:, None, :, None]  # [pack (in), 1, pack (out), 1]
     wide = jnp.where(diagonal, blocks[:, :, :, None], jnp.zeros((), kernel.dtype))
     return wide.reshape(groups // pack, height, width, pack * inputs, -1)
+
+
+def _grouped_packs(
+    x: jax.Array,
+    kernel: jax.Array,
+    groups: int,
+    strides: tuple[int, int],
+    padding: Padding,
+) -> jax.Array:
+    pack = pack_size(groups, kernel.shape[2], x.dtype)
+    wide = tiled_kernel(kernel, groups, pack)
+    return _native(x, wide, groups // pack, strides, padding)
+
+
+def tiled_kernel(kernel: jax.Array, groups: int, pack: int) -> jax.Array:
+    """Widen a grouped convolution's kernel to one of as many groups as there are packs.
+
+    The values are those of `block_diagonal_kernels`, made without an axis of a group's few
+    channels, which TPUs would fill up to 128.
+
+    Args:
+      kernel: `[kh, kw, I, groups * O]`.
+      groups: number of groups.
+      pack: groups a pack; divides `groups`.
+
+    Returns:
+      `[kh, kw, pack * I, groups * O]`, zero where an output's group is not the input's.
+    """
+    inputs, outputs = kernel.shape[2:]
+    input_group = np.arange(pack * inputs) // inputs
+    output_group = np.arange(outputs) // (outputs // groups) % pack
+    tiled = jnp.concatenate([kernel] * pack, axis=2)
+    return jnp.where(input_group[:, None] == output_group, tiled, jnp.zeros((), kernel.dtype))
 
 
 def _matmul(

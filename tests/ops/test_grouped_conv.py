@@ -52,7 +52,7 @@ def by_hand(
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("implementation", ["native", "packed", "auto"])
+@pytest.mark.parametrize("implementation", ["native", "packed", "grouped_packs", "auto"])
 @pytest.mark.parametrize("strides", [(1, 1), (2, 2), (2, 1)])
 @pytest.mark.parametrize("padding", [PADDING_1, PADDING_0, ((0, 1), (2, 0))])
 def test_is_the_definition(
@@ -77,7 +77,7 @@ def test_is_the_definition(
     ("groups", "width"),
     [(1, 64), (2, 40), (4, 24), (8, 14), (32, 4), (24, 1), (7, 3), (8, 64), (2, 64)],
 )
-def test_packed_equals_native_in_values_and_both_gradients(
+def test_packs_equal_native_in_values_and_both_gradients(
     groups: int, width: int, stride: int
 ) -> None:
     channels = groups * width
@@ -98,14 +98,15 @@ def test_packed_equals_native_in_values_and_both_gradients(
         jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnames="implementation"
     )
     (dx, dkernel), y = gradient(x, kernel, implementation="native")
-    (dx_packed, dkernel_packed), y_packed = gradient(x, kernel, implementation="packed")
-    assert relative_difference(y_packed, y) < 1e-13
-    assert relative_difference(dx_packed, dx) < 1e-13
-    assert relative_difference(dkernel_packed, dkernel) < 1e-13
+    for implementation in ("packed", "grouped_packs"):
+        (dx_packs, dkernel_packs), y_packs = gradient(x, kernel, implementation=implementation)
+        assert relative_difference(y_packs, y) < 1e-13
+        assert relative_difference(dx_packs, dx) < 1e-13
+        assert relative_difference(dkernel_packs, dkernel) < 1e-13
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("implementation", ["native", "packed", "auto"])
+@pytest.mark.parametrize("implementation", ["native", "packed", "grouped_packs", "auto"])
 def test_keeps_the_dtype(dtype: str, tolerance: float, implementation: str) -> None:
     x, kernel = random((2, 4, 4, 32), dtype), random((3, 3, 4, 32), dtype, seed=1)
     actual = grouped_conv(x, kernel, groups=8, implementation=implementation)  # type: ignore[arg-type]
