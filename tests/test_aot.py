@@ -291,6 +291,28 @@ def test_a_small_network_compiles_for_tpus(tmp_path: Path) -> None:
     assert sum(cycles["conv2"].values()) > cycles["conv2"]["convolutions"] > 0
 
 
+def small_step(topology: str, bn_group_size: int) -> dict[str, Any]:
+    """Compile a small network's training step for TPUs, eight images a chip."""
+    devices = aot.find_chips("tpu", topology, H100).devices
+    config = small_run(batch_size=8 * len(devices), bn_group_size=bn_group_size)
+    args = argparse.Namespace(what="train", lowering=("auto", None))
+    return aot.compile_step(args, config, setup.training_mesh(config, devices))
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("few", "many", "bn_group_size"),
+    [("v5p:2x2x2", "v5p:16x16x24", 8), ("v5e:4x4", "v5e:16x16", 32)],
+)
+def test_collectives_do_not_grow_with_the_chips(few: str, many: str, bn_group_size: int) -> None:
+    """From 8 chips to 6,144; and, where four chips share a batch-norm group, from 16 to 256."""
+    small, large = small_step(few, bn_group_size), small_step(many, bn_group_size)
+    assert small["collectives"] == large["collectives"]
+    assert aot.faults_of(large) == []
+    for part in ("arguments", "temporary"):
+        assert small["memory_bytes"][part] == pytest.approx(large["memory_bytes"][part], rel=0.01)
+
+
 @needs_cuda_plugin
 def test_a_small_network_compiles_for_gpus(tmp_path: Path) -> None:
     out = tmp_path / "aot.json"
