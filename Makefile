@@ -3,9 +3,8 @@
 # make test-floor  runs a part of them on the oldest supported Python, with the JAX it gets
 # make test-aot  compiles small steps for TPUs and GPUs, which need not be there
 # make detection-demo  trains a detector on scenes made of the embedded digits
-# make test-newest  runs the tests on the newest supported Python that there is
-# All make an environment (.venv) first. Another Python: make PYTHON=python3.12 demo; another folder
-# for the environment: make VENV=DIR demo
+# All make an environment (.venv) first, of the newest supported Python that there is. Another one:
+# make PYTHON=python3.12 demo; another folder for the environment: make VENV=DIR demo
 
 # Python 3.15 lacks wheels of array_record.
 SUPPORTED := 3.14 3.13 3.12 3.11
@@ -18,7 +17,9 @@ find_python = $(shell for version in $(1); do \
 			2> /dev/null && echo "$$python" && exit; \
 	done; done)
 
-PYTHON ?= python3
+ifndef PYTHON
+PYTHON := $(call find_python,$(SUPPORTED))
+endif
 WORKDIR ?= runs/digits
 DETECTOR ?= runs/digit_detector
 VENV ?= .venv
@@ -32,11 +33,12 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 NOTEBOOKS := $(basename $(notdir $(wildcard notebooks/*.ipynb)))
 
-.PHONY: install demo detection-demo test test-newest test-floor test-part test-aot test-compilers test-all lint format check-notebooks notebooks
+.PHONY: install demo detection-demo test test-floor test-part test-aot test-compilers test-all lint format check-notebooks notebooks
 
 install: $(STAMP)
 
 $(STAMP): requirements.txt constraints.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: none of Python $(SUPPORTED) was found; name one with make PYTHON=..."; exit 2; }
 	@$(PYTHON) -c "import sys; sys.exit('%d.%d' % sys.version_info[:2] not in '$(SUPPORTED)'.split())" || \
 		{ echo "error: $(PYTHON) is none of Python $(SUPPORTED); name one with make PYTHON=..."; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -75,11 +77,6 @@ test: install
 FLOOR_TESTS := tests/ops tests/test_cpu.py tests/test_configs.py tests/test_cli.py \
 	tests/test_export.py tests/test_predict.py tests/data/test_pipeline.py \
 	$(addprefix tests/training/test_,step.py checkpoint.py optimizer.py mesh.py ema.py)
-
-test-newest:
-	@test "$(call find_python,$(SUPPORTED))" != "$(call find_python,$(FLOOR))" || \
-		{ echo "error: no Python after $(FLOOR) was found, of $(SUPPORTED)"; exit 2; }
-	$(MAKE) test VENV=$(VENV)-newest PYTHON="$(call find_python,$(SUPPORTED))"
 
 test-floor:
 	@test -n "$(call find_python,$(FLOOR))" || { echo "error: Python $(FLOOR) was not found"; exit 2; }
