@@ -142,7 +142,7 @@ def lowering(text: str) -> tuple[str, int | None]:
     return (match[1], None) if match[1] else (match[2], int(match[3]))
 
 
-def _lowered_by(name: str, pack_channels: int | None) -> contextlib.AbstractContextManager[object]:
+def lowered_by(name: str, pack_channels: int | None) -> contextlib.AbstractContextManager[object]:
     """While a step is traced, lower grouped convolutions so; "auto" changes nothing."""
     if name == "auto":
         return contextlib.nullcontext()
@@ -164,7 +164,7 @@ def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> di
       UserError: the compiler refuses, as where the step needs more memory than a chip has.
     """
     start = time.perf_counter()
-    with _lowered_by(*args.lowering):
+    with lowered_by(*args.lowering):
         step, *arguments = _build(args, config, mesh)
         lowered = step.lower(*arguments)
     flops = network_flops(config, arguments[-1], training=args.what != "eval")

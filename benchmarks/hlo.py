@@ -100,8 +100,9 @@ def estimated_cycles(hlo: str) -> Counter[tuple[str, str]]:
         inside = _inside(line, computations) if operation == "fusion" else []
         convolution = next((part for part in inside if " convolution(" in part), None)
         kind = "convolutions" if convolution else _KIND_OF.get(operation, "others")
-        # XLA names a fusion by its last operation, which may be another layer's.
-        found[_source(convolution or line), kind] += times * int(cycles[1])
+        # XLA names a fusion by its last operation, which may be another layer's, or not at all.
+        named = (part for part in (convolution or line, *reversed(inside)) if _SCOPES.search(part))
+        found[_source(next(named, line)), kind] += times * int(cycles[1])
     return found
 
 

@@ -48,7 +48,8 @@ metadata={op_name="jit(local_step)/shard_map/jvp(conv3)/conv_general_dilated" st
 }
 
 %fused_computation.2 (param_0: f32[8]) -> f32[8] {
-  ROOT %add.1 = f32[8]{0} add(%param_0, %param_0)
+  %add.1 = f32[8]{0} add(%param_0, %param_0), metadata={op_name="jit(local_step)/optimizer/add"}
+  ROOT %bitcast.1 = f32[2,4]{1,0} bitcast(%add.1)
 }
 
 %body.1 (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
@@ -75,7 +76,7 @@ ENTRY %main.1 (param: f32[8], param.1: (f32[8])) -> f32[8] {
 calls=%fused_computation.1, metadata={op_name="jit(local_step)/jvp(conv3)/batch_norm/reduce_sum"}, \
 backend_config={"flag_configs":[],"window_config":{"estimated_cycles":"1000"}}
   %fusion.2 = f32[8]{0} fusion(%b), kind=kLoop, calls=%fused_computation.2, \
-metadata={op_name="jit(local_step)/optimizer/add"}, backend_config={"estimated_cycles":"200"}
+backend_config={"estimated_cycles":"200"}
   %while.1 = (s32[], f32[8]{0}) while(%tuple), condition=%condition.1, body=%body.1, \
 backend_config={"known_trip_count":{"n":"3"},"known_init_step":{"init":"0"}}
   %conditional.1 = f32[8]{0} conditional(%p, %c, %c), branch_computations={%branch.1, %branch.2}
@@ -87,7 +88,10 @@ backend_config={"estimated_cycles":"11"}
 
 
 def test_cycles_are_added_up_by_source_and_kind() -> None:
-    """A loop's body counts each time, and its condition not; a convolution by its own scope."""
+    """A loop's body counts each time, and its condition not; a convolution by its own scope.
+
+    A fusion without a name has that of its last operation that has one.
+    """
     assert hlo.estimated_cycles(PROGRAM) == {
         ("conv3", "convolutions"): 1000,
         ("optimizer", "other fusions"): 200,

@@ -174,7 +174,8 @@ def test_lowering_table_is_complete_and_names_its_command() -> None:
         ("cpu", "float32", True, ("onednn", "onednn", "onednn", 16)),
         ("cpu", "float64", True, ("packed", "matmul", "native", 32)),
         ("cpu", "bfloat16", True, ("packed", "matmul", "native", 16)),
-        ("tpu", "bfloat16", False, ("native", "native", "native", 16)),
+        ("tpu", "bfloat16", False, ("grouped_packs", "native", "native", 128)),
+        ("gpu", "bfloat16", False, ("native", "native", "native", 16)),
     ],
 )
 def test_lowering_of_a_platform(
