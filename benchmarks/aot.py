@@ -6,8 +6,9 @@
         --config configs/imagenet.py:resnext50_32x4d --set model.dtype=bfloat16
 
 Prints the step's collectives with the bytes of their results, the memory that it is planned to
-need on each chip, its floating-point operations, how long compiling took and, on TPUs, XLA's
-estimate of its cycles by kind of operation and by part of the step. Nothing is run.
+need on each chip, its floating-point operations, how long compiling took and, by part of the step,
+on TPUs XLA's estimate of its cycles, on GPUs its kernels and the bytes that they read and write.
+Nothing is run.
 docs/performance.md says how to install the compilers. A ResNeXt-50 takes minutes and 4 GB.
 
 Exit status 1: there is a collective other than an all-reduce.
@@ -21,10 +22,9 @@ import os
 import re
 import sys
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 if __name__ == "__main__":
@@ -68,6 +68,15 @@ _TPU_MEMORY = {
 }
 
 
+T = TypeVar("T")
+
+# Dense bfloat16 operations a second, by NVIDIA's data sheets and the name in `--target`.
+_GPU_PEAK = {"NVIDIA H100 80GB HBM3": 989.4e12}
+
+# What starting a kernel takes where the one before is short: an assumption.
+_KERNEL_SECONDS = 3e-6
+
+
 @dataclasses.dataclass(frozen=True)
 class Chips:
     """What to compile for.
@@ -75,10 +84,12 @@ class Chips:
     Attributes:
       devices: of a topology; they can compile and not run.
       memory: bytes on each, None where unknown.
+      bandwidth: of a GPU's memory, bytes a second; None where unknown.
     """
 
     devices: Sequence[jax.Device]
     memory: int | None
+    bandwidth: int | None = None
 
 
 def find_chips(platform: str, topology: str, target: Path) -> Chips:
@@ -92,14 +103,16 @@ def find_chips(platform: str, topology: str, target: Path) -> Chips:
     Raises:
       UserError: no compiler is installed, there is no such topology, or the file is unusable.
     """
-    name, options, memory = topology, {}, None
+    name, options, memory, bandwidth = topology, {}, None, None
     if platform == "cuda":
         try:
             text = target.read_text()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--target={target} cannot be read: {one_line(error)}.") from error
-        found = re.search(r"device_memory_size: *(\d+)", text)
-        memory = int(found[1]) if found else None
+        memory, bandwidth = (
+            int(found[1]) if (found := re.search(rf"{field}: *(\d+)", text)) else None
+            for field in ("device_memory_size", "memory_bandwidth")
+        )
         name, options = target.stem, {"target_config": text, "topology": topology}
     elif topology.startswith("v4:"):
         options = {"chip_config_name": "megacore"}  # as v4 runs: a device for each chip
@@ -112,7 +125,7 @@ def find_chips(platform: str, topology: str, target: Path) -> Chips:
             f"{one_line(error)} (docs/performance.md says what to install)."
         ) from error
     devices: list[jax.Device] = list(description.devices)
-    return Chips(devices, memory or _TPU_MEMORY.get(devices[0].device_kind))
+    return Chips(devices, memory or _TPU_MEMORY.get(devices[0].device_kind), bandwidth)
 
 
 def read_config(path: str, changes: Sequence[str], images: int) -> ConfigDict:
@@ -193,6 +206,7 @@ def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> di
         "trace_seconds": traced - start,
         "compile_seconds": seconds,
         "estimated_cycles": _nested(hlo.estimated_cycles(text)),
+        "kernels": _nested(hlo.kernels(text)) if args.platform == "cuda" else {},
     }
 
 
@@ -213,10 +227,10 @@ def _build(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> tuple[An
     )
 
 
-def _nested(cycles: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    nested: dict[str, dict[str, int]] = {}
-    for (source, kind), number in cycles.items():
-        nested.setdefault(source, {})[kind] = number
+def _nested(found: Mapping[tuple[str, str], T]) -> dict[str, dict[str, T]]:
+    nested: dict[str, dict[str, T]] = {}
+    for (source, kind), value in found.items():
+        nested.setdefault(source, {})[kind] = value
     return nested
 
 
@@ -255,11 +269,8 @@ def print_record(record: Mapping[str, Any]) -> None:
     )
     if record["estimated_cycles"]:
         _print_cycles(record["estimated_cycles"])
-    else:
-        print(
-            "XLA estimates no time for this platform. The workspace that cuDNN and cuBLAS ask for\n"
-            "comes on top of the planned memory."
-        )
+    if record["kernels"]:
+        _print_kernels(record)
 
 
 def _print_cycles(cycles: Mapping[str, Mapping[str, int]]) -> None:
@@ -278,6 +289,45 @@ def _print_cycles(cycles: Mapping[str, Mapping[str, int]]) -> None:
         "collectives and XLA's own gradient of max-pool have none, nothing overlaps, and loops\n"
         "bound by memory are estimated too high. It is good for comparing two programs."
     )
+
+
+def _print_kernels(record: Mapping[str, Any]) -> None:
+    kernels: dict[str, dict[str, tuple[int, int]]] = record["kernels"]
+    sources = {
+        name: [kinds.get(kind, (0, 0)) for kind in hlo.KERNELS] for name, kinds in kernels.items()
+    }
+    rows = sorted(sources.items(), key=_place_in_step)
+    rows.append(("all", [_sum(column) for column in zip(*sources.values(), strict=True)]))
+    cells = [
+        [name, *(f"{count} / {size / 1e6:,.0f}" for count, size in [*each, _sum(each)])]
+        for name, each in rows
+    ]
+    print("\nkernels on each chip / MB that they read and write")
+    measure.print_table(["", *hlo.KERNELS, "all"], cells, left=1)
+    count, size = _sum(rows[-1][1])
+    limits = [f"{1e3 * _KERNEL_SECONDS * count:.1f} ms to start {count:,} kernels at 3 us"]
+    if record["memory_bandwidth"]:
+        rate = record["memory_bandwidth"]
+        limits.append(
+            f"{1e3 * size / rate:.1f} ms for {size / 1e9:.2f} GB at {rate / 1e12:.2f} TB/s"
+        )
+    if record["peak_flops"]:
+        flops, rate = record["network_flops"], record["peak_flops"]
+        limits.append(
+            f"{1e3 * flops / rate:.1f} ms for {flops / 1e9:,.0f} G multiply-adds' operations at "
+            f"{rate / 1e12:,.0f} TFLOP/s"
+        )
+    print(f"limits of a step: {'; '.join(limits)}")
+    print(
+        "No time is measured or estimated by XLA here. Bytes are counted as if no cache kept\n"
+        "anything, 3 us are an assumption, the rates are the data sheet's, collectives are left\n"
+        "out. The workspace of cuDNN and cuBLAS comes on top of the planned memory."
+    )
+
+
+def _sum(kernels: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    counts, sizes = zip(*kernels, strict=True)
+    return sum(counts), sum(sizes)
 
 
 def _place_in_step(item: tuple[str, Any]) -> tuple[int, str]:
@@ -358,6 +408,8 @@ def main(argv: Sequence[str]) -> None:
     record = {
         "device_kind": chips.devices[0].device_kind,
         "chip_memory_bytes": chips.memory,
+        "memory_bandwidth": chips.bandwidth,
+        "peak_flops": _GPU_PEAK.get(chips.devices[0].device_kind),
         **compile_step(args, config, mesh),
     }
     print_record(record)

@@ -1,9 +1,13 @@
-"""What the text of an optimised XLA program holds: collectives and, on TPUs, estimated cycles."""
+"""What the text of an optimised XLA program holds.
+
+Its collectives; XLA's estimate of cycles in a TPU's; and in a GPU's the kernels, with the bytes
+that they read and write.
+"""
 
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 _COLLECTIVES = (
     "all-reduce",
@@ -40,6 +44,29 @@ _KIND_OF = {
     "broadcast": "broadcasts",
     "fusion": "other fusions",
 }
+
+# Operations that run no kernel: names for arrays, ends of what is asynchronous, collectives.
+_NO_KERNEL = re.compile(
+    r"parameter|constant|tuple|get-tuple-element|bitcast|after-all|partition-id|replica-id"
+    rf"|.*-done|.*-update|(?:{'|'.join(_COLLECTIVES)})(?:-start)?"
+)
+
+# What a kernel is by what its fusion holds, or by its library's name: the first that fits.
+_HEAVY_KERNELS = {
+    "convolutions": re.compile(r' convolution\(|custom_call_target="__cudnn\$'),
+    "products": re.compile(r' dot\(|custom_call_target="__cublas\$'),
+    "reductions": re.compile(r" reduce(?:-window)?\("),
+}
+_MOVES = re.compile(
+    "broadcast|concatenate|convert|copy|copy-start|dynamic-slice|dynamic-update-slice|pad|reshape"
+    "|reverse|slice|transpose"
+)
+KERNELS = (*_HEAVY_KERNELS, "copies", "loops")
+
+# `%name = type operation(%operand, /*index=1*/%operand), ...`
+_DEFINITION = re.compile(r"%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*?)\)(?:,|$)")
+_NAME = re.compile(r"%([\w.\-]+)")
+_PARAMETER = re.compile(r"%([\w.\-]+) = .* parameter\((\d+)\)")
 
 # Scopes (`jax.named_scope`) that count wherever they are inside of another.
 _INNER_SOURCES = ("batch_norm", "max_pool")
@@ -104,6 +131,83 @@ def estimated_cycles(hlo: str) -> Counter[tuple[str, str]]:
         named = (part for part in (convolution or line, *reversed(inside)) if _SCOPES.search(part))
         found[_source(next(named, line)), kind] += times * int(cycles[1])
     return found
+
+
+def kernels(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """Count the kernels of a GPU's program, and the bytes that they read and write.
+
+    Each reads its operands once and writes its result, as if no cache kept anything; of an operand
+    that is only sliced, the slices. A call of a library counts as one kernel. Collectives are left
+    out, and what a kernel computes twice.
+
+    Returns:
+      The number of kernels and their bytes, by source, as `source_of` has it, and one of
+      `KERNELS`: "copies" compute nothing, "loops" compute element by element.
+    """
+    entry, computations = _computations(hlo)
+    sizes = {
+        name: type_bytes(result)
+        for lines in computations.values()
+        for name, result, _, _ in _definitions(lines)
+    }
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for line, operation, times in _executed(entry, computations, 1):
+        if _NO_KERNEL.fullmatch(operation):
+            continue
+        inside = _inside(line, computations) if operation == "fusion" else [line]
+        ((name, _, _, operands),) = _definitions([line])
+        read = {
+            operand: _read(place, inside, sizes) if operation == "fusion" else sizes[operand]
+            for place, operand in enumerate(operands)
+        }
+        # The last line inside is the result's.
+        key = _source(line if _SCOPES.search(line) else inside[-1]), _kind(inside)
+        count, size = found.get(key, (0, 0))
+        found[key] = count + times, size + times * (sizes[name] + sum(read.values()))
+    return found
+
+
+def _read(place: int, fusion: list[str], sizes: Mapping[str, int]) -> int:
+    """Return the bytes that a fusion reads of one of its operands."""
+    parameter = next(
+        match[1] for match in map(_PARAMETER.search, fusion) if match and int(match[2]) == place
+    )
+    users: dict[str, list[tuple[str, str]]] = {}
+    for name, _, operation, operands in _definitions(fusion):
+        for operand in operands:
+            users.setdefault(operand, []).append((name, operation))
+
+    def share(name: str) -> float:
+        """Return how much of an array is used."""
+        used = 0.0
+        for user, operation in users.get(name, [("", "")]):
+            if operation in ("slice", "dynamic-slice"):
+                used += sizes[user] / sizes[name]
+            elif sizes.get(user) == sizes[name] and operation != "tuple":
+                used += share(user)  # element by element, and perhaps sliced then
+            else:
+                return 1.0
+        return min(used, 1.0)
+
+    return round(share(parameter) * sizes[parameter])
+
+
+def _kind(lines: list[str]) -> str:
+    """Return which of `KERNELS` computes these lines."""
+    for kind, form in _HEAVY_KERNELS.items():
+        if any(form.search(line) for line in lines):
+            return kind
+    operations = (operation for _, _, operation, _ in _definitions(lines))
+    computes = any(not (_MOVES.fullmatch(x) or _NO_KERNEL.fullmatch(x)) for x in operations)
+    return "loops" if computes else "copies"
+
+
+def _definitions(lines: Iterable[str]) -> Iterator[tuple[str, str, str, list[str]]]:
+    """Yield name, type, operation and operands of each line."""
+    for line in lines:
+        found = _DEFINITION.search(line)
+        if found:
+            yield found[1], found[2], found[3], _NAME.findall(found[4])
 
 
 def source_of(scopes: str) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,80 @@ def test_cycles_are_added_up_by_source_and_kind() -> None:
     }
     assert hlo.collectives(PROGRAM) == {"all-reduce": (1, 4 * (64 + 288))}
     assert hlo.estimated_cycles("") == {}
+
+
+# Written in the manner of a GPU's program: a convolution, batch norm's sums, weights cut out of
+# what was all-reduced, and a loop of three rounds.
+GPU_PROGRAM = """\
+HloModule jit_local_step, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %add.1 = f32[] add(%x, %y)
+}
+
+%fused_reduce (p.0: bf16[64,8], p.1: f32[8]) -> (f32[8], bf16[64,8]) {
+  %p.0 = bf16[64,8]{1,0} parameter(0)
+  %p.1 = f32[8]{0} parameter(1)
+  %convert.1 = f32[64,8]{1,0} convert(%p.0)
+  %broadcast.1 = f32[64,8]{1,0} broadcast(%p.1), dimensions={1}
+  %subtract.1 = f32[64,8]{1,0} subtract(%convert.1, %broadcast.1)
+  %reduce.1 = f32[8]{0} reduce(%subtract.1, %zero), dimensions={0}, to_apply=%add
+  %convert.2 = bf16[64,8]{1,0} convert(%subtract.1)
+  ROOT %tuple.1 = (f32[8]{0}, bf16[64,8]{1,0}) tuple(%reduce.1, %convert.2)
+}
+
+%wrapped_slice (p.2: f32[1000]) -> f32[8] {
+  %p.2 = f32[1000]{0} parameter(0)
+  ROOT %slice.1 = f32[8]{0} slice(%p.2), slice={[0:8]}, \
+metadata={op_name="jit(local_step)/optimizer/slice"}
+}
+
+%fused_update (p.3: f32[1000], p.4: f32[2,8]) -> f32[8] {
+  %p.3 = f32[1000]{0} parameter(0)
+  %p.4 = f32[2,8]{1,0} parameter(1)
+  %multiply.1 = f32[1000]{0} multiply(%p.3, %quarters)
+  %slice.2 = f32[8]{0} slice(%multiply.1), slice={[8:16]}
+  %slice.3 = f32[8]{0} slice(%multiply.1), slice={[16:24]}
+  %broadcast.2 = f32[2,8]{1,0} broadcast(%slice.2), dimensions={1}
+  ROOT %add.2 = f32[2,8]{1,0} add(%p.4, %broadcast.2)
+}
+
+%body (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %exponential.1 = f32[8]{0} exponential(%state), metadata={op_name="jit(local_step)/input/exp"}
+  ROOT %tuple.2 = (s32[], f32[8]{0}) tuple(%i, %exponential.1)
+}
+
+ENTRY %main (a: bf16[64,8], b: f32[8], c: f32[2,8]) -> f32[2,8] {
+  %a = bf16[64,8]{1,0} parameter(0)
+  %state = f32[8]{0} parameter(1), metadata={op_name="state.params[\\'b\\']"}
+  %c = f32[2,8]{1,0} parameter(2)
+  %conv.1 = (bf16[64,8]{1,0}, u8[0]{0}) custom-call(%a, %a), \
+custom_call_target="__cudnn$convForward", metadata={op_name="jit(local_step)/jvp(conv2)/conv"}
+  %element.1 = bf16[64,8]{1,0} get-tuple-element(%conv.1), index=0
+  %sums.1 = (f32[8]{0}, /*index=1*/bf16[64,8]{1,0}) fusion(%element.1, %state), kind=kInput, \
+calls=%fused_reduce, metadata={op_name="jit(local_step)/jvp(conv2)/batch_norm/reduce_sum"}
+  %all-reduce-start.1 = ((f32[1000]{0}), f32[1000]{0}) all-reduce-start(%flat), to_apply=%add
+  %done.1 = f32[1000]{0} all-reduce-done(%all-reduce-start.1)
+  %wrapped_slice.1 = f32[8]{0} fusion(%done.1), kind=kLoop, calls=%wrapped_slice
+  %while.1 = (s32[], f32[8]{0}) while(%start), condition=%enough, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  ROOT %update.1 = f32[2,8]{1,0} fusion(%done.1, %c), kind=kLoop, calls=%fused_update, \
+metadata={op_name="jit(local_step)/optimizer/add"}
+}
+"""
+
+
+def test_kernels_are_counted_with_what_they_read_and_write() -> None:
+    """Of the 1,000 numbers that were all-reduced a slice takes 8, and the update 16."""
+    image, vector = 2 * 64 * 8, 4 * 8
+    assert hlo.kernels(GPU_PROGRAM) == {
+        ("conv2", "convolutions"): (1, 2 * image),
+        ("batch_norm", "reductions"): (1, 2 * image + 2 * vector),
+        ("optimizer", "copies"): (1, 2 * vector),
+        ("input", "loops"): (3, 3 * 2 * vector),
+        ("optimizer", "loops"): (1, 2 * vector + 2 * 2 * vector),
+    }
+    assert hlo.kernels("") == {}
 
 
 @pytest.mark.parametrize(
@@ -327,3 +402,10 @@ def test_a_small_network_compiles_for_gpus(tmp_path: Path) -> None:
     assert list(row["collectives"]) == ["all-reduce"]
     assert (row["device_kind"], row["chip_memory_bytes"]) == ("NVIDIA H100 80GB HBM3", 80e9)
     assert (row["estimated_cycles"], row["faults"]) == ({}, [])
+    assert (row["memory_bandwidth"], row["peak_flops"]) == (3.35e12, 989.4e12)
+    kernels = row["kernels"]
+    count, size = kernels["conv2"]["convolutions"]
+    assert count >= 3
+    assert size > 0
+    assert "kernels on each chip / MB that they read and write" in result.stdout
+    assert re.search(r"^limits of a step: \S+ ms to start [\d,]+ kernels", result.stdout, re.M)
