@@ -21,6 +21,7 @@ from resnext_jax.training.agreement import REQUESTS, Request, agreed_requests
 from resnext_jax.training.ema import EmaSpec
 from resnext_jax.training.finetune import Freezing
 from resnext_jax.training.guard import GuardSpec, judge
+from resnext_jax.training.joining import join
 from resnext_jax.training.mesh import DATA_AXES, REPLICATED, batch_spec
 from resnext_jax.training.state import TrainState
 
@@ -181,14 +182,17 @@ def make_step(
         gradients, aux = local_gradients(params, state.batch_stats, batch)
         # Every device holds as many images, so the mean of means is the mean.
         # For the running statistics it is the mean over all batch-norm groups.
-        gradients, (batch_stats, metrics) = lax.pmean((gradients, aux), DATA_AXES)
+        joined, separate = join(gradients)
+        joined_aux, separate_aux = join(aux)
+        joined, joined_aux = lax.pmean((joined, joined_aux), DATA_AXES)
+        gradients, (batch_stats, metrics) = separate(joined), separate_aux(joined_aux)
         # Frozen ones as they are: averaging equal numbers may round them.
         batch_stats = {
             name: state.batch_stats[name] if spec.freezing(name) else value
             for name, value in batch_stats.items()
         }
         with jax.named_scope("optimizer"):
-            metrics["gradient_norm"] = norm(gradients)
+            metrics["gradient_norm"] = norm(joined)
             verdict, guard = judge(
                 spec.guard, state.guard, metrics["loss"], metrics["gradient_norm"], halt
             )
