@@ -374,7 +374,7 @@ def small_step(topology: str, bn_group_size: int) -> dict[str, Any]:
     """Compile a small network's training step for TPUs, eight images a chip."""
     devices = aot.find_chips("tpu", topology, H100).devices
     config = small_run(batch_size=8 * len(devices), bn_group_size=bn_group_size)
-    args = argparse.Namespace(what="train", lowering=("auto", None))
+    args = argparse.Namespace(platform="tpu", what="train", lowering=("auto", None))
     return aot.compile_step(args, config, setup.training_mesh(config, devices))
 
 
