@@ -129,7 +129,7 @@ def main(argv: Sequence[str]) -> None:
     )
     # Networks of one width have the same convolutions, whatever their depth.
     layers = {
-        f"{layer.label} g{layer.groups}": dataclasses.replace(layer, uses=1)
+        f"{layer.label} g{layer.groups}": layer
         for network in args.network
         for layer in layers_of(network)
         if layer.strides in args.strides
