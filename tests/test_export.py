@@ -119,7 +119,13 @@ def test_other_platforms(model: nnx.Module) -> None:
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize(
     ("platforms", "grouped"),
-    [(["cpu"], False), (["tpu"], False), (["cuda"], True), (["cpu", "cuda"], True)],
+    [
+        (["cpu"], False),
+        (["tpu"], False),
+        (["cuda"], True),
+        (["cpu", "tpu"], False),
+        (["cpu", "cuda"], True),
+    ],
 )
 def test_each_platform_has_its_own_lowering(
     platforms: list[str], grouped: bool, model: nnx.Module
