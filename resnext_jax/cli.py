@@ -36,7 +36,7 @@ def keep_compiled_programs() -> None:
 
     from resnext_jax import cpu
 
-    if cpu.carries_onednn():
+    if cpu.may_use_onednn():
         return
     if jax.config.values["jax_compilation_cache_dir"] is None:
         home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()

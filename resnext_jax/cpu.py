@@ -1,11 +1,13 @@
 """What makes XLA fast on CPUs, and is no business of a network.
 
 The compiler's options here and the calls of `ops.onednn` are inner matters of jaxlib, which
-may change with its next version. They are used with the versions that were tried, and left
-alone with any other. docs/performance.md has what they bring.
+may change with its next version. They are used with the versions that were tried. With any other
+XLA's own use of oneDNN is switched on, if that version has it: a part of the gain, and no private
+call. docs/performance.md has what they bring.
 """
 
 import ctypes
+import functools
 import os
 import platform
 import sys
@@ -20,7 +22,11 @@ from resnext_jax.target import compiling_for, target_platform
 
 # `make test` has passed on these, tests/ops/test_onednn.py in particular. To try another
 # version, add it here and run them; benchmarks/train_step.py tells what it brings.
-TRIED_JAXLIB = ("0.10.2", "0.12.0.1")
+TRIED_JAXLIB = ("0.10.2", "0.11.2", "0.12.0.1")
+
+# XLA's library for sums and convolutions, which comes before oneDNN, is switched off for both.
+_WITHOUT_YNN: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+_XLAS_ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True, **_WITHOUT_YNN}
 
 # glibc's names in malloc.h.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
@@ -32,11 +38,35 @@ def carries_onednn() -> bool:
     return target_platform() == "cpu" and not _why_not_carried()
 
 
-def _why_not_carried() -> str:
+def _no_onednn_here() -> str:
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return "oneDNN is called on Linux on x86-64 only"
+    return ""
+
+
+def _why_not_carried() -> str:
+    if reason := _no_onednn_here():
+        return reason
     version = jaxlib.version.__version__
     return "" if version in TRIED_JAXLIB else f"oneDNN's calls were not tried with jaxlib {version}"
+
+
+def may_use_onednn() -> bool:
+    """Whether programs for a CPU call oneDNN, by our calls or XLA's, unless they are to be kept."""
+    return carries_onednn() or (target_platform() == "cpu" and _xla_knows_onednn())
+
+
+@functools.cache
+def _xla_knows_onednn() -> bool:
+    """Whether this jaxlib has the options of XLA's own oneDNN pass; unknown ones stop a compile."""
+    if _no_onednn_here():
+        return False
+    try:
+        with jax.default_device(jax.local_devices(backend="cpu")[0]):
+            jax.jit(lambda: 0, compiler_options=_XLAS_ONEDNN).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def _cache_folder() -> str | None:
@@ -61,24 +91,32 @@ def describe_convolutions(dtype: str) -> str:
     Args:
       dtype: of the computation.
     """
-    reason = _why_not_carried()
-    if not reason and _cache_folder():
-        reason = f"compiled programs are kept in {_cache_folder()}, which cannot hold oneDNN's"
-    elif not reason and dtype != "float32":
-        reason = f"oneDNN is called for float32 only, not for {dtype}"
-    if reason:
-        return f"convolutions on the CPU: XLA's own ({reason})"
-    return f"convolutions on the CPU: oneDNN's, as jaxlib {jaxlib.version.__version__} bundles it"
+    untried = _why_not_carried()
+    if may_use_onednn() and _cache_folder():
+        kept = f"compiled programs are kept in {_cache_folder()}, which cannot hold oneDNN's"
+        how = f"XLA's own ({kept})"
+    elif may_use_onednn() and untried:
+        how = f"oneDNN's, where XLA calls it ({untried})"
+    elif untried:
+        how = f"XLA's own ({untried})"
+    elif dtype != "float32":
+        how = f"XLA's own (oneDNN is called for float32 only, not for {dtype})"
+    else:
+        how = f"oneDNN's, as jaxlib {jaxlib.version.__version__} bundles it"
+    return f"convolutions on the CPU: {how}"
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
     """Options of `jax.jit` for whole training steps on a mesh; none where it is not of CPUs.
 
     XLA leaves sums to its library YNN, which does not take in what they are sums of, and is
     slow where it does. XLA's own loops do the sums of batch normalisation in fewer passes.
+    Where this package does not call oneDNN, XLA is asked to.
     """
     with compiling_for(mesh.abstract_mesh.abstract_device.platform):
-        return {"xla_cpu_experimental_ynn_fusion_type": ""} if carries_onednn() else {}
+        if carries_onednn():
+            return _WITHOUT_YNN
+        return _XLAS_ONEDNN if may_use_onednn() and not _cache_folder() else {}
 
 
 def keep_memory() -> None:

@@ -54,16 +54,22 @@ def float64() -> Iterator[None]:
 
 
 @pytest.fixture
-def onednn() -> Iterator[None]:
+def no_programs_stored() -> Iterator[None]:
+    """The cache of compiled programs takes none of one test's: it cannot hold oneDNN's."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    usual = jax.config.values[name]
+    jax.config.update(name, 1e9)
+    yield
+    jax.config.update(name, usual)
+
+
+@pytest.fixture
+def onednn(no_programs_stored: None) -> Iterator[None]:
     """Convolutions of oneDNN, which the cache of compiled programs above keeps away elsewhere."""
     if not cpu.carries_onednn():
         pytest.skip("oneDNN is used with versions of jaxlib that were tried")
-    name = "jax_persistent_cache_min_compile_time_secs"
-    usual = jax.config.values[name]
-    jax.config.update(name, 1e9)  # none of its programs is stored
     with mock.patch.object(cpu, "has_onednn", cpu.carries_onednn):
         yield
-    jax.config.update(name, usual)
 
 
 @pytest.fixture(scope="session")

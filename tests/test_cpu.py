@@ -95,10 +95,45 @@ def test_programs_that_are_kept_do_without_onednn(monkeypatch: pytest.MonkeyPatc
             jax.config.update(name, value)
 
 
-def test_another_jaxlib_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def another_jaxlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version of jaxlib whose calls of oneDNN were not tried, on a machine that could."""
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(jaxlib.version, "__version__", "0.99.0")
+    monkeypatch.setattr(cpu, "_cache_folder", lambda: None)
+
+
+@pytest.mark.usefixtures("another_jaxlib", "no_programs_stored")
+def test_another_jaxlib_calls_onednn_by_xlas_own_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not cpu.has_onednn()
+    if not cpu.may_use_onednn():
+        pytest.skip("this jaxlib has no such pass")
+    options = cpu.compiler_options(make_mesh(8, None))
+
+    def conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    x, kernel = jnp.ones((2, 8, 8, 16)), jnp.ones((3, 3, 16, 16))
+    program = jax.jit(conv, compiler_options=options).lower(x, kernel).compile()
+    assert "__onednn$convolution" in str(program.as_text())
+    assert "oneDNN's, where XLA calls it" in cpu.describe_convolutions("float32")
+    monkeypatch.setattr(cpu, "_cache_folder", lambda: "/kept")
     assert cpu.compiler_options(make_mesh(8, None)) == {}
+
+
+@pytest.mark.usefixtures("another_jaxlib")
+def test_options_that_xla_does_not_know_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_XLAS_ONEDNN", {"xla_cpu_unknown": True})
+    cpu._xla_knows_onednn.cache_clear()
+    try:
+        assert not cpu.may_use_onednn()
+        assert cpu.compiler_options(make_mesh(8, None)) == {}
+        assert "own (oneDNN's calls were not tried" in cpu.describe_convolutions("float32")
+    finally:
+        cpu._xla_knows_onednn.cache_clear()
 
 
 @pytest.mark.usefixtures("onednn")
@@ -122,6 +157,7 @@ def test_the_log_says_whose_convolutions_run_and_why(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cpu, "_cache_folder", lambda: "/kept")
     assert "own (compiled programs are kept in /kept" in cpu.describe_convolutions("float32")
     monkeypatch.setattr(jaxlib.version, "__version__", "9.9.9")
+    monkeypatch.setattr(cpu, "_cache_folder", lambda: None)
     assert "not tried with jaxlib 9.9.9" in cpu.describe_convolutions("float32")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert "on Linux on x86-64 only" in cpu.describe_convolutions("float32")
