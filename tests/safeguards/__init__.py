@@ -1,0 +1,1 @@
+"""What must stay as it is while code moves: programs, configs, sentences, numbers, old runs."""
