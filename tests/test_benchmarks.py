@@ -24,7 +24,7 @@ from benchmarks.input_worker import Worker, WorkerError, read_images
 from benchmarks.program import Setting
 from resnext_jax.data.augment import vary_colour, vary_lighting
 from resnext_jax.models import complexity
-from tests.commands import ROOT, xla_flags
+from tests.programs import ROOT, xla_flags
 
 BENCHMARKS = ROOT / "benchmarks"
 SUITE = BENCHMARKS / "gpu_suite.sh"

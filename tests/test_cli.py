@@ -19,7 +19,7 @@ from resnext_jax.errors import UserError
 from resnext_jax.interop import command as interop
 from resnext_jax.reports import command as reports
 from resnext_jax.training.config import base_config
-from tests.commands import ROOT, run, serving
+from tests.programs import ROOT, run, serving
 
 DIGITS = "--config=configs/digits_resnext29.py"
 

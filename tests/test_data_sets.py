@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands import ROOT, xla_flags
 from tests.data.raw import write_cifar_archive, write_folder
 from tests.data.raw_imagenet import (
     cmyk_jpeg,
@@ -20,6 +19,7 @@ from tests.data.raw_imagenet import (
     write_imagenet22k_whole,
     write_validation,
 )
+from tests.programs import ROOT, xla_flags
 
 # A network that compiles in seconds, two steps of it.
 TINY = [

@@ -23,11 +23,11 @@ from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import merge
 from resnext_jax.predict import find_images, main
 from resnext_jax.training import setup
-from tests.commands import run
 from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file
 from tests.evaluation.workdirs import digits_config, make_workdir
 from tests.interop.weights import CIFAR_SPEC, random_state_dict
+from tests.programs import run
 
 IMAGENET = NetworkSpec(resolve("resnext50_4x1d", stem_width=4, template_width=4), num_classes=6)
 SMALL = dataclasses.replace(CIFAR_SPEC, num_classes=6)

@@ -255,13 +255,13 @@ def stored_weights(
     mesh = make_mesh(batch_size=jax.device_count(), bn_group_size=1)
     classes = len(stored_class_names(folder)) + 1
 
-    def build() -> nnx.Module:
+    def network() -> nnx.Module:
         if task == "rpn":
             return build_rpn(config)
         make = build_fast_rcnn if task == "fast_rcnn" else build_faster_rcnn
         return make(config, classes)
 
-    graphdef, *shapes = setup.abstract(build, mesh)
+    graphdef, *shapes = setup.abstract(network, mesh)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         step = checkpoints.require_step(wanted_step(checkpoint, folder))
         params, batch_stats = checkpoints.restore_weights(*shapes, step=step, ema=ema)

@@ -21,8 +21,8 @@ from resnext_jax.data.preview import test_images as images_of_test
 from resnext_jax.data.sources import open_split
 from resnext_jax.errors import ConfigError, DataError, UserError
 from resnext_jax.training import setup
-from tests.commands import ROOT, xla_flags
 from tests.data.images import PHOTOGRAPHS, write_photographs
+from tests.programs import ROOT, xla_flags
 
 # Layout of the picture in pixels: side of an image, from one to the next, and what is above.
 SIDE, ACROSS, DOWN, ABOVE_FIRST, HEADING, LEFT = 144, 152, 170, 48, 30, 8

@@ -13,7 +13,7 @@ from resnext_jax.detection.evaluate import coco_metrics
 from resnext_jax.detection.proposals import StoredProposals
 from resnext_jax.detection.testing import find_objects
 from resnext_jax.detection.train_fast_rcnn import FastRCNNTraining
-from tests.commands import run
+from tests.programs import run
 
 pytestmark = pytest.mark.slow
 

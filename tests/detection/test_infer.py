@@ -18,11 +18,11 @@ from resnext_jax.detection.joint_detector import JointDetector
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
 from resnext_jax.errors import ConfigError, DataError
-from tests.commands import run
 from tests.data.deep_files import tiff
 from tests.detection.coco_files import random_split
 from tests.detection.plain import read_image
 from tests.detection.workdirs import NAMES, drawn_config, make_workdir
+from tests.programs import run
 
 # Of three classes some are found above it.
 SCORE = 0.2

@@ -86,13 +86,13 @@ def make_workdir(
 def _weights(config: ConfigDict, names: int, seed: int) -> tuple[Arrays, Arrays]:
     """Draw weights; making a network to have it draw them would compile for seconds."""
 
-    def build() -> nnx.Module:
+    def network() -> nnx.Module:
         if config.task == "rpn":
             return build_rpn(config)
         make = build_fast_rcnn if config.task == "fast_rcnn" else build_faster_rcnn
         return make(config, names + 1)
 
-    _, *shapes = setup.abstract(build, make_mesh(jax.device_count(), 1))
+    _, *shapes = setup.abstract(network, make_mesh(jax.device_count(), 1))
     rng = np.random.default_rng(seed)
 
     def draw(name: str, shape: tuple[int, ...]) -> jax.Array:

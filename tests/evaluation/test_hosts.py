@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from resnext_jax.data.sources import open_split
-from tests.commands import run
 from tests.evaluation.workdirs import CHANGES, digits_config, make_workdir, write_weights
+from tests.programs import run
 from tests.training.hosts import run_hosts
 
 

@@ -14,8 +14,8 @@ from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, write_state_dict
 from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.workdir import CONFIG_FILE
-from tests.commands import run
 from tests.evaluation.workdirs import CHANGES, digits_config, make_workdir, write_weights
+from tests.programs import run
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tests.commands import ROOT, xla_flags
+from tests.programs import ROOT, xla_flags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ import pytest
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import STOP_SIGNALS
 from resnext_jax.training.logging import read_metrics
-from tests.commands import run
 from tests.data.raw import write_cifar_archive
+from tests.programs import run
 from tests.training.hosts import Finished, run_hosts, start_hosts
 from tests.training.runs import SHORT_RUN_FLAGS, stored_arrays, stored_steps, without_timings
 

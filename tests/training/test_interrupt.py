@@ -12,7 +12,7 @@ import pytest
 from resnext_jax.errors import STOP_SIGNALS
 from resnext_jax.training import interrupt
 from resnext_jax.training.interrupt import StopRequest
-from tests.commands import ROOT
+from tests.programs import ROOT
 
 OTHERS = tuple(number for number in STOP_SIGNALS if number != signal.SIGINT)
 

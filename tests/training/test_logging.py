@@ -17,7 +17,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from resnext_jax.errors import WorkdirError
 from resnext_jax.training.logging import METRICS_FILE, RunLog, read_metrics
-from tests.commands import ROOT
+from tests.programs import ROOT
 
 
 def train_record(step: int, **changes: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 from resnext_jax.data.sources import open_source
 from resnext_jax.training.logging import read_metrics
-from tests.commands import ROOT
+from tests.programs import ROOT
 from tests.training.runs import SHORT_RUN_FLAGS, stored_arrays, stored_steps, without_timings
 
 KILLS = 20
