@@ -74,7 +74,7 @@ test: install
 	$(QUICK_TESTS)
 
 # What depends on the version of JAX, and one short training with worker processes.
-FLOOR_TESTS := tests/ops tests/test_cpu.py tests/test_configs.py tests/test_cli.py \
+FLOOR_TESTS := tests/ops tests/ops/cpu/test_cpu.py tests/test_configs.py tests/test_cli.py \
 	tests/test_export.py tests/test_predict.py tests/data/test_pipeline.py \
 	$(addprefix tests/training/test_,step.py checkpoint.py optimizer.py mesh.py ema.py)
 
@@ -93,7 +93,7 @@ test-aot:
 	$(MAKE) test-compilers VENV=$(VENV)-aot EXTRAS=dev,aot
 
 test-compilers: install
-	$(PYTEST) tests/test_aot.py tests/test_target.py tests/training/test_mesh.py
+	$(PYTEST) tests/test_aot.py tests/ops/test_target.py tests/training/test_mesh.py
 
 test-all: install
 	$(PYTEST)

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate."""
     del argv
     # Imported late, so that a wrong flag is told at once.
-    from resnext_jax import cpu
+    from resnext_jax.ops import cpu
     from resnext_jax.training.distributed import connected
 
     cpu.keep_memory()

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     """Train."""
     del argv
     # Imported late, so that a wrong flag is told at once.
-    from resnext_jax import cpu
+    from resnext_jax.ops import cpu
     from resnext_jax.training.distributed import connected, is_first_host
 
     cpu.keep_memory()

@@ -33,7 +33,7 @@ from benchmarks import aot, hlo, measure
 from benchmarks.conv_layers import Layer, layers_of
 from resnext_jax.errors import reports_user_errors
 from resnext_jax.ops.grouped_conv import grouped_conv
-from resnext_jax.target import compiling_for
+from resnext_jax.ops.target import compiling_for
 
 Lowering = tuple[str, int | None]
 

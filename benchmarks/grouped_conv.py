@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure, torch_device
 from benchmarks.conv_layers import Layer, layers_of
-from resnext_jax import cpu
+from resnext_jax.ops import cpu
 from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
 
 # By name, because the package's attribute of that name is the function.

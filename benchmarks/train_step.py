@@ -37,9 +37,9 @@ from benchmarks.jax_step import BLOCKS, JaxVariant
 from benchmarks.matrix_peak import matrix_peak
 from benchmarks.program import MODES, Mode, Network, Program, Setting, Variant
 from benchmarks.step_rows import Row, label, print_comparisons, print_rows, records
-from resnext_jax import cpu
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.blocks import FORMS
+from resnext_jax.ops import cpu
 from resnext_jax.training.mesh import make_mesh
 
 _Made = TypeVar("_Made")

@@ -34,7 +34,7 @@ def keep_compiled_programs() -> None:
     """
     import jax  # late, so that a wrong flag is told at once
 
-    from resnext_jax import cpu
+    from resnext_jax.ops import cpu
 
     if cpu.may_use_onednn():
         return

@@ -36,7 +36,7 @@ from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
-from resnext_jax.target import compiling_for
+from resnext_jax.ops.target import compiling_for
 from resnext_jax.training import setup
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

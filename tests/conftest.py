@@ -33,7 +33,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 
-from resnext_jax import cpu
+from resnext_jax.ops import cpu
 
 
 def pytest_collection_finish() -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resnext_jax import cpu
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation.members import load_single
 from resnext_jax.export import check, export, main, read_export
 from resnext_jax.models.variables import merge
+from resnext_jax.ops import cpu
 from resnext_jax.training import setup
 from resnext_jax.training.mesh import make_mesh
 from tests.evaluation.workdirs import digits_config, make_workdir, write_weights

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from resnext_jax.ops.sums import sum_rows
+from resnext_jax.ops.cpu.sums import sum_rows
+from resnext_jax.ops.target import target_platform
 from resnext_jax.ops.varying import varying_like
-from resnext_jax.target import target_platform
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))

@@ -15,7 +15,7 @@ packed: neighbouring groups are placed in block-diagonal kernels that are wide
 grouped_packs: the same packs in one XLA convolution, whose groups they are: for TPUs, which
     have fast code for wide groups and would copy maps to cut and join them.
 matmul: a 1x1 convolution without groups is a matrix product over positions.
-onednn: the library that jaxlib's CPU code carries, for float32 (see `ops.onednn`).
+onednn: the library that jaxlib's CPU code carries, for float32 (see `ops.cpu.onednn`).
 
 "portable" chooses as "auto" does, but of XLA's own operations: for programs that are
 taken elsewhere (`jax.export` refuses the calls of "onednn").
@@ -34,9 +34,9 @@ import jaxlib.version
 import numpy as np
 from jax import lax
 
-from resnext_jax import cpu
-from resnext_jax.ops import onednn
-from resnext_jax.target import target_platform
+from resnext_jax.ops import cpu
+from resnext_jax.ops.cpu import onednn
+from resnext_jax.ops.target import target_platform
 
 Implementation = Literal[
     "auto", "portable", "native", "packed", "grouped_packs", "matmul", "onednn"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resnext_jax.target import target_platform
+from resnext_jax.ops.target import target_platform
 
 
 @jax.named_scope("max_pool")

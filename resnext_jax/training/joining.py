@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import jax
 from jax.flatten_util import ravel_pytree
 
-from resnext_jax.target import target_platform
+from resnext_jax.ops.target import target_platform
 
 Tree = TypeVar("Tree")
 

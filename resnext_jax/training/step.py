@@ -10,12 +10,12 @@ import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from resnext_jax import cpu
 from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.data.mixing import MIX, mix, partners
 from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
 from resnext_jax.models.variables import Arrays, merge, split
-from resnext_jax.ops.sums import norm
+from resnext_jax.ops import cpu
+from resnext_jax.ops.cpu.sums import norm
 from resnext_jax.training import ema
 from resnext_jax.training.agreement import REQUESTS, Request, agreed_requests
 from resnext_jax.training.ema import EmaSpec

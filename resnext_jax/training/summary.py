@@ -6,7 +6,7 @@ from pathlib import Path
 
 import jax
 
-from resnext_jax import cpu
+from resnext_jax.ops import cpu
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
 from resnext_jax.training.logging import read_metrics

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from resnext_jax.ops import BatchNorm
 from resnext_jax.ops.batch_norm import normalise_groups
-from resnext_jax.target import compiling_for
+from resnext_jax.ops.target import compiling_for
 from tests.numerics import relative_difference
 
 MEAN, STD = 3.0, 2.0

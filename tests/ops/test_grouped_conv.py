@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnext_jax import cpu
-from resnext_jax.ops import grouped_conv
-from resnext_jax.target import compiling_for
+from resnext_jax.ops import cpu, grouped_conv
+from resnext_jax.ops.target import compiling_for
 from tests.numerics import relative_difference
 
 # By name, because the package's attribute of that name is the function.

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from resnext_jax.ops.pooling import max_pool
-from resnext_jax.target import compiling_for
+from resnext_jax.ops.target import compiling_for
 
 
 def random(shape: tuple[int, ...]) -> jax.Array:

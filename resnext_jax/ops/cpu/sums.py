@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resnext_jax.target import target_platform
+from resnext_jax.ops.target import target_platform
 
 # In how many parts rows are added up, and how few are left to a plain sum. Maps of
 # 224-pixel images have rows in sevens.

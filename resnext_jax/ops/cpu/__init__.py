@@ -1,6 +1,6 @@
 """What makes XLA fast on CPUs, and is no business of a network.
 
-The compiler's options here and the calls of `ops.onednn` are inner matters of jaxlib, which
+The compiler's options here and the calls of `ops.cpu.onednn` are inner matters of jaxlib, which
 may change with its next version. They are used with the versions that were tried. With any other
 XLA's own use of oneDNN is switched on, if that version has it: a part of the gain, and no private
 call. docs/performance.md has what they bring.
@@ -18,9 +18,9 @@ import jax
 import jaxlib.version
 from jax.sharding import Mesh
 
-from resnext_jax.target import compiling_for, target_platform
+from resnext_jax.ops.target import compiling_for, target_platform
 
-# `make test` has passed on these, tests/ops/test_onednn.py in particular. To try another
+# `make test` has passed on these, tests/ops/cpu/test_onednn.py in particular. To try another
 # version, add it here and run them; benchmarks/train_step.py tells what it brings.
 TRIED_JAXLIB = ("0.10.2", "0.11.2", "0.12.0.1")
 
@@ -76,7 +76,7 @@ def _cache_folder() -> str | None:
 
 
 def has_onednn() -> bool:
-    """Whether `ops.onednn` may be called: where it is carried, and no compiled programs are kept.
+    """Whether `ops.cpu.onednn` may be called: it is carried, and no compiled programs are kept.
 
     JAX's persistent compilation cache cannot store a program that calls oneDNN: XLA takes
     such a call for one of another kind when it writes it. JAX decides about its cache when it

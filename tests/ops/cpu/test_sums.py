@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from resnext_jax.ops.sums import norm, sum_rows
-from resnext_jax.target import compiling_for
+from resnext_jax.ops.cpu.sums import norm, sum_rows
+from resnext_jax.ops.target import compiling_for
 
 
 @pytest.mark.parametrize("rows", [1, 255, 1009, 1568, 2520])

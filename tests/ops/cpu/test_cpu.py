@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jaxlib.version
 import pytest
 
-from resnext_jax import cpu
+from resnext_jax.ops import cpu
 from resnext_jax.training.mesh import make_mesh
 
 ALLOCATE = """
