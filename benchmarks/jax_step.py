@@ -29,6 +29,7 @@ from resnext_jax.models import create_model
 from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.ops.grouped_conv import Implementation
+from resnext_jax.optim.optimizers import sgd
 from resnext_jax.training.mesh import (
     BATCH,
     DATA_AXES,
@@ -38,7 +39,6 @@ from resnext_jax.training.mesh import (
     make_mesh,
     replicated_sharding,
 )
-from resnext_jax.training.optimizer import sgd
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Metrics, TrainStep, make_train_step
 

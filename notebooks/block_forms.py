@@ -40,7 +40,7 @@ from resnext_jax.models.blocks import BLOCKS, FORMS, BlockSpec, TwoLayerA
 from resnext_jax.models.equivalence import convert_arrays, widen_two_layers
 from resnext_jax.models.layers import LayerOptions
 from resnext_jax.models.variables import merge, split
-from resnext_jax.training.optimizer import sgd
+from resnext_jax.optim.optimizers import sgd
 
 # %% [markdown]
 # ## One block, three modules

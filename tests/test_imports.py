@@ -54,7 +54,7 @@ names = [
     "resnext_jax.training.step",
     "resnext_jax.training.state",
     "resnext_jax.training.mesh",
-    "resnext_jax.training.optimizer",
+    "resnext_jax.optim.optimizers",
     "resnext_jax.evaluation.evaluator",
     "resnext_jax.data.augment",
 ]

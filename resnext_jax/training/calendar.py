@@ -7,7 +7,7 @@ from collections.abc import Set
 
 from ml_collections import ConfigDict
 
-from resnext_jax.training.optimizer import first_step_at
+from resnext_jax.optim.optimizers import first_step_at
 
 
 @dataclasses.dataclass(frozen=True)

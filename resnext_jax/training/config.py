@@ -110,7 +110,7 @@ def base_config() -> ConfigDict:
     config.schedule.factor = 10.0  # the rate is divided by it; step only
     config.schedule.warmup_epochs = 0.0
 
-    # Average of the weights, tested beside them (see training.ema). None: there is none.
+    # Average of the weights, tested beside them (see optim.ema). None: there is none.
     config.ema = ConfigDict()
     config.ema.decay = config_dict.placeholder(float)
     config.ema.every_steps = 1

@@ -17,11 +17,9 @@ from resnext_jax.models import create_model
 from resnext_jax.models.registry import network_spec, resolve
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import Arrays, split
-from resnext_jax.training.ema import EmaSpec
-from resnext_jax.training.finetune import Freezing, is_backbone
-from resnext_jax.training.guard import GuardSpec
-from resnext_jax.training.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
-from resnext_jax.training.optimizer import (
+from resnext_jax.optim.ema import EmaSpec
+from resnext_jax.optim.freezing import Freezing, is_backbone
+from resnext_jax.optim.optimizers import (
     Schedule,
     ScheduleSpec,
     first_step_at,
@@ -30,6 +28,8 @@ from resnext_jax.training.optimizer import (
     make_schedule,
     sgd,
 )
+from resnext_jax.training.guard import GuardSpec
+from resnext_jax.training.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec
 

@@ -22,7 +22,7 @@ class TrainState:
       batch_stats: batch-norm running statistics by dotted name.
       opt_state: optax's state.
       ema: None, or `params` and `batch_stats` averaged over steps (see
-        `training.ema`).
+        `optim.ema`).
       guard: see `training.guard`.
     """
 

@@ -16,10 +16,10 @@ from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
 from resnext_jax.models.variables import Arrays, merge, split
 from resnext_jax.ops import cpu
 from resnext_jax.ops.cpu.sums import norm
-from resnext_jax.training import ema
+from resnext_jax.optim import ema
+from resnext_jax.optim.ema import EmaSpec
+from resnext_jax.optim.freezing import Freezing
 from resnext_jax.training.agreement import REQUESTS, Request, agreed_requests
-from resnext_jax.training.ema import EmaSpec
-from resnext_jax.training.finetune import Freezing
 from resnext_jax.training.guard import GuardSpec, judge
 from resnext_jax.training.joining import join
 from resnext_jax.training.mesh import DATA_AXES, REPLICATED, batch_spec

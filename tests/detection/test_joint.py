@@ -12,7 +12,7 @@ from resnext_jax.detection.joint import JointFasterRCNN, PyramidFasterRCNN, Pyra
 from resnext_jax.detection.models import RPN, FastRCNN, RoiSpec
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
-from resnext_jax.training.finetune import is_backbone
+from resnext_jax.optim.freezing import is_backbone
 from tests.numerics import relative_difference
 
 SPEC = network_spec("resnext14_2x4d", num_classes=4, stem_width=8, template_width=16)

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from resnext_jax.detection import stage
 from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate
 from resnext_jax.errors import DataError, UserError, WorkdirError
+from resnext_jax.optim.freezing import Freezing
 from resnext_jax.training import loop, setup
-from resnext_jax.training.finetune import Freezing
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.mesh import batch_sharding, make_mesh
 from resnext_jax.training.state import TrainState

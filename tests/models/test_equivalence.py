@@ -25,7 +25,7 @@ from resnext_jax.models.equivalence import convert_arrays, convert_state, widen_
 from resnext_jax.models.layers import LayerOptions
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops import BatchNorm
-from resnext_jax.training.optimizer import sgd
+from resnext_jax.optim.optimizers import sgd
 from tests.numerics import relative_difference, worst_difference
 
 Arrays = dict[str, jax.Array]

@@ -10,7 +10,7 @@ import pytest
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.data.erasing import ERASE, draw_box
 from resnext_jax.data.mixing import MIX, draw_mix
-from resnext_jax.training.ema import EmaSpec
+from resnext_jax.optim.ema import EmaSpec
 from resnext_jax.training.step import StepSpec
 from tests.numerics import worst_difference
 from tests.training.tiny import TRANSFORM, TinyRun, tiny_batch

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from resnext_jax.training.finetune import Freezing, is_backbone
+from resnext_jax.optim.freezing import Freezing, is_backbone
 from resnext_jax.training.step import StepSpec
 from tests.training.tiny import TinyRun
 

@@ -9,9 +9,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.optim.optimizers import ScheduleSpec, first_step_at, make_schedule, sgd
 from resnext_jax.training import setup
 from resnext_jax.training.config import base_config
-from resnext_jax.training.optimizer import ScheduleSpec, first_step_at, make_schedule, sgd
 from tests.numerics import worst_difference
 
 IMAGENET_IMAGES = 1_281_167

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from resnext_jax.models.variables import Arrays
-from resnext_jax.training.optimizer import is_norm
+from resnext_jax.optim.optimizers import is_norm
 
 # What all arrays in front of the classifier, or of a detector's heads, begin with.
 _BACKBONE = ("stem.", "stages.", "norm.")

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnext_jax.training.ema import EmaSpec, update
+from resnext_jax.optim.ema import EmaSpec, update
 
 
 def average(spec: EmaSpec, values: list[float], start: float = 0.0) -> float:

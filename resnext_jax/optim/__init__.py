@@ -1,0 +1,1 @@
+"""Optimisers, schedules, weight averages and freezing, in terms of optax alone."""
