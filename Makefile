@@ -93,7 +93,7 @@ test-aot:
 	$(MAKE) test-compilers VENV=$(VENV)-aot EXTRAS=dev,aot
 
 test-compilers: install
-	$(PYTEST) tests/test_aot.py tests/ops/test_target.py tests/training/test_mesh.py
+	$(PYTEST) tests/test_aot.py tests/ops/test_target.py tests/parallel/test_mesh.py
 
 test-all: install
 	$(PYTEST)

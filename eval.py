@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     # Imported late, so that a wrong flag is told at once.
     from resnext_jax.ops import cpu
-    from resnext_jax.training.distributed import connected
+    from resnext_jax.parallel.distributed import connected
 
     cpu.keep_memory()
 

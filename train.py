@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     # Imported late, so that a wrong flag is told at once.
     from resnext_jax.ops import cpu
-    from resnext_jax.training.distributed import connected, is_first_host
+    from resnext_jax.parallel.distributed import connected, is_first_host
 
     cpu.keep_memory()
 

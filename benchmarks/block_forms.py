@@ -25,9 +25,9 @@ from benchmarks import measure
 from configs import digits_resnext29
 from resnext_jax.data.augment import Batch
 from resnext_jax.models.blocks import FORMS, Form
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from resnext_jax.training import loop, setup
 from resnext_jax.training.logging import read_metrics
-from resnext_jax.training.mesh import batch_sharding, make_mesh
 from resnext_jax.training.step import make_train_step
 
 _CLASSES = 10

@@ -30,7 +30,7 @@ from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.ops.grouped_conv import Implementation
 from resnext_jax.optim.optimizers import sgd
-from resnext_jax.training.mesh import (
+from resnext_jax.parallel.mesh import (
     BATCH,
     DATA_AXES,
     MEMBER_AXIS,

@@ -15,9 +15,9 @@ from resnext_jax.errors import UserError
 from resnext_jax.evaluation.evaluator import make_eval_step
 from resnext_jax.models.capacity import complexity
 from resnext_jax.models.registry import parse_name
+from resnext_jax.parallel.mesh import batch_sharding, replicated_sharding
 from resnext_jax.training import setup
 from resnext_jax.training.agreement import REQUESTS, Request
-from resnext_jax.training.mesh import batch_sharding, replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_train_step
 

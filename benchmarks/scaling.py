@@ -33,7 +33,7 @@ sys.path.insert(0, str(_ROOT))
 from benchmarks import hlo, measure
 from benchmarks.jax_step import OPTIMIZER, JaxVariant, abstract_model, place, training_step
 from benchmarks.program import Setting
-from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
 
 # Loss and two error rates.

@@ -40,7 +40,7 @@ from benchmarks.step_rows import Row, label, print_comparisons, print_rows, reco
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.ops import cpu
-from resnext_jax.training.mesh import make_mesh
+from resnext_jax.parallel.mesh import make_mesh
 
 _Made = TypeVar("_Made")
 

@@ -67,7 +67,7 @@ def define_host_flags() -> None:
 
 
 def host_flags() -> dict[str, Any]:
-    """Return the values of these flags, arguments of `training.distributed.connected`."""
+    """Return the values of these flags, arguments of `parallel.distributed.connected`."""
     return {
         "coordinator_address": flags.FLAGS.coordinator_address,
         "num_processes": flags.FLAGS.num_processes,

@@ -20,8 +20,8 @@ from benchmarks import aot, hlo, plain_flax, run_steps
 from resnext_jax.data.pipeline import eval_batches, train_batches
 from resnext_jax.errors import UserError
 from resnext_jax.models import complexity
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import make_mesh
 from tests.evaluation.small_test_sets import images_of, small_config
 
 ROOT = Path(__file__).parents[1]

@@ -18,7 +18,7 @@ from resnext_jax.data.sources import open_source
 from resnext_jax.errors import ConfigError
 from resnext_jax.models import complexity
 from resnext_jax.models.registry import resolve
-from resnext_jax.training.mesh import make_mesh
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training.setup import (
     abstract_weights,
     build_schedule,

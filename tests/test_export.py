@@ -18,8 +18,8 @@ from resnext_jax.evaluation.members import load_single
 from resnext_jax.export import check, export, main, read_export
 from resnext_jax.models.variables import merge
 from resnext_jax.ops import cpu
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import make_mesh
 from tests.evaluation.workdirs import digits_config, make_workdir, write_weights
 from tests.numerics import relative_difference
 

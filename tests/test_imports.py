@@ -53,7 +53,7 @@ import resnext_jax.models, resnext_jax.ops
 names = [
     "resnext_jax.training.step",
     "resnext_jax.training.state",
-    "resnext_jax.training.mesh",
+    "resnext_jax.parallel.mesh",
     "resnext_jax.optim.optimizers",
     "resnext_jax.evaluation.evaluator",
     "resnext_jax.data.augment",

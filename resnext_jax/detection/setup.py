@@ -30,11 +30,11 @@ from resnext_jax.detection.targets import RegionTargetSpec, RpnTargetSpec
 from resnext_jax.errors import DataError, WorkdirError
 from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.parallel.distributed import agree, is_first_host
+from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, make_mesh
 from resnext_jax.training import setup
 from resnext_jax.training.best import wanted_step
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.distributed import agree, is_first_host
-from resnext_jax.training.mesh import BATCH, REPLICATED, batch_sharding, make_mesh
 from resnext_jax.training.workdir import existing_workdir, stored_class_names, stored_config
 
 # Where digit scenes are made, unless the config names another folder.

@@ -27,8 +27,8 @@ from resnext_jax.errors import DataError
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.optim.optimizers import Schedule, is_bias
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import batch_sharding, make_mesh
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Loss, Metrics, TrainStep, make_step
 from resnext_jax.training.task import Task

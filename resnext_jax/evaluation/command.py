@@ -19,7 +19,7 @@ from resnext_jax.evaluation.record import EVAL_FILE, merge_into, read_evaluation
 from resnext_jax.evaluation.run import Report, evaluate_all
 from resnext_jax.evaluation.table import render, row_names
 from resnext_jax.files import user_path
-from resnext_jax.training.distributed import is_first_host
+from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.training.workdir import existing_workdir
 
 _CONFUSION_FILES = (".csv", ".npy")

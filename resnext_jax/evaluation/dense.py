@@ -35,9 +35,9 @@ from resnext_jax.evaluation.evaluator import (
 from resnext_jax.evaluation.guesses import Told, guesses_of, join_guesses
 from resnext_jax.evaluation.metrics import ensemble
 from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.parallel.distributed import is_first_host
+from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, replicated_sharding
 from resnext_jax.training import setup
-from resnext_jax.training.distributed import is_first_host
-from resnext_jax.training.mesh import BATCH, REPLICATED, batch_sharding, replicated_sharding
 
 DenseStep = Callable[[Arrays, Arrays, Batch], dict[str, jax.Array]]
 
@@ -61,7 +61,7 @@ def make_dense_step(
     Args:
       graphdef: of the model, from `models.variables.split`.
       preprocess: from a shipped batch to normalised images `[N, H, W, 3]`.
-      mesh: of `training.mesh.make_mesh`.
+      mesh: of `parallel.mesh.make_mesh`.
       image_size: side of what is classified at a position, in pixels; see
         `ResNeXt.dense_logits`, which counts it in positions.
 

@@ -24,7 +24,7 @@ from resnext_jax.evaluation.metrics import (
     wrong_among_first,
 )
 from resnext_jax.models.variables import Arrays, merge
-from resnext_jax.training.mesh import BATCH, DATA_AXES, REPLICATED
+from resnext_jax.parallel.mesh import BATCH, DATA_AXES, REPLICATED
 
 Sums = dict[str, jax.Array]
 EvalStep = Callable[[Arrays, Arrays, Batch], tuple[Sums, jax.Array]]
@@ -101,7 +101,7 @@ def make_eval_step(
       graphdef: of the model, from `models.variables.split`.
       preprocess: from a shipped batch to normalised images `[N, S, S, 3]`, or to several crops
         of each, `[N, crops, S, S, 3]`, whose logits are averaged.
-      mesh: of `training.mesh.make_mesh`.
+      mesh: of `parallel.mesh.make_mesh`.
       first_classes: K, score among the first K classes by themselves too (paper
         Sec. 5.2: ImageNet-5K's networks, 1000 way).
 
@@ -137,7 +137,7 @@ def make_ensemble_step(mesh: Mesh, *, first_classes: int | None = None) -> Ensem
     """Compile the scoring of one batch by several networks, from their logits of it.
 
     Args:
-      mesh: of `training.mesh.make_mesh`.
+      mesh: of `parallel.mesh.make_mesh`.
       first_classes: see `make_eval_step`.
 
     Returns:

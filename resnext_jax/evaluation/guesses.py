@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.evaluation.metrics import topk_wrong
-from resnext_jax.training.mesh import replicated_sharding
+from resnext_jax.parallel.mesh import replicated_sharding
 
 # By name: the attributes of `Guesses`, and perhaps `mask`.
 Told = dict[str, jax.Array]

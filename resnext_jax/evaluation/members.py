@@ -22,11 +22,11 @@ from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import digest, merge
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import packing, setup
 from resnext_jax.training.best import wanted_step
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.config import base_config
-from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import (
     CONFIG_FILE,

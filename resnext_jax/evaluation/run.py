@@ -18,9 +18,9 @@ from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, alone
 from resnext_jax.evaluation.members import Entrant, FileEntrant, Member, WorkdirEntrant
 from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays
+from resnext_jax.parallel.distributed import check_hosts_agree
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training.config import config_facts, field_names
-from resnext_jax.training.distributed import check_hosts_agree
-from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import check_same_run
 

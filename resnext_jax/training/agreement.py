@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from resnext_jax.data.augment import Batch
-from resnext_jax.training.mesh import batch_sharding
+from resnext_jax.parallel.mesh import batch_sharding
 
 # In a batch, bool `[devices, len(Request)]`; among a step's metrics, bool `[len(Request)]`.
 REQUESTS = "requests"

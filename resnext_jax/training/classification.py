@@ -13,8 +13,8 @@ from resnext_jax.data.sources import check_available, open_splits
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.optimizers import Schedule
+from resnext_jax.parallel.mesh import batch_sharding
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import batch_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import TrainStep, make_train_step
 from resnext_jax.training.task import Measure, Task

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from resnext_jax.data.augment import Batch
 from resnext_jax.errors import DataError, DivergedError
 from resnext_jax.models.variables import digest
+from resnext_jax.parallel.distributed import agree, check_hosts_agree, gather, is_first_host
 from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.training import setup
 from resnext_jax.training.agreement import Request, attach_requests
@@ -21,7 +22,6 @@ from resnext_jax.training.best import Best, best_of, write_best
 from resnext_jax.training.calendar import SaveClock, make_calendar
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.config import config_facts
-from resnext_jax.training.distributed import agree, check_hosts_agree, gather, is_first_host
 from resnext_jax.training.guard import GuardState
 from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.logging import RunLog, read_metrics

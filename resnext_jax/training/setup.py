@@ -28,8 +28,8 @@ from resnext_jax.optim.optimizers import (
     make_schedule,
     sgd,
 )
+from resnext_jax.parallel.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
 from resnext_jax.training.guard import GuardSpec
-from resnext_jax.training.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec
 

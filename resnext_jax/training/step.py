@@ -19,10 +19,10 @@ from resnext_jax.ops.cpu.sums import norm
 from resnext_jax.optim import ema
 from resnext_jax.optim.ema import EmaSpec
 from resnext_jax.optim.freezing import Freezing
+from resnext_jax.parallel.joining import join
+from resnext_jax.parallel.mesh import DATA_AXES, REPLICATED, batch_spec
 from resnext_jax.training.agreement import REQUESTS, Request, agreed_requests
 from resnext_jax.training.guard import GuardSpec, judge
-from resnext_jax.training.joining import join
-from resnext_jax.training.mesh import DATA_AXES, REPLICATED, batch_spec
 from resnext_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -81,7 +81,7 @@ def make_train_step(
         `bn_axis_name=MEMBER_AXIS`.
       optimizer: an optax transformation.
       preprocess: from a shipped batch to normalised images.
-      mesh: of `training.mesh.make_mesh`.
+      mesh: of `parallel.mesh.make_mesh`.
       spec: everything else; None is a plain step.
 
     Returns:
@@ -135,7 +135,7 @@ def make_step(
         their mean loss; the statistics after them; and metrics, means over the
         images, `loss` among them.
       optimizer: an optax transformation.
-      mesh: of `training.mesh.make_mesh`.
+      mesh: of `parallel.mesh.make_mesh`.
       spec: everything else.
 
     Returns:

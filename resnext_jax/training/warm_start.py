@@ -15,9 +15,9 @@ from resnext_jax.interop.files import source
 from resnext_jax.interop.torch import read_state_dict, weights_from_torch
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.freezing import is_backbone
+from resnext_jax.parallel.mesh import replicated_sharding
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.mesh import replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
 

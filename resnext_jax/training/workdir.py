@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from resnext_jax.errors import ConfigError, DataError, WorkdirError
 from resnext_jax.files import replacing, user_path
+from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.training.config import base_of, field, field_names
-from resnext_jax.training.distributed import is_first_host
 
 CONFIG_FILE = "config.json"
 DATA_SET_FILE = "data_set.json"

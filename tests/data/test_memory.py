@@ -12,7 +12,7 @@ import pytest
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.data.transforms import TrainTransform
-from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.data.images import write_photographs
 
 MINUTES, SAMPLES, BATCH = 10, 60, 64

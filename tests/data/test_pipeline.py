@@ -25,7 +25,7 @@ from resnext_jax.data.pipeline import (
 from resnext_jax.data.sources import Source
 from resnext_jax.data.transforms import EvalTransform, TrainTransform
 from resnext_jax.errors import DataError
-from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
 from tests.data.images import noise, noise_source, photograph_source
 
 ROOT = Path(__file__).parents[2]

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from configs import digit_scenes_faster_rcnn, digit_scenes_fpn
 from resnext_jax.detection.setup import build_faster_rcnn
 from resnext_jax.models.variables import Arrays
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import make_mesh
 from tests.detection.small import small_config
 
 

@@ -16,7 +16,7 @@ from resnext_jax.detection.proposals import ProposalSpec, propose
 from resnext_jax.detection.pyramid import level_anchors
 from resnext_jax.detection.setup import anchor_specs
 from resnext_jax.models.variables import merge
-from resnext_jax.training.mesh import make_mesh
+from resnext_jax.parallel.mesh import make_mesh
 from tests.detection import plain
 from tests.detection.coco_files import random_split
 from tests.detection.small_joint import drawn_weights, small_joint_config

@@ -24,7 +24,7 @@ from resnext_jax.detection.loading import (
 )
 from resnext_jax.detection.sizes import ImageSpec, original_boxes, prepare_image, resized_shape
 from resnext_jax.errors import DataError
-from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.data.deep_files import png, tiff
 from tests.detection.coco_files import annotation, image, pixels, random_split, write_coco
 

@@ -32,10 +32,10 @@ from resnext_jax.detection.train_joint import JointTraining
 from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import loop, setup
 from resnext_jax.training.config import field_names, set_field
 from resnext_jax.training.logging import read_metrics
-from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.task import find_task
 from tests.detection import test_training as stages

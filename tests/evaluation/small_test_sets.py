@@ -11,9 +11,9 @@ from resnext_jax.evaluation.evaluator import EvalResult, Network
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.parallel.mesh import make_mesh, replicated_sharding
 from resnext_jax.training import setup
 from resnext_jax.training.config import base_config
-from resnext_jax.training.mesh import make_mesh, replicated_sharding
 from resnext_jax.training.validation import validate
 from tests.data.images import noise_file
 from tests.interop.weights import random_state_dict

@@ -18,7 +18,7 @@ from resnext_jax.evaluation.confusion import (
 )
 from resnext_jax.evaluation.guesses import Guesses, guesses_of, make_guess_step
 from resnext_jax.evaluation.run import Evaluation
-from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.evaluation.small_test_sets import CLASSES, SIZES, images_of, small_config, small_networks
 
 NAMES = ("cat", "dog", "cow, brown", "none")

@@ -12,8 +12,8 @@ from resnext_jax.errors import DataError
 from resnext_jax.evaluation import crops as crops_module
 from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.models.variables import merge
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import make_mesh
 from tests.evaluation.small_test_sets import SIZES, images_of, score, small_config, small_weights
 
 IMAGES = 11  # divides nothing

@@ -16,8 +16,8 @@ from resnext_jax.evaluation.dense import DenseEvaluation, DenseScores, short_sid
 from resnext_jax.evaluation.evaluator import Network
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import make_mesh
 from tests.data.images import noise_file
 from tests.evaluation.small_test_sets import (
     CLASSES,

@@ -14,8 +14,8 @@ from resnext_jax.evaluation.evaluator import EvalResult, Network
 from resnext_jax.evaluation.metrics import ensemble
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import merge
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import make_mesh
 from tests.evaluation.small_test_sets import (
     CLASSES,
     SIZES,

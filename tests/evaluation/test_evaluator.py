@@ -14,7 +14,7 @@ from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.errors import DataError
 from resnext_jax.evaluation.evaluator import EvalResult, Scorer, evaluate
 from resnext_jax.models.variables import merge
-from resnext_jax.training.mesh import batch_sharding, make_mesh
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.evaluation.small_test_sets import CLASSES, small_config, small_networks, small_weights
 from tests.training.tiny import TRANSFORM, tiny_batch
 

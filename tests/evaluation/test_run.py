@@ -12,7 +12,7 @@ from resnext_jax.evaluation.members import classifier_config
 from resnext_jax.evaluation.run import Evaluation, Report, evaluate_all, evaluate_workdir
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, write_state_dict
-from resnext_jax.training.mesh import make_mesh
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training.workdir import CONFIG_FILE
 from tests.evaluation.workdirs import CHANGES, digits_config, make_workdir, write_weights
 from tests.programs import run

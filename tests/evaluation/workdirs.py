@@ -15,9 +15,9 @@ from resnext_jax.interop.files import write_state_dict
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import merge
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.workdir import DATA_SET_FILE, write_config
 from tests.interop.weights import random_state_dict

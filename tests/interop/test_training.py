@@ -13,7 +13,7 @@ from resnext_jax.interop.state_dicts import weights_from_torch, weights_to_torch
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import split
 from resnext_jax.optim.optimizers import Schedule, ScheduleSpec, make_schedule, sgd
-from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_train_step
 from tests.interop import recipe

@@ -20,7 +20,7 @@ from resnext_jax.evaluation.evaluator import make_eval_step
 from resnext_jax.models.variables import split
 from resnext_jax.ops.grouped_conv import grouped_conv
 from resnext_jax.ops.target import compiling_for, target_platform
-from resnext_jax.training.mesh import BATCH, DATA_AXES, REPLICATED
+from resnext_jax.parallel.mesh import BATCH, DATA_AXES, REPLICATED
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_train_step
 from tests.training.tiny import TRANSFORM, tiny_batch, tiny_model

@@ -20,10 +20,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from resnext_jax.errors import CheckpointError
 from resnext_jax.models.variables import split
 from resnext_jax.optim.ema import EmaSpec
+from resnext_jax.parallel.distributed import connected
+from resnext_jax.parallel.mesh import make_mesh, replicated_sharding
 from resnext_jax.training import manifest, packing
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.distributed import connected
-from resnext_jax.training.mesh import make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec
 from tests.training.hosts import run_hosts

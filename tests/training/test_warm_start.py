@@ -14,8 +14,8 @@ from resnext_jax.interop.state_dicts import Network
 from resnext_jax.interop.torch import save_weights
 from resnext_jax.models import create_model
 from resnext_jax.models.variables import split
+from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.training import setup
-from resnext_jax.training.mesh import make_mesh
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.warm_start import warm_start
 from tests.training.runs import short_run_config

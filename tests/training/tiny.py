@@ -13,12 +13,7 @@ from resnext_jax.models.blocks import Form
 from resnext_jax.models.variables import split
 from resnext_jax.ops.grouped_conv import Implementation
 from resnext_jax.optim.optimizers import sgd
-from resnext_jax.training.mesh import (
-    MEMBER_AXIS,
-    batch_sharding,
-    make_mesh,
-    replicated_sharding,
-)
+from resnext_jax.parallel.mesh import MEMBER_AXIS, batch_sharding, make_mesh, replicated_sharding
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec, TrainStep, make_train_step
 

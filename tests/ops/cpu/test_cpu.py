@@ -11,7 +11,7 @@ import jaxlib.version
 import pytest
 
 from resnext_jax.ops import cpu
-from resnext_jax.training.mesh import make_mesh
+from resnext_jax.parallel.mesh import make_mesh
 
 ALLOCATE = """
 import ctypes, resource

@@ -14,8 +14,8 @@ import pytest
 from jax._src.clusters import GceTpuCluster, GkeTpuCluster, K8sCluster, cloud_tpu_cluster, cluster
 
 from resnext_jax.errors import EXIT_LOST_HOST, UserError
-from resnext_jax.training import distributed
-from resnext_jax.training.distributed import Cluster, agree, connected, find_cluster, is_first_host
+from resnext_jax.parallel import distributed
+from resnext_jax.parallel.distributed import Cluster, agree, connected, find_cluster, is_first_host
 from tests.training.hosts import ROOT, run_hosts, start_hosts
 
 DIGITS = "--config=configs/digits_resnext29.py"
@@ -303,7 +303,7 @@ import os, signal, sys, time
 from absl import app, logging
 from resnext_jax import cli
 from resnext_jax.errors import UserError, reports_user_errors
-from resnext_jax.training.distributed import agree, connected, gather, is_first_host
+from resnext_jax.parallel.distributed import agree, connected, gather, is_first_host
 
 logging.set_verbosity(logging.ERROR)
 cli.define_host_flags()

@@ -7,7 +7,8 @@ import jax
 import pytest
 
 from resnext_jax.errors import UserError
-from resnext_jax.training import distributed
+from resnext_jax.parallel import distributed
+from resnext_jax.parallel.distributed import check_hosts_agree
 from resnext_jax.training.config import (
     PER_HOST,
     TASKS,
@@ -17,7 +18,6 @@ from resnext_jax.training.config import (
     field_names,
     set_field,
 )
-from resnext_jax.training.distributed import check_hosts_agree
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from resnext_jax.errors import EXIT_LOST_HOST, HostError, UserError
-from resnext_jax.training import contact as contact_module
-from resnext_jax.training.contact import Contact
+from resnext_jax.parallel import contact as contact_module
+from resnext_jax.parallel.contact import Contact
 from tests.training.hosts import free_port
 
 HERE = socket.gethostname()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.optim.freezing import Freezing
-from resnext_jax.training import joining
+from resnext_jax.parallel import joining
 from resnext_jax.training.guard import GuardSpec
 from resnext_jax.training.step import StepSpec
 from tests.numerics import worst_difference

@@ -34,7 +34,7 @@ from jax._src.clusters import (
 from jax.experimental import multihost_utils
 
 from resnext_jax.errors import EXIT_INTERRUPTED, UserError, one_line
-from resnext_jax.training.contact import GRACE, Contact
+from resnext_jax.parallel.contact import GRACE, Contact
 
 _T = TypeVar("_T")
 

@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import topologies
 
 from resnext_jax.errors import ConfigError
-from resnext_jax.training.mesh import batch_sharding, make_mesh, replicated_sharding
+from resnext_jax.parallel.mesh import batch_sharding, make_mesh, replicated_sharding
 
 
 @pytest.mark.parametrize(
