@@ -16,10 +16,10 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from resnext_jax import cli
+from resnext_jax.config import cli
+from resnext_jax.config.fields import task_entry
 from resnext_jax.errors import reports_user_errors
 from resnext_jax.files import user_path
-from resnext_jax.training.config import task_entry
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe the run was trained with, or of the data and the protocol."

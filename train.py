@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
-from resnext_jax import cli
+from resnext_jax.config import cli
 from resnext_jax.errors import drop_lost_output, reports_user_errors
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")

@@ -42,11 +42,10 @@ sys.path.insert(0, str(_ROOT))
 
 from benchmarks import hlo, measure, plain_flax
 from benchmarks.run_steps import eval_step, network_flops, train_step
-from resnext_jax import cli
+from resnext_jax.config import build, cli
+from resnext_jax.config.checks import validate
 from resnext_jax.errors import UserError, one_line, reports_user_errors
 from resnext_jax.models.registry import parse_name
-from resnext_jax.training import setup
-from resnext_jax.training.validation import validate
 
 # By name, because the package's attribute of that name is the function.
 _LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
@@ -396,7 +395,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     chips = find_chips(args.platform, args.topology, args.target)
     config = read_config(args.config, args.set, args.per_chip * len(chips.devices))
-    mesh = setup.training_mesh(config, chips.devices)
+    mesh = build.training_mesh(config, chips.devices)
     surroundings = measure.environment()
     name, width = args.lowering
     measure.print_heading(

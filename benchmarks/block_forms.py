@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from configs import digits_resnext29
+from resnext_jax.config import build
 from resnext_jax.data.augment import Batch
 from resnext_jax.models.blocks import FORMS, Form
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
-from resnext_jax.training import loop, setup
+from resnext_jax.training import loop
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.step import make_train_step
 
@@ -58,10 +59,10 @@ def training_step(form: Form) -> Callable[[], Any]:
     """Compile the demo's training step in one form; each run continues from the one before."""
     config = demo_config(form, seed=0, epochs=1.0)
     mesh = make_mesh(config.batch_size, config.bn_group_size)
-    schedule = setup.build_schedule(config, _TRAIN_IMAGES)
-    optimizer = setup.build_optimizer(config, schedule)
-    graphdef, state = setup.build_state(config, _CLASSES, optimizer, mesh)
-    step = make_train_step(graphdef, optimizer, setup.device_transform(config).train, mesh)
+    schedule = build.build_schedule(config, _TRAIN_IMAGES)
+    optimizer = build.build_optimizer(config, schedule)
+    graphdef, state = build.build_state(config, _CLASSES, optimizer, mesh)
+    step = make_train_step(graphdef, optimizer, build.device_transform(config).train, mesh)
     batch = jax.device_put(random_batch(config), batch_sharding(mesh))
 
     def run() -> Any:

@@ -33,10 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
 from configs import digits_resnext29
+from resnext_jax.config import build
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
 from resnext_jax.data.sources import check_available, open_splits
 from resnext_jax.parallel.mesh import batch_sharding
-from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.step import make_train_step
 from resnext_jax.training.window import Window
@@ -51,22 +51,22 @@ class Demo:
     def __init__(self, num_steps: int):
         """Build everything as the training loop does, with batches for so many steps."""
         config = digits_resnext29.get_config()
-        mesh = setup.training_mesh(config)
+        mesh = build.training_mesh(config)
         check_available(config.data.name, config.data.data_dir)
         source, _ = open_splits(config)
-        optimizer = setup.build_optimizer(config, setup.build_schedule(config, len(source)))
-        graphdef, self.state = setup.build_state(config, source.num_classes, optimizer, mesh)
+        optimizer = build.build_optimizer(config, build.build_schedule(config, len(source)))
+        graphdef, self.state = build.build_state(config, source.num_classes, optimizer, mesh)
         self._step = make_train_step(
             graphdef,
             optimizer,
-            setup.device_transform(config).train,
+            build.device_transform(config).train,
             mesh,
-            setup.step_spec(config, len(source)),
+            build.step_spec(config, len(source)),
         )
         sharding = batch_sharding(mesh)
         host_batches = train_batches(
             source,
-            setup.train_transform(config),
+            build.train_transform(config),
             seed=config.seed,
             batch_size=config.batch_size,
             positions=host_positions(sharding, config.batch_size),

@@ -30,12 +30,12 @@ from ml_collections import ConfigDict
 
 from benchmarks import measure
 from configs import coco
+from resnext_jax.config import build
 from resnext_jax.detection.coco import CocoSplit, read_coco
 from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.proposals import Proposer, store
 from resnext_jax.detection.stage import Stage
 from resnext_jax.detection.synthetic import SceneSpec, make_scenes
-from resnext_jax.training import setup
 from resnext_jax.training.profiling import peak_memory
 from resnext_jax.training.task import find_task
 
@@ -115,7 +115,7 @@ def make_training(config: ConfigDict) -> Training:
     task = find_task(config)(config)
     assert isinstance(task, Stage)
     images = task.open()
-    optimizer, state = task.build(setup.build_schedule(config, images))
+    optimizer, state = task.build(build.build_schedule(config, images))
     with contextlib.closing(task.batches(0, 1)) as batches:
         batch = next(batches)
     return Training(task, task.train_step(optimizer), state, batch)

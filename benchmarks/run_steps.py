@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from benchmarks.jax_step import place
+from resnext_jax.config import build
 from resnext_jax.data.augment import SKIPPED
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation.evaluator import make_eval_step
 from resnext_jax.models.capacity import complexity
 from resnext_jax.models.registry import parse_name
 from resnext_jax.parallel.mesh import batch_sharding, replicated_sharding
-from resnext_jax.training import setup
 from resnext_jax.training.agreement import REQUESTS, Request
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_train_step
@@ -29,15 +29,15 @@ _TRAIN_IMAGES = 1_281_167
 
 def train_step(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
     """Return the training step of a run, and the shapes of its arguments."""
-    graphdef, params, batch_stats = setup.abstract_weights(config, _num_classes(config), mesh)
-    optimizer = setup.build_optimizer(config, setup.build_schedule(config, _TRAIN_IMAGES))
+    graphdef, params, batch_stats = build.abstract_weights(config, _num_classes(config), mesh)
+    optimizer = build.build_optimizer(config, build.build_schedule(config, _TRAIN_IMAGES))
     average = config.ema.decay is not None
     state = jax.eval_shape(
         lambda params, stats: TrainState.create(params, stats, optimizer, ema=average),
         params,
         batch_stats,
     )
-    transform = setup.train_transform(config)
+    transform = build.train_transform(config)
     example = transform(_example(config.data.image_size), np.random.default_rng(0))
     leading: tuple[int, ...] = (config.batch_size,)
     if config.accumulate_steps > 1:
@@ -49,9 +49,9 @@ def train_step(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
     step = make_train_step(
         graphdef,
         optimizer,
-        setup.device_transform(config).train,
+        build.device_transform(config).train,
         mesh,
-        setup.step_spec(config, _TRAIN_IMAGES),
+        build.step_spec(config, _TRAIN_IMAGES),
     )
     sharding = batch_sharding(mesh, config.accumulate_steps)
     return step, place(state, replicated_sharding(mesh)), place(batch, sharding)
@@ -66,13 +66,13 @@ def eval_step(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
     crops = config.data.eval_crops
     if crops == "dense":
         raise UserError("--what=eval compiles for crops; add --set data.eval_crops=centre.")
-    graphdef, params, batch_stats = setup.abstract_weights(config, _num_classes(config), mesh)
-    transform = setup.eval_transform(config, crops=crops)
+    graphdef, params, batch_stats = build.abstract_weights(config, _num_classes(config), mesh)
+    transform = build.eval_transform(config, crops=crops)
     example = transform(_example(transform.image_size)) | {"mask": np.bool_(True)}
     batch = _batch(config, example, (config.batch_size,))
     step = make_eval_step(
         graphdef,
-        setup.device_transform(config).test,
+        build.device_transform(config).test,
         mesh,
         first_classes=config.data.eval_first_classes,
     )

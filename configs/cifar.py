@@ -14,8 +14,8 @@ Data: downloaded and prepared when first read (docs/data.md).
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_config
 from resnext_jax.errors import ConfigError
-from resnext_jax.training.config import base_config
 
 
 def get_config(choice: str = "cifar10,resnext29_8x64d") -> ConfigDict:

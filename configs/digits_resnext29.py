@@ -9,7 +9,7 @@ Expected: test top-1 error of at most 2.0 % (measured figures in docs/results.md
 
 from ml_collections import ConfigDict
 
-from resnext_jax.training.config import base_config
+from resnext_jax.config.fields import base_config
 
 
 def get_config() -> ConfigDict:

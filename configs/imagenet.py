@@ -15,8 +15,8 @@ Data: python -m resnext_jax.data.prepare --dataset=imagenet2012 ... first (docs/
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_config
 from resnext_jax.errors import ConfigError
-from resnext_jax.training.config import base_config
 
 
 def get_config(choice: str = "resnext50_32x4d") -> ConfigDict:

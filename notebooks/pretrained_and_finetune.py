@@ -51,6 +51,7 @@ from ml_collections import ConfigDict
 from scipy.spatial.distance import cdist
 from sklearn.decomposition import PCA
 
+from resnext_jax.config import build
 from resnext_jax.data.pipeline import eval_batches
 from resnext_jax.data.sources import open_source
 from resnext_jax.interop.torch import (
@@ -62,7 +63,6 @@ from resnext_jax.interop.torch import (
 )
 from resnext_jax.models import create_model
 from resnext_jax.models.variables import merge, split
-from resnext_jax.training import setup
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.loop import train
 from resnext_jax.training.state import TrainState
@@ -218,9 +218,9 @@ def test_batches(part: str) -> Iterator[tuple[np.ndarray, jax.Array, np.ndarray,
     """Images as a test gets them: uint8, normalised, their labels, and which ones count."""
     size = 256
     for batch in eval_batches(
-        sources[part], setup.eval_transform(config), batch_size=size, positions=np.arange(size)
+        sources[part], build.eval_transform(config), batch_size=size, positions=np.arange(size)
     ):
-        normalised = setup.device_transform(config).test(batch)
+        normalised = build.device_transform(config).test(batch)
         # The last batch is filled up with blanks; the mask is False for them.
         yield batch["image"], normalised, batch["label"], batch["mask"]
 

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 from jax import export as jax_export
 
+from resnext_jax.config import build
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.errors import (
     CommandParser,
@@ -37,7 +38,6 @@ from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops.target import compiling_for
-from resnext_jax.training import setup
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -178,10 +178,10 @@ def main(argv: Sequence[str]) -> None:
     )
     network = found.member.network
     model = merge(network.graphdef, network.params, network.batch_stats)
-    transform = setup.device_transform(found.config)
+    transform = build.device_transform(found.config)
     exported = export(
         model,
-        image_size=options.image_size or setup.eval_transform(found.config).image_size,
+        image_size=options.image_size or build.eval_transform(found.config).image_size,
         batch_size=options.batch,
         preprocess=transform.test,
         platforms=options.platforms,

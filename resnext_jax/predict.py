@@ -22,7 +22,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from resnext_jax import cli
+from resnext_jax.config import build, cli
+from resnext_jax.config.checks import validate
 from resnext_jax.data.builders.synsets import imagenet1k
 from resnext_jax.data.decode import ImageFile, UndecodableImageError
 from resnext_jax.data.deep_images import note_dim
@@ -39,8 +40,6 @@ from resnext_jax.errors import (
 from resnext_jax.evaluation.members import Single, load_single
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.variables import Arrays, merge
-from resnext_jax.training import setup
-from resnext_jax.training.validation import validate
 
 # Files that a folder stands for.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
@@ -106,10 +105,10 @@ class Predictor:
           batch_size: images at a time.
         """
         self._names, self._batch_size = tuple(names), batch_size
-        self._transform = setup.eval_transform(network.config)
+        self._transform = build.eval_transform(network.config)
         self._weights = network.member.network.params, network.member.network.batch_stats
         graphdef = network.member.network.graphdef
-        normalise, top = setup.device_transform(network.config).test, min(top, len(self._names))
+        normalise, top = build.device_transform(network.config).test, min(top, len(self._names))
 
         @jax.jit
         def run(

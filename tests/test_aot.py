@@ -17,11 +17,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks import aot, hlo, plain_flax, run_steps
+from resnext_jax.config import build
 from resnext_jax.data.pipeline import eval_batches, train_batches
 from resnext_jax.errors import UserError
 from resnext_jax.models import complexity
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from tests.evaluation.small_test_sets import images_of, small_config
 
 ROOT = Path(__file__).parents[1]
@@ -237,7 +237,7 @@ def test_the_step_takes_the_batches_of_a_run(parts: int, changes: dict[str, Any]
     _, _, batch = run_steps.train_step(config, mesh)
     (real,) = train_batches(
         images_of([(16, 16)], 16),
-        setup.train_transform(config),
+        build.train_transform(config),
         seed=0,
         batch_size=16,
         positions=np.arange(16),
@@ -258,7 +258,7 @@ def test_the_eval_step_takes_the_batches_of_an_evaluation(crops: str, on_error: 
     real = next(
         eval_batches(
             images_of([(16, 16)], 16),
-            setup.eval_transform(config, crops=crops),
+            build.eval_transform(config, crops=crops),
             batch_size=16,
             positions=np.arange(16),
             on_error=on_error,
@@ -326,7 +326,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path) -> None:
 def test_a_step_for_tpus_calls_no_library_of_the_cpu() -> None:
     """In float32, where a step on this machine calls oneDNN."""
     config = small_run()
-    mesh = setup.training_mesh(config, aot.find_chips("tpu", "v5e:2x2", H100).devices)
+    mesh = build.training_mesh(config, aot.find_chips("tpu", "v5e:2x2", H100).devices)
     step, *arguments = run_steps.train_step(config, mesh)
     assert "onednn" not in step.lower(*arguments).as_text()
 
@@ -375,7 +375,7 @@ def small_step(topology: str, bn_group_size: int) -> dict[str, Any]:
     devices = aot.find_chips("tpu", topology, H100).devices
     config = small_run(batch_size=8 * len(devices), bn_group_size=bn_group_size)
     args = argparse.Namespace(platform="tpu", what="train", lowering=("auto", None))
-    return aot.compile_step(args, config, setup.training_mesh(config, devices))
+    return aot.compile_step(args, config, build.training_mesh(config, devices))
 
 
 @needs_libtpu

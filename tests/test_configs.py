@@ -12,14 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnext_jax.data import catalog
-from resnext_jax.data.reading import DecodedExamples
-from resnext_jax.data.sources import open_source
-from resnext_jax.errors import ConfigError
-from resnext_jax.models import complexity
-from resnext_jax.models.registry import resolve
-from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training.setup import (
+from resnext_jax.config.build import (
     abstract_weights,
     build_schedule,
     eval_transform,
@@ -27,7 +20,14 @@ from resnext_jax.training.setup import (
     num_steps,
     steps_per_epoch,
 )
-from resnext_jax.training.validation import validate
+from resnext_jax.config.checks import validate
+from resnext_jax.data import catalog
+from resnext_jax.data.reading import DecodedExamples
+from resnext_jax.data.sources import open_source
+from resnext_jax.errors import ConfigError
+from resnext_jax.models import complexity
+from resnext_jax.models.registry import resolve
+from resnext_jax.parallel.mesh import make_mesh
 from tests.models.test_registry import CIFAR_PARAMETERS, IMAGENET_PARAMETERS
 
 FOLDER = Path(__file__).parent.parent / "configs"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from resnext_jax.config import build
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation.members import load_single
@@ -19,7 +20,6 @@ from resnext_jax.export import check, export, main, read_export
 from resnext_jax.models.variables import merge
 from resnext_jax.ops import cpu
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from tests.evaluation.workdirs import digits_config, make_workdir, write_weights
 from tests.numerics import relative_difference
 
@@ -87,7 +87,7 @@ def test_normalised_images_and_other_networks() -> None:
     config.update_from_flattened_dict(
         {"model.preactivation": True, "model.scan_blocks": True, "model.dtype": "bfloat16"}
     )
-    graphdef, *shapes = setup.abstract_weights(config, 3, make_mesh(8, None))
+    graphdef, *shapes = build.abstract_weights(config, 3, make_mesh(8, None))
     rng = np.random.default_rng(0)
     arrays = [
         {

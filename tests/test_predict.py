@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from resnext_jax import predict
+from resnext_jax.config import build
 from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.evaluation.members import load_single
@@ -22,7 +23,6 @@ from resnext_jax.models.registry import resolve
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import merge
 from resnext_jax.predict import find_images, main
-from resnext_jax.training import setup
 from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file
 from tests.evaluation.workdirs import digits_config, make_workdir
@@ -229,7 +229,7 @@ def test_a_run_knows_its_images_and_classes(
     pixels = EvalTransform(8, None, antialias=False)({"image": np.asarray(photograph("flower"))})
     model = merge(network.graphdef, network.params, network.batch_stats)
     model.eval()
-    normalised = setup.device_transform(config).test({"image": jnp.asarray(pixels["image"][None])})
+    normalised = build.device_transform(config).test({"image": jnp.asarray(pixels["image"][None])})
     probabilities = jax.nn.softmax(jax.jit(lambda x: model(x))(normalised))[0]
     for name, share in both[0].items():
         assert share == pytest.approx(float(probabilities[int(name)]), rel=1e-4)

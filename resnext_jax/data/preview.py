@@ -18,15 +18,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
 
-from resnext_jax import cli
+from resnext_jax.config import build, cli
+from resnext_jax.config.checks import validate
 from resnext_jax.data.augment import SKIPPED
 from resnext_jax.data.mixing import MIX, mix
 from resnext_jax.data.pipeline import HostBatch, eval_batches, train_batches
 from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import UserError, fail, reports_user_errors
 from resnext_jax.files import user_path
-from resnext_jax.training import setup
-from resnext_jax.training.validation import validate
 
 # Many more would make a picture larger than Matplotlib draws.
 _MOST_IMAGES = 256
@@ -101,7 +100,7 @@ def training_images(config: ConfigDict, images: int, step: int) -> Shown:
       UserError: training has no such step, or the data cannot be read.
     """
     source = open_split(config, "train")
-    num_steps = setup.num_steps(config, len(source))
+    num_steps = build.num_steps(config, len(source))
     if not 0 <= step < num_steps:
         raise UserError(
             f"--step={step} is none of the {num_steps} steps of this config's training; "
@@ -111,7 +110,7 @@ def training_images(config: ConfigDict, images: int, step: int) -> Shown:
     mixed = bool(config.data.mixup or config.data.cutmix)
     batches = train_batches(
         source,
-        setup.train_transform(config),
+        build.train_transform(config),
         seed=config.seed,
         batch_size=config.batch_size,
         # The last one's partner too.
@@ -123,7 +122,7 @@ def training_images(config: ConfigDict, images: int, step: int) -> Shown:
     with contextlib.closing(batches):
         batch = next(batches)
     on_device = _on_device(batch)
-    normalised = setup.device_transform(config).train(on_device)
+    normalised = build.device_transform(config).train(on_device)
     heading = f"training, batch {step}: {images} of {config.batch_size} images"
     titles = _titles(source, batch, "{} (stand-in)")
     if mixed:
@@ -143,14 +142,14 @@ def test_images(config: ConfigDict, images: int) -> Shown:
     images = min(images, len(source))
     batches = eval_batches(
         source,
-        setup.eval_transform(config),
+        build.eval_transform(config),
         batch_size=images,
         positions=np.arange(images),
         on_error=config.data.on_error,
     )
     with contextlib.closing(batches):
         batch = next(batches)
-    normalised = setup.device_transform(config).test(_on_device(batch))
+    normalised = build.device_transform(config).test(_on_device(batch))
     heading = f"test: {images} of {len(source)} images"
     return Shown(heading, _pixels(config, normalised), _titles(source, batch, "cannot be decoded"))
 

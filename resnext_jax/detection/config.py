@@ -1,6 +1,6 @@
 """Every field of a detector's configuration, and its default: the paper's Sec. 5.4 and App. B.
 
-The two stages are a run each, with fields of `training.config` and some of their own; both as one
+The two stages are a run each, with fields of `config.fields` and some of their own; both as one
 network, in one run, is beyond the paper. What the papers count in steps of a batch is here in
 epochs of a thousand such steps, so that another batch of B images trains at B / B0 times the rate
 for B0 / B times the steps, as it should.
@@ -8,7 +8,7 @@ for B0 / B times the steps, as it should.
 
 from ml_collections import ConfigDict, config_dict
 
-from resnext_jax.training.config import base_config
+from resnext_jax.config.fields import base_config
 
 # Steps of the paper's batch that are called an epoch.
 STEPS_PER_EPOCH = 1000

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from resnext_jax import cli
+from resnext_jax.config import cli
 from resnext_jax.detection.draw import draw_detections
 from resnext_jax.detection.finder import (
     AnyPath,

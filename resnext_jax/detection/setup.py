@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.data.augment import Batch, DeviceTransform
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import AnchorSpec
@@ -32,7 +33,6 @@ from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.parallel.distributed import agree, is_first_host
 from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, make_mesh
-from resnext_jax.training import setup
 from resnext_jax.training.best import wanted_step
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.workdir import existing_workdir, stored_class_names, stored_config
@@ -159,7 +159,7 @@ def region_target_spec(targets: ConfigDict) -> RegionTargetSpec:
 def build_rpn(config: ConfigDict) -> RPN:
     """Make the network of an RPN's config, initialised from its seed."""
     return RPN(
-        setup.model_spec(config, num_classes=2),
+        build.model_spec(config, num_classes=2),
         anchors_per_position=anchor_spec(config).per_position,
         width=config.proposals.width,
         rngs=nnx.Rngs(config.seed),
@@ -174,7 +174,7 @@ def build_fast_rcnn(config: ConfigDict, num_classes: int) -> FastRCNN:
       num_classes: with the background.
     """
     roi = RoiSpec(config.roi.kind, config.roi.size, config.roi.sampling_ratio)
-    return FastRCNN(setup.model_spec(config, num_classes), roi=roi, rngs=nnx.Rngs(config.seed))
+    return FastRCNN(build.model_spec(config, num_classes), roi=roi, rngs=nnx.Rngs(config.seed))
 
 
 def build_faster_rcnn(config: ConfigDict, num_classes: int) -> JointFasterRCNN | PyramidFasterRCNN:
@@ -184,7 +184,7 @@ def build_faster_rcnn(config: ConfigDict, num_classes: int) -> JointFasterRCNN |
       config: of the run.
       num_classes: with the background.
     """
-    spec, roi = setup.model_spec(config, num_classes), config.roi
+    spec, roi = build.model_spec(config, num_classes), config.roi
     shared: dict[str, Any] = {
         "anchors_per_position": anchor_spec(config).per_position,
         "rpn_width": config.proposals.width,
@@ -261,7 +261,7 @@ def stored_weights(
         make = build_fast_rcnn if task == "fast_rcnn" else build_faster_rcnn
         return make(config, classes)
 
-    graphdef, *shapes = setup.abstract(network, mesh)
+    graphdef, *shapes = build.abstract(network, mesh)
     with contextlib.closing(Checkpoints(folder, read_only=True)) as checkpoints:
         step = checkpoints.require_step(wanted_step(checkpoint, folder))
         params, batch_stats = checkpoints.restore_weights(*shapes, step=step, ema=ema)

@@ -11,6 +11,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.loading import Proposals, detection_batches, training_order
@@ -28,7 +29,6 @@ from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.optim.optimizers import Schedule, is_bias
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
-from resnext_jax.training import setup
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Loss, Metrics, TrainStep, make_step
 from resnext_jax.training.task import Task
@@ -94,8 +94,8 @@ class Stage(Task):
 
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """See `Task`."""
-        optimizer = setup.build_optimizer(self.config, schedule, rate_factor=self.rate_factor)
-        self.graphdef, state = setup.place_state(self.config, self.network(), optimizer, self.mesh)
+        optimizer = build.build_optimizer(self.config, schedule, rate_factor=self.rate_factor)
+        self.graphdef, state = build.place_state(self.config, self.network(), optimizer, self.mesh)
         return optimizer, state
 
     def network(self) -> nnx.Module:
@@ -118,7 +118,7 @@ class Stage(Task):
 
     def train_step(self, optimizer: optax.GradientTransformation) -> TrainStep:
         """See `Task`."""
-        spec = setup.step_spec(self.config, self._train_images)
+        spec = build.step_spec(self.config, self._train_images)
         loss = make_loss(self.graphdef, self.image_losses, self.config)
         return make_step(loss, optimizer, self.mesh, spec)
 
@@ -185,7 +185,7 @@ class Stage(Task):
 
 def make_loss(graphdef: Any, image_losses: ImageLosses, config: ConfigDict) -> Loss:
     """Make the loss of a step (see `training.step.make_step`) from a stage's losses of images."""
-    freezing = setup.freezing(config)
+    freezing = build.freezing(config)
 
     def loss(
         params: Arrays, batch_stats: Arrays, batch: Batch

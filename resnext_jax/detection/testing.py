@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import config_facts
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.evaluate import (
@@ -31,7 +32,6 @@ from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import strict_json, user_path
 from resnext_jax.models.variables import Arrays, digest
 from resnext_jax.parallel.distributed import check_hosts_agree, is_first_host
-from resnext_jax.training.config import config_facts
 from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
 
 # How many of an image's proposals are looked at.

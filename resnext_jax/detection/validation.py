@@ -4,11 +4,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnext_jax.detection.models import check_architecture
-from resnext_jax.detection.targets import CROWDS
-from resnext_jax.errors import ConfigError
-from resnext_jax.training import setup
-from resnext_jax.training.validation import (
+from resnext_jax.config import build
+from resnext_jax.config.checks import (
     AT_LEAST_ONE,
     AT_MOST_ONE,
     NONE_OR_AT_LEAST_ONE,
@@ -24,6 +21,9 @@ from resnext_jax.training.validation import (
     numbers,
     one_of,
 )
+from resnext_jax.detection.models import check_architecture
+from resnext_jax.detection.targets import CROWDS
+from resnext_jax.errors import ConfigError
 
 DATA_SETS = ("coco", "digit_scenes")
 ROI_KINDS = ("pool", "align")
@@ -88,7 +88,7 @@ def validate(config: ConfigDict) -> None:
     check_fields(config, _RULES)
     check_model(config.model)
     try:
-        check_architecture(setup.model_spec(config, num_classes=2))
+        check_architecture(build.model_spec(config, num_classes=2))
     except ValueError as error:
         raise ConfigError(f"config.model.name={config.model.name!r}: {error}") from error
     check_frozen_stages(config)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
 from resnext_jax.data.sources import Source
 from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, Scorer, evaluate
 from resnext_jax.parallel.mesh import batch_sharding
-from resnext_jax.training import setup
 
 # Crops an image, by `config.data.eval_crops`.
 _CROPS = {"centre": 1, "ten": 10}
@@ -33,7 +33,7 @@ class CropEvaluation:
         devices = mesh.size
         self._batch_size = -(-images // devices) * devices
         self._scorer = Scorer(
-            setup.device_transform(config).test, mesh, first_classes=config.data.eval_first_classes
+            build.device_transform(config).test, mesh, first_classes=config.data.eval_first_classes
         )
 
     def score(
@@ -47,7 +47,7 @@ class CropEvaluation:
         """Score every test image once; see `run.Evaluation.score`."""
         batches = eval_batches(
             self._source,
-            setup.eval_transform(self._config, crops=self._config.data.eval_crops),
+            build.eval_transform(self._config, crops=self._config.data.eval_crops),
             batch_size=self._batch_size,
             positions=host_positions(self._sharding, self._batch_size),
             num_workers=self._config.data.num_workers,

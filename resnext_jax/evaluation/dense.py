@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.data.pipeline import host_positions, shape_batches, to_devices
 from resnext_jax.data.reading import DecodedExamples
@@ -37,7 +38,6 @@ from resnext_jax.evaluation.metrics import ensemble
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, replicated_sharding
-from resnext_jax.training import setup
 
 DenseStep = Callable[[Arrays, Arrays, Batch], dict[str, jax.Array]]
 
@@ -169,7 +169,7 @@ class DenseEvaluation:
         """
         self._config, self._source, self._mesh = config, source, mesh
         self._image_size = config.data.eval_image_size or config.data.image_size
-        self._transform = setup.dense_transform(config)
+        self._transform = build.dense_transform(config)
         self._short_sides = short_sides(self._image_size)
         self._plan = self._make_plan()
         self._steps: dict[Any, DenseStep] = {}
@@ -214,7 +214,7 @@ class DenseEvaluation:
 
     def _step(self, graphdef: Any) -> DenseStep:
         if graphdef not in self._steps:
-            preprocess = setup.device_transform(self._config).test
+            preprocess = build.device_transform(self._config).test
             self._steps[graphdef] = make_dense_step(
                 graphdef, preprocess, self._mesh, image_size=self._image_size
             )

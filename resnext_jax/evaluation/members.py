@@ -11,6 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
+from resnext_jax.config.checks import validate
+from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError
 from resnext_jax.evaluation.evaluator import Network
@@ -23,11 +26,9 @@ from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import digest, merge
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import packing, setup
+from resnext_jax.training import packing
 from resnext_jax.training.best import wanted_step
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.config import base_config
-from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import (
     CONFIG_FILE,
     check_same_data,
@@ -132,7 +133,7 @@ class WorkdirEntrant:
 
     def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
         """See `Entrant`."""
-        graphdef, *shapes = setup.abstract_weights(self.config, num_classes, mesh)
+        graphdef, *shapes = build.abstract_weights(self.config, num_classes, mesh)
         spec: NetworkSpec = merge(graphdef, *shapes).spec
         members = []
         for weights in ("raw", "ema"):
@@ -189,7 +190,7 @@ class FileEntrant:
 
     def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
         """See `Entrant`."""
-        graphdef, *shapes = setup.abstract_weights(self.config, num_classes, mesh)
+        graphdef, *shapes = build.abstract_weights(self.config, num_classes, mesh)
         spec: NetworkSpec = merge(graphdef, *shapes).spec
         arrays = weights_from_torch(self._state_dict, spec, source=self._source)
         placed = [
@@ -206,7 +207,7 @@ class FileEntrant:
             return
         classes = max(1, np.size(self._state_dict.get("fc.bias", 0)))
         mesh = make_mesh(1, None, jax.local_devices()[:1])
-        spec = merge(*setup.abstract_weights(self.config, classes, mesh)).spec
+        spec = merge(*build.abstract_weights(self.config, classes, mesh)).spec
         if not spec.architecture.preactivation:  # those have no such names
             weights_from_torch(self._state_dict, spec, source=self._source)
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.evaluation.dense import short_sides
-from resnext_jax.training import setup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Protocol:
     @classmethod
     def of(cls, config: ConfigDict) -> "Protocol":
         """Return the protocol of a config."""
-        made = setup.eval_transform(config)
+        made = build.eval_transform(config)
         sides: tuple[int, ...] | None = None
         if config.data.eval_crops == "dense":
             sides = short_sides(made.image_size)

@@ -10,6 +10,8 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config.checks import validate
+from resnext_jax.config.fields import config_facts, field_names
 from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.crops import CropEvaluation
@@ -20,8 +22,6 @@ from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.distributed import check_hosts_agree
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training.config import config_facts, field_names
-from resnext_jax.training.validation import validate
 from resnext_jax.training.workdir import check_same_run
 
 # What of a run's data an ensemble's members share: they see the same pixels.

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_config, set_field
 from resnext_jax.models.registry import parse_name
 from resnext_jax.reports.runs import Run, Tests, settings
-from resnext_jax.training.config import base_config, set_field
 
 
 class Crop(NamedTuple):

@@ -13,13 +13,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_config, field, field_names
 from resnext_jax.errors import WorkdirError
 from resnext_jax.evaluation.record import EVAL_FILE, read_evaluations
 from resnext_jax.files import user_path
 from resnext_jax.models.registry import resolve
 from resnext_jax.models.resnext import Architecture
 from resnext_jax.reports.errors import ReportError
-from resnext_jax.training.config import base_config, field, field_names
 from resnext_jax.training.logging import METRICS_FILE, read_metrics
 from resnext_jax.training.workdir import (
     CONFIG_FILE,

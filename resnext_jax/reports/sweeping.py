@@ -36,7 +36,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import resnext_jax
-from resnext_jax.cli import last_overrides
+from resnext_jax.config.checks import check_start, validate
+from resnext_jax.config.cli import last_overrides
+from resnext_jax.config.fields import base_config, field_names, set_field
 from resnext_jax.errors import (
     EXIT_LOST_HOST,
     EXIT_USER_ERROR,
@@ -47,8 +49,6 @@ from resnext_jax.errors import (
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import read_run
 from resnext_jax.reports.sweeps import Setting, Sweep
-from resnext_jax.training.config import base_config, field_names, set_field
-from resnext_jax.training.validation import check_start, validate
 from resnext_jax.training.workdir import CONFIG_FILE, check_same_run
 
 EXIT_FAILED = 1
@@ -178,7 +178,7 @@ def _check_flag(argument: str) -> None:
         wanted = name.removeprefix("config.")
         if wanted not in known and wanted.removeprefix("no") not in known:
             near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "see resnext_jax/training/config.py."
+            hint = f"did you mean {near[0]!r}?" if near else "see resnext_jax/config/fields.py."
             raise ReportError(f"the config has no field {wanted!r}; {hint}")
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
+from resnext_jax.config.checks import validate
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
 from resnext_jax.data.sources import check_available, open_splits
@@ -14,11 +16,9 @@ from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.optimizers import Schedule
 from resnext_jax.parallel.mesh import batch_sharding
-from resnext_jax.training import setup
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import TrainStep, make_train_step
 from resnext_jax.training.task import Measure, Task
-from resnext_jax.training.validation import validate
 from resnext_jax.training.warm_start import warm_start
 from resnext_jax.training.workdir import check_same_data, write_data_set
 
@@ -32,7 +32,7 @@ class Classification(Task):
         """See `Task`."""
         validate(config)
         self.config = config
-        self.mesh = setup.training_mesh(config)
+        self.mesh = build.training_mesh(config)
         check_available(config.data.name, config.data.data_dir)
 
     def open(self) -> int:
@@ -46,8 +46,8 @@ class Classification(Task):
 
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """See `Task`."""
-        optimizer = setup.build_optimizer(self.config, schedule)
-        self._graphdef, state = setup.build_state(
+        optimizer = build.build_optimizer(self.config, schedule)
+        self._graphdef, state = build.build_state(
             self.config, self._source.num_classes, optimizer, self.mesh
         )
         self._evaluation = Evaluation(self.config, self._test_source, self._graphdef, self.mesh)
@@ -62,9 +62,9 @@ class Classification(Task):
         return make_train_step(
             self._graphdef,
             optimizer,
-            setup.device_transform(self.config).train,
+            build.device_transform(self.config).train,
             self.mesh,
-            setup.step_spec(self.config, len(self._source)),
+            build.step_spec(self.config, len(self._source)),
         )
 
     def batches(self, start_step: int, num_steps: int) -> Generator[Batch, None, None]:
@@ -72,7 +72,7 @@ class Classification(Task):
         config, sharding = self.config, batch_sharding(self.mesh, self.config.accumulate_steps)
         host_batches = train_batches(
             self._source,
-            setup.train_transform(config),
+            build.train_transform(config),
             seed=config.seed,
             batch_size=config.batch_size,
             positions=host_positions(sharding, config.batch_size, config.accumulate_steps),

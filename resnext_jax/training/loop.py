@@ -11,17 +11,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
+from resnext_jax.config.checks import check_start
+from resnext_jax.config.fields import config_facts
 from resnext_jax.data.augment import Batch
 from resnext_jax.errors import DataError, DivergedError
 from resnext_jax.models.variables import digest
 from resnext_jax.parallel.distributed import agree, check_hosts_agree, gather, is_first_host
 from resnext_jax.reports.curves import draw_training_curve
-from resnext_jax.training import setup
 from resnext_jax.training.agreement import Request, attach_requests
 from resnext_jax.training.best import Best, best_of, write_best
 from resnext_jax.training.calendar import SaveClock, make_calendar
 from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.config import config_facts
 from resnext_jax.training.guard import GuardState
 from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.logging import RunLog, read_metrics
@@ -29,7 +30,6 @@ from resnext_jax.training.profiling import Profiler, peak_memory
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.summary import conclusion, introduction
 from resnext_jax.training.task import Task, find_task
-from resnext_jax.training.validation import check_start
 from resnext_jax.training.window import HaltedError, Window
 from resnext_jax.training.workdir import (
     check_same_config,
@@ -90,9 +90,9 @@ class _Run:
         self.config = config = task.config
         images = task.open()
         check_hosts_agree(lambda: config_facts(config) | task.data_facts())
-        self.epoch_steps = setup.steps_per_epoch(config, images)
-        self.calendar = make_calendar(config, self.epoch_steps, setup.num_steps(config, images))
-        self.schedule = setup.build_schedule(config, images)
+        self.epoch_steps = build.steps_per_epoch(config, images)
+        self.calendar = make_calendar(config, self.epoch_steps, build.num_steps(config, images))
+        self.schedule = build.build_schedule(config, images)
         optimizer, state = task.build(self.schedule)
         self.train_step = task.train_step(optimizer)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jax
 
+from resnext_jax.config import build
 from resnext_jax.ops import cpu
 from resnext_jax.reports.curves import draw_training_curve
-from resnext_jax.training import setup
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.task import Task
@@ -27,7 +27,7 @@ def introduction(task: Task, state: TrainState, num_steps: int, *, resuming: boo
         f"batch {config.batch_size}{parts}{task.describe_batch()}"
     )
     yield (
-        f"learning rate {setup.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
+        f"learning rate {build.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "
         f"a batch of {config.optimizer.base_batch_size}, scaled linearly), {num_steps} steps"
     )
     if task.mesh.devices.flat[0].platform == "cpu":

@@ -15,10 +15,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import task_entry
 from resnext_jax.data.augment import Batch
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.optimizers import Schedule
-from resnext_jax.training.config import task_entry
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import TrainStep
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.errors import ConfigError
 from resnext_jax.files import user_path
 from resnext_jax.interop.files import source
@@ -16,7 +17,6 @@ from resnext_jax.interop.torch import read_state_dict, weights_from_torch
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.parallel.mesh import replicated_sharding
-from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
@@ -65,11 +65,11 @@ def _from_workdir(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, A
     except ConfigError as error:
         raise ConfigError(f"config.init_from cannot be started from: {error}") from error
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
-        _, *shapes = setup.abstract_weights(config, len(stored_class_names(workdir)), mesh)
+        _, *shapes = build.abstract_weights(config, len(stored_class_names(workdir)), mesh)
         return checkpoints.restore_weights(*shapes, ema=checkpoints.has_ema())
 
 
 def _from_file(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, Arrays]:
-    spec = setup.model_spec(config, num_classes=1)
+    spec = build.model_spec(config, num_classes=1)
     weights = weights_from_torch(read_state_dict(path), spec, classifier=False, source=source(path))
     return jax.device_put(weights, replicated_sharding(mesh))

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_of, field, field_names
 from resnext_jax.errors import ConfigError, DataError, WorkdirError
 from resnext_jax.files import replacing, user_path
 from resnext_jax.parallel.distributed import is_first_host
-from resnext_jax.training.config import base_of, field, field_names
 
 CONFIG_FILE = "config.json"
 DATA_SET_FILE = "data_set.json"

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from configs import imagenet
+from resnext_jax.config.build import device_transform, train_transform
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.mixing import MIX, NUM_MIX, draw_mix, mix, partners
 from resnext_jax.data.pipeline import HostBatch, host_positions, train_batches
 from resnext_jax.parallel.mesh import BATCH as SHARDED
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
-from resnext_jax.training.setup import device_transform, train_transform
 from tests.data.images import photograph_source
 
 # Alphas of mixup and CutMix.

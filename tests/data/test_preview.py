@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import digits_resnext29, folder
+from resnext_jax.config import build
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.mixing import mix
 from resnext_jax.data.pipeline import HostBatch, train_batches
@@ -20,7 +21,6 @@ from resnext_jax.data.preview import draw, lay_out, training_images
 from resnext_jax.data.preview import test_images as images_of_test
 from resnext_jax.data.sources import open_split
 from resnext_jax.errors import ConfigError, DataError, UserError
-from resnext_jax.training import setup
 from tests.data.images import PHOTOGRAPHS, write_photographs
 from tests.programs import ROOT, xla_flags
 
@@ -59,7 +59,7 @@ def training_batch(config: ConfigDict, step: int) -> HostBatch:
     """Batch `step` of a whole run from the start."""
     batches = train_batches(
         open_split(config, "train"),
-        setup.train_transform(config),
+        build.train_transform(config),
         seed=config.seed,
         batch_size=config.batch_size,
         positions=np.arange(config.batch_size),
@@ -81,7 +81,7 @@ def test_training_images_are_the_first_of_the_batch(digits: ConfigDict, step: in
     assert shown.heading == f"training, batch {step}: 5 of 32 images"
     assert shown.titles == tuple(str(label) for label in batch["label"][:5])
     device = {name: jnp.asarray(array) for name, array in batch.items()}
-    normalised = np.asarray(setup.device_transform(digits).train(device))[:5]
+    normalised = np.asarray(build.device_transform(digits).train(device))[:5]
     assert shown.pixels.dtype == np.uint8
     np.testing.assert_allclose(shown.pixels, undone(digits, normalised), atol=0.5001)
     # They are shifted, and what comes in at the border is the mean.
@@ -101,7 +101,7 @@ def test_photographs_are_cropped_and_coloured_as_in_training(photographs: Config
     shown = training_images(photographs, 8, 2)
     assert shown.titles == tuple(PHOTOGRAPHS[label] for label in batch["label"])
     device = {name: jnp.asarray(array) for name, array in batch.items()}
-    expected = undone(photographs, np.asarray(setup.device_transform(photographs).train(device)))
+    expected = undone(photographs, np.asarray(build.device_transform(photographs).train(device)))
     assert expected.max() > 256  # so that there is something to clip
     np.testing.assert_allclose(shown.pixels, np.clip(expected, 0, 255), atol=0.501)
 
@@ -116,7 +116,7 @@ def test_erased_and_mixed_images_are_shown_as_the_step_gets_them(
     photographs.data.mixup = photographs.data.cutmix = 1.0
     batch = training_batch(photographs, 1)
     device = {name: jnp.asarray(array) for name, array in batch.items()}
-    mixed, shares = mix(setup.device_transform(photographs).train(device), device["mix"])
+    mixed, shares = mix(build.device_transform(photographs).train(device), device["mix"])
     shown = training_images(photographs, images, 1)
     assert shown.heading == f"training, batch 1: {images} of 8 images, mixed in pairs"
     expected = np.clip(undone(photographs, np.asarray(mixed)), 0, 255)[:images]
@@ -131,7 +131,7 @@ def test_test_images_are_those_of_evaluation(digits: ConfigDict) -> None:
     source = open_split(digits, "test")
     shown = images_of_test(digits, 6)
     assert shown.heading == "test: 6 of 359 images"
-    transform = setup.eval_transform(digits)
+    transform = build.eval_transform(digits)
     for index in range(6):
         example = source.examples[index]
         assert shown.titles[index] == str(example["label"])

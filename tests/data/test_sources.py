@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from resnext_jax.config.fields import base_config
 from resnext_jax.data.builders.base import Inputs
 from resnext_jax.data.catalog import CATALOG, find
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.prepare import prepare
 from resnext_jax.data.sources import open_source, open_split
 from resnext_jax.errors import DataError, UserError
-from resnext_jax.training.config import base_config
 from tests.data.raw import write_cifar_archive
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import digit_scenes_faster_rcnn, digit_scenes_fpn
+from resnext_jax.config import build
 from resnext_jax.detection.setup import build_faster_rcnn
 from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from tests.detection.small import small_config
 
 
@@ -63,7 +63,7 @@ def drawn_weights(config: ConfigDict, *, names: int) -> tuple[Any, Arrays, Array
       Graph definition, parameters and running statistics, see `models.variables.split`.
     """
     mesh = make_mesh(jax.device_count(), 1)
-    graphdef, *shapes = setup.abstract(lambda: build_faster_rcnn(config, names + 1), mesh)
+    graphdef, *shapes = build.abstract(lambda: build_faster_rcnn(config, names + 1), mesh)
     rng = np.random.default_rng(0)
     last = {"rpn.cls.kernel": 0.05, "rpn.box.kernel": 0.01, "cls.kernel": 0.01, "box.kernel": 0.05}
 

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
+from resnext_jax.config.fields import field_names, optional_fields, set_field
 from resnext_jax.detection.config import fast_rcnn_config, rpn_config
 from resnext_jax.detection.setup import anchor_spec, build_fast_rcnn, image_spec
 from resnext_jax.detection.stage import Stage
 from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError, DataError
 from resnext_jax.models.variables import skeleton, split
-from resnext_jax.training import setup
-from resnext_jax.training.config import field_names, optional_fields, set_field
 from resnext_jax.training.task import find_task
 from tests.detection.coco_files import annotation, categories, image, write_images, write_json
 from tests.detection.small import small_config, small_proposals, small_scenes
@@ -57,9 +57,9 @@ def test_the_paper_s_schedule_and_its_scaling(
     assert (config.task, config.model.name) == (stage, model)
     for scale in (1, 2):
         config.batch_size = scale * batch
-        steps = setup.num_steps(config, TRAIN2017)
+        steps = build.num_steps(config, TRAIN2017)
         assert steps == 180_000 // scale
-        schedule = setup.build_schedule(config, TRAIN2017)
+        schedule = build.build_schedule(config, TRAIN2017)
         fall = 120_000 // scale
         for step, rate in ((0, peak), (fall - 1, peak), (fall, peak / 10), (steps - 1, peak / 10)):
             assert float(schedule(step)) == pytest.approx(scale * rate)
@@ -104,7 +104,7 @@ def test_biases_of_new_layers_move_twice_as_fast_and_frozen_ones_do_not_decay(
     task.open()
     model = skeleton(lambda rngs: build_fast_rcnn(config, 11))
     params = {name: jnp.ones(x.shape, x.dtype) for name, x in split(model)[1].items()}
-    optimizer = setup.build_optimizer(
+    optimizer = build.build_optimizer(
         config, lambda step: jnp.asarray(1.0), rate_factor=task.rate_factor
     )
     gradients = {name: jnp.zeros_like(x) for name, x in params.items()}

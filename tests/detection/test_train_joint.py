@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
+from resnext_jax.config.fields import field_names, set_field
 from resnext_jax.data.augment import Batch
 from resnext_jax.detection.config import faster_rcnn_config
 from resnext_jax.detection.joint_detector import propose_from_levels
@@ -33,8 +35,7 @@ from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import loop, setup
-from resnext_jax.training.config import field_names, set_field
+from resnext_jax.training import loop
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.task import find_task
@@ -111,7 +112,7 @@ def stages_of(drawn: Drawn) -> tuple[Callable[..., Any], Callable[..., Any]]:
             lambda images: model.rpn_outputs(model.features(images)),
             lambda images, boxes: model.on_regions(model.features(images), boxes),
         )
-    spec = setup.model_spec(config, 11)
+    spec = build.model_spec(config, 11)
     networks = []
     for network in (
         skeleton(lambda rngs: RPN(spec, anchors_per_position=6, width=16, rngs=rngs)),
@@ -248,8 +249,8 @@ def load(name: str) -> ConfigDict:
 
 def rates(config: ConfigDict) -> list[tuple[int, float]]:
     """Return the steps at which the rate is another, and the last step."""
-    steps = setup.num_steps(config, 118_287)
-    schedule = setup.build_schedule(config, 118_287)
+    steps = build.num_steps(config, 118_287)
+    schedule = build.build_schedule(config, 118_287)
     values = np.asarray(jax.jit(jax.vmap(schedule))(jnp.arange(500, steps)))
     changes = [500, *(np.flatnonzero(np.diff(values)) + 501).tolist()]
     return [(int(step), float(values[step - 500])) for step in changes] + [(steps, 0.0)]

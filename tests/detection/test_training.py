@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.detection import stage
 from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate
 from resnext_jax.errors import DataError, UserError, WorkdirError
 from resnext_jax.optim.freezing import Freezing
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
-from resnext_jax.training import loop, setup
+from resnext_jax.training import loop
 from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_step
@@ -132,7 +133,7 @@ def test_an_epoch_may_be_all_images(config: ConfigDict) -> None:
     task = find_task(changed)(changed)
     images = task.open()
     assert images == 12  # not mirrored
-    optimizer, _ = task.build(setup.build_schedule(changed, images))
+    optimizer, _ = task.build(build.build_schedule(changed, images))
     assert callable(task.train_step(optimizer))
 
 
@@ -162,7 +163,7 @@ def test_one_and_eight_devices_train_alike(config: ConfigDict) -> None:
         task = find_task(changed)(changed)
         task.mesh = make_mesh(changed.batch_size, 1, jax.devices()[:devices])
         images = task.open()
-        optimizer, state = task.build(setup.build_schedule(changed, images))
+        optimizer, state = task.build(build.build_schedule(changed, images))
         step = task.train_step(optimizer)
         losses[devices] = []
         for batch in task.batches(0, 20):

@@ -13,10 +13,10 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.detection.setup import build_fast_rcnn, build_faster_rcnn, build_rpn
 from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.workdir import DATA_SET_FILE, write_config
@@ -92,7 +92,7 @@ def _weights(config: ConfigDict, names: int, seed: int) -> tuple[Arrays, Arrays]
         make = build_fast_rcnn if config.task == "fast_rcnn" else build_faster_rcnn
         return make(config, names + 1)
 
-    _, *shapes = setup.abstract(network, make_mesh(jax.device_count(), 1))
+    _, *shapes = build.abstract(network, make_mesh(jax.device_count(), 1))
     rng = np.random.default_rng(seed)
 
     def draw(name: str, shape: tuple[int, ...]) -> jax.Array:

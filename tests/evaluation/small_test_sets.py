@@ -6,15 +6,15 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
+from resnext_jax.config.checks import validate
+from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
 from resnext_jax.evaluation.evaluator import EvalResult, Network
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.parallel.mesh import make_mesh, replicated_sharding
-from resnext_jax.training import setup
-from resnext_jax.training.config import base_config
-from resnext_jax.training.validation import validate
 from tests.data.images import noise_file
 from tests.interop.weights import random_state_dict
 
@@ -56,7 +56,7 @@ def small_config(**data: Any) -> ConfigDict:
 
 def small_weights(config: ConfigDict, seed: int = 0) -> tuple[Any, Arrays, Arrays]:
     """Return graph, parameters and statistics that give each image other logits."""
-    graphdef, *shapes = setup.abstract_weights(config, CLASSES, make_mesh(8, None))
+    graphdef, *shapes = build.abstract_weights(config, CLASSES, make_mesh(8, None))
     spec = merge(graphdef, *shapes).spec
     # Drawn, and not initialised: that compiles a program for each shape.
     params, batch_stats = weights_from_torch(random_state_dict(spec, seed), spec)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from resnext_jax.config import build
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.errors import DataError
@@ -13,7 +14,6 @@ from resnext_jax.evaluation import crops as crops_module
 from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.models.variables import merge
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from tests.evaluation.small_test_sets import SIZES, images_of, score, small_config, small_weights
 
 IMAGES = 11  # divides nothing
@@ -34,7 +34,7 @@ def test_ten_crops_are_ten_evaluations_averaged() -> None:
     graphdef, params, batch_stats = small_weights(config)
     model = merge(graphdef, params, batch_stats)
     model.eval()
-    apply = jax.jit(lambda images: model(setup.device_transform(config).test({"image": images})))
+    apply = jax.jit(lambda images: model(build.device_transform(config).test({"image": images})))
     transform = EvalTransform(8, 9, crops="ten")
     files = [decode_rgb(source.examples[i]["image"]) for i in range(IMAGES)]
     crops = np.stack([transform({"image": image})["image"] for image in files])

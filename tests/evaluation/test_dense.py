@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnext_jax.config import build
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.errors import DataError
@@ -17,7 +18,6 @@ from resnext_jax.evaluation.evaluator import Network
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from tests.data.images import noise_file
 from tests.evaluation.small_test_sets import (
     CLASSES,
@@ -56,7 +56,7 @@ def test_scores_are_averaged_over_positions_and_scales(monkeypatch: pytest.Monke
 
     @jax.jit
     def apply(image: jax.Array) -> jax.Array:
-        images = setup.device_transform(config).test({"image": image[None]})
+        images = build.device_transform(config).test({"image": image[None]})
         (last,) = model.features(images)["conv4"]
         rows, columns = (side - 1 for side in last.shape[:2])
         windows = [

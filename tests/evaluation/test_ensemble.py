@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnext_jax.config import build
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.evaluation import crops, dense
@@ -15,7 +16,6 @@ from resnext_jax.evaluation.metrics import ensemble
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import merge
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from tests.evaluation.small_test_sets import (
     CLASSES,
     SIZES,
@@ -91,7 +91,7 @@ def test_an_ensemble_scores_by_mean_probabilities(scored: list[EvalResult]) -> N
     transform, source = EvalTransform(8, 9), images_of(SIZES, IMAGES)
     files = [decode_rgb(source.examples[i]["image"]) for i in range(IMAGES)]
     images = np.stack([transform({"image": file})["image"] for file in files])
-    normalised = setup.device_transform(config).test({"image": jnp.asarray(images)})
+    normalised = build.device_transform(config).test({"image": jnp.asarray(images)})
 
     @jax.jit
     def run(params: dict[str, jax.Array], batch_stats: dict[str, jax.Array]) -> jax.Array:

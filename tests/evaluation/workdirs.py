@@ -11,12 +11,12 @@ import optax
 from ml_collections import ConfigDict
 
 from configs import digits_resnext29
+from resnext_jax.config import build
 from resnext_jax.interop.files import write_state_dict
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import merge
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from resnext_jax.training.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.workdir import DATA_SET_FILE, write_config
@@ -43,7 +43,7 @@ def digits_config(data_dir: Path | None = None) -> ConfigDict:
 
 def spec_of(config: ConfigDict, classes: int) -> NetworkSpec:
     """Return what describes a config's network."""
-    found: NetworkSpec = merge(*setup.abstract_weights(config, classes, make_mesh(8, None))).spec
+    found: NetworkSpec = merge(*build.abstract_weights(config, classes, make_mesh(8, None))).spec
     return found
 
 

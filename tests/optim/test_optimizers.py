@@ -9,9 +9,9 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
+from resnext_jax.config.fields import base_config
 from resnext_jax.optim.optimizers import ScheduleSpec, first_step_at, make_schedule, sgd
-from resnext_jax.training import setup
-from resnext_jax.training.config import base_config
 from tests.numerics import worst_difference
 
 IMAGENET_IMAGES = 1_281_167
@@ -26,7 +26,7 @@ def test_imagenet_rate_falls_at_epochs_30_60_and_90() -> None:
     """An epoch is 5,004.56 steps: the first step at or after epoch 30 is 150,137, from 0."""
     config = base_config()
     assert config.batch_size == 256
-    schedule = setup.build_schedule(config, IMAGENET_IMAGES)
+    schedule = build.build_schedule(config, IMAGENET_IMAGES)
     steps = [0, 150_136, 150_137, 300_273, 300_274, 450_410, 450_411, 500_455]
     expected = [0.1, 0.1, 0.01, 0.01, 0.001, 0.001, 0.0001, 0.0001]
     assert [float(schedule(step)) for step in steps] == pytest.approx(expected, rel=1e-6)
@@ -84,15 +84,15 @@ def test_the_rate_scales_linearly_with_the_batch(
     config = base_config()
     config.batch_size = batch_size
     config.optimizer.base_batch_size = base_batch_size
-    assert setup.learning_rate(config) == pytest.approx(rate, rel=1e-12)
-    assert float(setup.build_schedule(config, 50_000)(0)) == pytest.approx(rate, rel=1e-6)
+    assert build.learning_rate(config) == pytest.approx(rate, rel=1e-12)
+    assert float(build.build_schedule(config, 50_000)(0)) == pytest.approx(rate, rel=1e-6)
 
 
 def test_steps_per_epoch_are_a_fraction() -> None:
     config = base_config()
-    assert setup.steps_per_epoch(config, IMAGENET_IMAGES) == IMAGENET_IMAGES / 256
+    assert build.steps_per_epoch(config, IMAGENET_IMAGES) == IMAGENET_IMAGES / 256
     config.images_per_epoch = 512
-    assert setup.steps_per_epoch(config, IMAGENET_IMAGES) == 2.0
+    assert build.steps_per_epoch(config, IMAGENET_IMAGES) == 2.0
 
 
 SHAPES = {"conv.kernel": (3, 2), "bn.scale": (4,), "fc.bias": (5,)}
@@ -161,7 +161,7 @@ def test_the_configs_optimizer_follows_its_schedule() -> None:
     config.optimizer.learning_rate = 0.125
     config.schedule.boundaries = (1.0,)
     config.schedule.factor = 4.0
-    optimizer = setup.build_optimizer(config, setup.build_schedule(config, config.batch_size))
+    optimizer = build.build_optimizer(config, build.build_schedule(config, config.batch_size))
     params = {name: jnp.asarray(array) for name, array in arrays(0).items()}
     state = optimizer.init(params)
     gradients = [arrays(1), arrays(2), arrays(3)]
@@ -187,7 +187,7 @@ def one_step(
     config: ConfigDict, gradient: float = 1.0
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Take a step from ones on equal gradients; return by how much each parameter moved."""
-    optimizer = setup.build_optimizer(config, lambda step: jnp.float32(0.5))
+    optimizer = build.build_optimizer(config, lambda step: jnp.float32(0.5))
     params = {name: jnp.ones(4) for name in NAMES}
     state = optimizer.init(params)
     gradients = {name: jnp.full(4, gradient) for name in NAMES}
@@ -239,7 +239,7 @@ def test_a_limit_to_the_gradient_leaves_the_state_its_structure() -> None:
     structures = []
     for limit in (None, 1.0):
         config.optimizer.clip_norm = limit
-        state = setup.build_optimizer(config, lambda step: jnp.float32(0.5)).init(params)
+        state = build.build_optimizer(config, lambda step: jnp.float32(0.5)).init(params)
         structures.append(jax.tree.structure(state))
     assert str(structures[0]) == str(structures[1])
 

@@ -6,10 +6,7 @@ from typing import Any
 import jax
 import pytest
 
-from resnext_jax.errors import UserError
-from resnext_jax.parallel import distributed
-from resnext_jax.parallel.distributed import check_hosts_agree
-from resnext_jax.training.config import (
+from resnext_jax.config.fields import (
     PER_HOST,
     TASKS,
     base_config,
@@ -18,6 +15,9 @@ from resnext_jax.training.config import (
     field_names,
     set_field,
 )
+from resnext_jax.errors import UserError
+from resnext_jax.parallel import distributed
+from resnext_jax.parallel.distributed import check_hosts_agree
 
 
 @pytest.fixture

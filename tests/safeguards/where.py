@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnext_jax.training.config import task_entry
+from resnext_jax.config.fields import task_entry
 from resnext_jax.training.loop import train
 from resnext_jax.training.manifest import write_manifest
 

@@ -3,8 +3,8 @@
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_config
 from resnext_jax.training.calendar import SaveClock, make_calendar
-from resnext_jax.training.config import base_config
 
 
 def make_config(**fields: object) -> ConfigDict:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resnext_jax.config.fields import base_config
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training.config import base_config
 from resnext_jax.training.summary import introduction
 
 

@@ -9,13 +9,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.errors import UserError
 from resnext_jax.interop.state_dicts import Network
 from resnext_jax.interop.torch import save_weights
 from resnext_jax.models import create_model
 from resnext_jax.models.variables import split
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import setup
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.warm_start import warm_start
 from tests.training.runs import short_run_config
@@ -46,8 +46,8 @@ def config(tmp_path: Path, weights: Path) -> ConfigDict:
 def started(config: ConfigDict) -> tuple[TrainState, TrainState, Mesh]:
     """Return the state before and after."""
     mesh = make_mesh(2, 1, jax.devices()[:2])
-    optimizer = setup.build_optimizer(config, lambda step: jax.numpy.asarray(0.1))
-    _, fresh = setup.build_state(config, 10, optimizer, mesh)
+    optimizer = build.build_optimizer(config, lambda step: jax.numpy.asarray(0.1))
+    _, fresh = build.build_state(config, 10, optimizer, mesh)
     return fresh, warm_start(config, fresh, mesh), mesh
 
 

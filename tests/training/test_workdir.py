@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import ConfigError, DataError, UserError, WorkdirError
-from resnext_jax.training.config import base_config
 from resnext_jax.training.workdir import (
     CONFIG_FILE,
     WholeWriter,

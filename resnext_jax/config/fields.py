@@ -31,7 +31,7 @@ PER_HOST = frozenset(
 # By `config.task`.
 TASKS = {
     "classification": TaskEntry(
-        "resnext_jax.training.config:base_config",
+        "resnext_jax.config.fields:base_config",
         "resnext_jax.training.classification:Classification",
         "resnext_jax.evaluation.command:evaluate",
     ),
@@ -57,7 +57,7 @@ def base_config() -> ConfigDict:
     """Return the paper's ImageNet recipe (Sec. 4) with no data set or model chosen.
 
     Recipes in `configs/` start from this and change what differs. Fields that
-    it does not have are refused by `training.validation.validate`.
+    it does not have are refused by `config.checks.validate`.
     """
     config = ConfigDict()
     # What is trained: "classification", or a stage of a detector (see detection.config).

@@ -11,8 +11,8 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from resnext_jax.config.fields import field, field_names, optional_fields, set_field
 from resnext_jax.errors import UserError, fail
-from resnext_jax.training.config import field, field_names, optional_fields, set_field
 
 # Flags defined here belong to the program that asks for them, and stand in its --help.
 flags.disclaim_key_flags()

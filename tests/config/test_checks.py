@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
-from resnext_jax.detection.config import fast_rcnn_config, faster_rcnn_config, rpn_config
-from resnext_jax.errors import ConfigError
-from resnext_jax.training.config import (
+from resnext_jax.config.checks import check_fields, check_start, validate
+from resnext_jax.config.fields import (
     TASKS,
     base_config,
     base_of,
@@ -17,7 +16,8 @@ from resnext_jax.training.config import (
     field_names,
     optional_fields,
 )
-from resnext_jax.training.validation import check_fields, check_start, validate
+from resnext_jax.detection.config import fast_rcnn_config, faster_rcnn_config, rpn_config
+from resnext_jax.errors import ConfigError
 
 
 def complete_config() -> ConfigDict:

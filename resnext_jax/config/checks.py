@@ -8,13 +8,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from resnext_jax.config.fields import base_of, field, field_names, task_entry
 from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import CROPS
 from resnext_jax.errors import ConfigError, UserError
 from resnext_jax.files import user_path
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.models.registry import parse_name, resolve
-from resnext_jax.training.config import base_of, field, field_names, task_entry
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "cosine")
@@ -236,7 +236,7 @@ def _check_training_images(data: ConfigDict) -> None:
 
 def _check_mixing(config: ConfigDict) -> None:
     mixing = [name for name in ("mixup", "cutmix") if config.data[name]]
-    # Devices hold whole pairs too: training.setup sees to that, which knows them.
+    # Devices hold whole pairs too: config.build sees to that, which knows them.
     if mixing and config.batch_size % (2 * config.accumulate_steps):
         parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
         raise ConfigError(

@@ -1,0 +1,1 @@
+"""Configs: their fields, their checks, what they are built into, and the command line."""
