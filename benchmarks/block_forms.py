@@ -27,8 +27,8 @@ from resnext_jax.config import build
 from resnext_jax.data.augment import Batch
 from resnext_jax.models.blocks import FORMS, Form
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
+from resnext_jax.runs.log import read_metrics
 from resnext_jax.training import loop
-from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.step import make_train_step
 
 _CLASSES = 10

@@ -37,7 +37,7 @@ from resnext_jax.config import build
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
 from resnext_jax.data.sources import check_available, open_splits
 from resnext_jax.parallel.mesh import batch_sharding
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.training.step import make_train_step
 from resnext_jax.training.window import Window
 

@@ -42,7 +42,7 @@ from resnext_jax.data.sources import open_source
 from resnext_jax.reports.capacity_tables import cost_of
 from resnext_jax.reports.curves import errors_by_epoch
 from resnext_jax.reports.runs import Group, Score, find_workdirs, group_runs, labels, read_run
-from resnext_jax.training.logging import read_metrics
+from resnext_jax.runs.log import read_metrics
 from resnext_jax.training.loop import train
 
 sys.path.insert(0, "..")  # configs/, seen from this notebook's folder

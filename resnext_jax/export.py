@@ -32,12 +32,12 @@ from resnext_jax.errors import (
     positive_int,
     reports_user_errors,
 )
-from resnext_jax.evaluation.members import load_single
 from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops.target import compiling_for
+from resnext_jax.runs.weights import load_single
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 

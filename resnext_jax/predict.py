@@ -37,9 +37,9 @@ from resnext_jax.errors import (
     positive_int,
     reports_user_errors,
 )
-from resnext_jax.evaluation.members import Single, load_single
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.runs.weights import Single, load_single
 
 # Files that a folder stands for.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")

@@ -15,11 +15,11 @@ from flax import nnx
 from resnext_jax.config import build
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.errors import UserError
-from resnext_jax.evaluation.members import load_single
 from resnext_jax.export import check, export, main, read_export
 from resnext_jax.models.variables import merge
 from resnext_jax.ops import cpu
 from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.runs.weights import load_single
 from tests.evaluation.workdirs import digits_config, make_workdir, write_weights
 from tests.numerics import relative_difference
 

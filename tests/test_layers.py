@@ -42,13 +42,6 @@ LAYERS = (
 BELONGS: dict[str, str] = {
     "evaluation.metrics": "metrics",
     "reports.curves": "runs",
-    "training.best": "runs",
-    "training.checkpoint": "runs",
-    "training.logging": "runs",
-    "training.manifest": "runs",
-    "training.packing": "runs",
-    "training.tensorboard": "runs",
-    "training.workdir": "runs",
     "data.prepare": "commands",
     "data.preview": "commands",
     "detection.infer": "commands",
@@ -78,8 +71,9 @@ EXCEPTIONS = {
     ("resnext_jax.reports.curves", "resnext_jax.reports.errors"),
     ("resnext_jax.reports.curves", "resnext_jax.reports.runs"),
     ("resnext_jax.reports.curves", "resnext_jax.training.task"),
-    ("resnext_jax.training.best", "resnext_jax.training.task"),
-    ("resnext_jax.training.checkpoint", "resnext_jax.training.state"),
+    ("resnext_jax.runs.best", "resnext_jax.training.task"),
+    ("resnext_jax.runs.checkpoint", "resnext_jax.training.state"),
+    ("resnext_jax.runs.weights", "resnext_jax.evaluation.evaluator"),
 }
 
 # What other libraries do not promise to keep, with the versions that the tests passed with.

@@ -17,12 +17,12 @@ from resnext_jax import predict
 from resnext_jax.config import build
 from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
-from resnext_jax.evaluation.members import load_single
 from resnext_jax.interop.files import write_state_dict
 from resnext_jax.models.registry import resolve
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import merge
 from resnext_jax.predict import find_images, main
+from resnext_jax.runs.weights import load_single
 from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file
 from tests.evaluation.workdirs import digits_config, make_workdir

@@ -18,7 +18,7 @@ from resnext_jax.detection.joint_detector import JointDetector
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
 from resnext_jax.errors import ConfigError, DataError, DivergedError, one_line
-from resnext_jax.training.workdir import existing_workdir, stored_class_names, stored_config
+from resnext_jax.runs.workdir import existing_workdir, stored_class_names, stored_config
 
 # Fields of both configs that must be the same.
 _SIZES = ("short_side", "long_side")

@@ -33,9 +33,9 @@ from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.parallel.distributed import agree, is_first_host
 from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, make_mesh
-from resnext_jax.training.best import wanted_step
-from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.workdir import existing_workdir, stored_class_names, stored_config
+from resnext_jax.runs.best import wanted_step
+from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.workdir import existing_workdir, stored_class_names, stored_config
 
 # Where digit scenes are made, unless the config names another folder.
 SCENES = Path("runs/digit_scenes")

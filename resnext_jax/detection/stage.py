@@ -29,11 +29,11 @@ from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.optim.optimizers import Schedule, is_bias
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
+from resnext_jax.runs.workdir import check_same_data, write_data_set
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Loss, Metrics, TrainStep, make_step
 from resnext_jax.training.task import Task
 from resnext_jax.training.warm_start import warm_start
-from resnext_jax.training.workdir import check_same_data, write_data_set
 
 # The loss of each image `[N]`, and what is logged beside it, `[N]` each.
 Losses = tuple[jax.Array, Metrics]
@@ -42,7 +42,7 @@ ImageLosses = Callable[[Any, jax.Array, Batch], Losses]
 
 @dataclasses.dataclass(frozen=True)
 class DataVersion:
-    """Which data a run is trained on; a `training.workdir.DataSet`."""
+    """Which data a run is trained on; a `runs.workdir.DataSet`."""
 
     name: str
     version: str

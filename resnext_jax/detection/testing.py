@@ -32,7 +32,7 @@ from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import strict_json, user_path
 from resnext_jax.models.variables import Arrays, digest
 from resnext_jax.parallel.distributed import check_hosts_agree, is_first_host
-from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
+from resnext_jax.runs.workdir import check_same_run, existing_workdir, stored_class_names
 
 # How many of an image's proposals are looked at.
 RECALL_AT = (100, 300)

@@ -20,7 +20,7 @@ from resnext_jax.evaluation.run import Report, evaluate_all
 from resnext_jax.evaluation.table import render, row_names
 from resnext_jax.files import user_path
 from resnext_jax.parallel.distributed import is_first_host
-from resnext_jax.training.workdir import existing_workdir
+from resnext_jax.runs.workdir import existing_workdir
 
 _CONFUSION_FILES = (".csv", ".npy")
 

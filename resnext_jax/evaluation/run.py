@@ -17,12 +17,12 @@ from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.crops import CropEvaluation
 from resnext_jax.evaluation.dense import DenseEvaluation
 from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, alone
-from resnext_jax.evaluation.members import Entrant, FileEntrant, Member, WorkdirEntrant
 from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.distributed import check_hosts_agree
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training.workdir import check_same_run
+from resnext_jax.runs.weights import Entrant, FileEntrant, Member, WorkdirEntrant
+from resnext_jax.runs.workdir import check_same_run
 
 # What of a run's data an ensemble's members share: they see the same pixels.
 _SHARED = frozenset({"data.name", "data.mean", "data.std"})

@@ -82,7 +82,7 @@ def _summary(arrays: dict[str, np.ndarray]) -> str:
 
 def _export(workdir: Path, out: Path, *, checkpoint: str, ema: bool) -> None:
     # Late: files of weights are read without what training needs.
-    from resnext_jax.evaluation.members import load_single
+    from resnext_jax.runs.weights import load_single
 
     member = load_single(workdir=workdir, checkpoint=checkpoint, ema=ema).member
     state_dict = weights_to_torch(member.network.params, member.network.batch_stats, member.spec)

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from resnext_jax.reports.capacity_tables import cost_of
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import Group, Score, labels, settings
-from resnext_jax.training.logging import read_metrics
+from resnext_jax.runs.log import read_metrics
+from resnext_jax.runs.workdir import explained, write_atomically
 from resnext_jax.training.task import Measure
-from resnext_jax.training.workdir import explained, write_atomically
 
 # What is drawn of a run, and how; the paper draws training error dashed and validation error
 # solid.

@@ -20,13 +20,8 @@ from resnext_jax.files import user_path
 from resnext_jax.models.registry import resolve
 from resnext_jax.models.resnext import Architecture
 from resnext_jax.reports.errors import ReportError
-from resnext_jax.training.logging import METRICS_FILE, read_metrics
-from resnext_jax.training.workdir import (
-    CONFIG_FILE,
-    DATA_SET_FILE,
-    IMMATERIAL,
-    existing_workdir,
-)
+from resnext_jax.runs.log import METRICS_FILE, read_metrics
+from resnext_jax.runs.workdir import CONFIG_FILE, DATA_SET_FILE, IMMATERIAL, existing_workdir
 
 # Runs that differ in these alone are one experiment.
 _OF_A_RUN = IMMATERIAL | {"seed"}

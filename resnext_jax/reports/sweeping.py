@@ -49,7 +49,7 @@ from resnext_jax.errors import (
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import read_run
 from resnext_jax.reports.sweeps import Setting, Sweep
-from resnext_jax.training.workdir import CONFIG_FILE, check_same_run
+from resnext_jax.runs.workdir import CONFIG_FILE, check_same_run
 
 EXIT_FAILED = 1
 _FIRST_SIGNAL_STATUS = 128

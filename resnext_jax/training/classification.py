@@ -16,11 +16,11 @@ from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.optimizers import Schedule
 from resnext_jax.parallel.mesh import batch_sharding
+from resnext_jax.runs.workdir import check_same_data, write_data_set
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import TrainStep, make_train_step
 from resnext_jax.training.task import Measure, Task
 from resnext_jax.training.warm_start import warm_start
-from resnext_jax.training.workdir import check_same_data, write_data_set
 
 
 class Classification(Task):

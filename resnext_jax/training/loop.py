@@ -19,25 +19,25 @@ from resnext_jax.errors import DataError, DivergedError
 from resnext_jax.models.variables import digest
 from resnext_jax.parallel.distributed import agree, check_hosts_agree, gather, is_first_host
 from resnext_jax.reports.curves import draw_training_curve
-from resnext_jax.training.agreement import Request, attach_requests
-from resnext_jax.training.best import Best, best_of, write_best
-from resnext_jax.training.calendar import SaveClock, make_calendar
-from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.guard import GuardState
-from resnext_jax.training.interrupt import StopRequest
-from resnext_jax.training.logging import RunLog, read_metrics
-from resnext_jax.training.profiling import Profiler, peak_memory
-from resnext_jax.training.state import TrainState
-from resnext_jax.training.summary import conclusion, introduction
-from resnext_jax.training.task import Task, find_task
-from resnext_jax.training.window import HaltedError, Window
-from resnext_jax.training.workdir import (
+from resnext_jax.runs.best import Best, best_of, write_best
+from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.log import RunLog, read_metrics
+from resnext_jax.runs.workdir import (
     check_same_config,
     check_same_run,
     locked,
     open_workdir,
     write_config,
 )
+from resnext_jax.training.agreement import Request, attach_requests
+from resnext_jax.training.calendar import SaveClock, make_calendar
+from resnext_jax.training.guard import GuardState
+from resnext_jax.training.interrupt import StopRequest
+from resnext_jax.training.profiling import Profiler, peak_memory
+from resnext_jax.training.state import TrainState
+from resnext_jax.training.summary import conclusion, introduction
+from resnext_jax.training.task import Task, find_task
+from resnext_jax.training.window import HaltedError, Window
 
 
 class InterruptedRunError(Exception):

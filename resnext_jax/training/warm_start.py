@@ -17,9 +17,9 @@ from resnext_jax.interop.torch import read_state_dict, weights_from_torch
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.parallel.mesh import replicated_sharding
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.workdir import check_same_run, existing_workdir, stored_class_names
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.workdir import check_same_run, existing_workdir, stored_class_names
 
 _FILES = (".safetensors", ".pth", ".pt")
 

@@ -35,8 +35,8 @@ from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.runs.log import read_metrics
 from resnext_jax.training import loop
-from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.task import find_task
 from tests.detection import test_training as stages

@@ -17,8 +17,8 @@ from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate
 from resnext_jax.errors import DataError, UserError, WorkdirError
 from resnext_jax.optim.freezing import Freezing
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
+from resnext_jax.runs.log import read_metrics
 from resnext_jax.training import loop
-from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_step
 from resnext_jax.training.task import find_task

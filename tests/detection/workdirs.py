@@ -17,9 +17,9 @@ from resnext_jax.config import build
 from resnext_jax.detection.setup import build_fast_rcnn, build_faster_rcnn, build_rpn
 from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.workdir import DATA_SET_FILE, write_config
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.workdir import DATA_SET_FILE, write_config
 from tests.detection.small import small_config
 from tests.detection.small_joint import small_joint_config
 

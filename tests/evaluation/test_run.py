@@ -8,12 +8,12 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import open_split
 from resnext_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from resnext_jax.evaluation.members import classifier_config
 from resnext_jax.evaluation.run import Evaluation, Report, evaluate_all, evaluate_workdir
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, write_state_dict
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training.workdir import CONFIG_FILE
+from resnext_jax.runs.weights import classifier_config
+from resnext_jax.runs.workdir import CONFIG_FILE
 from tests.evaluation.workdirs import CHANGES, digits_config, make_workdir, write_weights
 from tests.programs import run
 

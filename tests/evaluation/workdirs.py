@@ -17,9 +17,9 @@ from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import merge
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.workdir import DATA_SET_FILE, write_config
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.workdir import DATA_SET_FILE, write_config
 from tests.interop.weights import random_state_dict
 
 # The digits in crops, as they would be trained on with random sized ones, for a small network.

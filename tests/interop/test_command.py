@@ -20,10 +20,10 @@ from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.preact import PreActResNeXt
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import skeleton, split
-from resnext_jax.training.best import Best, write_best
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.runs.best import Best, write_best
+from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.workdir import CONFIG_FILE, DATA_SET_FILE, write_config
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.workdir import CONFIG_FILE, DATA_SET_FILE, write_config
 from tests.interop.weights import CIFAR_SPEC, random_state_dict
 
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ from resnext_jax.reports.curves import (
 )
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import Group, group_runs, read_run
+from resnext_jax.runs.log import METRICS_FILE
 from resnext_jax.training.classification import Classification
-from resnext_jax.training.logging import METRICS_FILE
 from tests.reports.workdirs import digits, write_run
 
 ERROR = Classification.measure

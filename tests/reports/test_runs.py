@@ -9,7 +9,7 @@ import pytest
 from resnext_jax.errors import UserError, WorkdirError
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import Score, find_workdirs, group_runs, labels, read_run
-from resnext_jax.training.workdir import CONFIG_FILE, DATA_SET_FILE
+from resnext_jax.runs.workdir import CONFIG_FILE, DATA_SET_FILE
 from tests.reports.workdirs import digits, of_a_test, of_training, write_records, write_run
 
 

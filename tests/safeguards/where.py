@@ -7,8 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnext_jax.config.fields import task_entry
+from resnext_jax.runs.manifest import write_manifest
 from resnext_jax.training.loop import train
-from resnext_jax.training.manifest import write_manifest
 
 __all__ = ["evaluate", "train", "write_manifest"]
 

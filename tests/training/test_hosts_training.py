@@ -13,7 +13,7 @@ import pytest
 
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import STOP_SIGNALS
-from resnext_jax.training.logging import read_metrics
+from resnext_jax.runs.log import read_metrics
 from tests.data.raw import write_cifar_archive
 from tests.programs import run
 from tests.training.hosts import Finished, run_hosts, start_hosts

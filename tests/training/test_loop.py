@@ -25,10 +25,10 @@ from resnext_jax.errors import (
     WorkdirError,
 )
 from resnext_jax.evaluation.run import evaluate_workdir
+from resnext_jax.runs.log import read_metrics
+from resnext_jax.runs.workdir import locked
 from resnext_jax.training import classification, loop
-from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.workdir import locked
 from tests.training.runs import (
     acting_at,
     assert_same_state,

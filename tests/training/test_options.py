@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError
 from resnext_jax.evaluation.run import evaluate_workdir
+from resnext_jax.runs.log import read_metrics
 from resnext_jax.training import classification, loop
-from resnext_jax.training.logging import read_metrics
 from resnext_jax.training.state import TrainState
 from tests.training.runs import assert_same_state, short_run_config, without_timings
 

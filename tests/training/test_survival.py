@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.data.sources import open_source
-from resnext_jax.training.logging import read_metrics
+from resnext_jax.runs.log import read_metrics
 from tests.programs import ROOT
 from tests.training.runs import SHORT_RUN_FLAGS, stored_arrays, stored_steps, without_timings
 

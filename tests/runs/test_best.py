@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from resnext_jax.errors import CheckpointError
-from resnext_jax.training.best import Best, best_of, read_best, wanted_step, write_best
+from resnext_jax.runs.best import Best, best_of, read_best, wanted_step, write_best
 from resnext_jax.training.task import Measure
 
 ERROR = Measure("top1_error", "top-1 error (%)", highest=False)

@@ -14,7 +14,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import scalar
 
-from resnext_jax.training.workdir import WholeWriter, explained
+from resnext_jax.runs.workdir import WholeWriter, explained
 
 
 class Board:

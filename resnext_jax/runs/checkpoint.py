@@ -18,8 +18,8 @@ from resnext_jax.errors import CheckpointError, one_line
 from resnext_jax.files import strict_json
 from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.distributed import agree, is_first_host
-from resnext_jax.training import packing
-from resnext_jax.training.manifest import StepFolders
+from resnext_jax.runs import packing
+from resnext_jax.runs.manifest import StepFolders
 from resnext_jax.training.state import TrainState
 
 # What a checkpoint is made of: the weights and their average, each of which is all that an

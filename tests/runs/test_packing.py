@@ -11,8 +11,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from resnext_jax.runs.packing import PART_BYTES, differences, index_of, pack, place, unpack
 from resnext_jax.training.guard import GuardState
-from resnext_jax.training.packing import PART_BYTES, differences, index_of, pack, place, unpack
 
 
 def make_tree() -> dict[str, Any]:

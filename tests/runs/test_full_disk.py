@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from resnext_jax.errors import CheckpointError
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
 
 KILLS = 15
@@ -61,7 +61,7 @@ def save_until_killed(workdir: Path) -> None:
 
 def start(*arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.test_full_disk", *arguments],
+        [sys.executable, "-m", "tests.runs.test_full_disk", *arguments],
         cwd=_ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,

@@ -26,10 +26,10 @@ from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import digest, merge
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.training import packing
-from resnext_jax.training.best import wanted_step
-from resnext_jax.training.checkpoint import Checkpoints
-from resnext_jax.training.workdir import (
+from resnext_jax.runs import packing
+from resnext_jax.runs.best import wanted_step
+from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.workdir import (
     CONFIG_FILE,
     check_same_data,
     existing_workdir,

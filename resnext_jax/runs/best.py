@@ -10,8 +10,8 @@ from typing import Any
 
 from resnext_jax.errors import CheckpointError
 from resnext_jax.files import strict_json
+from resnext_jax.runs.workdir import write_atomically
 from resnext_jax.training.task import Measure
-from resnext_jax.training.workdir import write_atomically
 
 BEST_FILE = "best.json"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext_jax.training.manifest import StepFolders, find_damage, write_manifest
+from resnext_jax.runs.manifest import StepFolders, find_damage, write_manifest
 
 
 @pytest.fixture

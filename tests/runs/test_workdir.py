@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import ConfigError, DataError, UserError, WorkdirError
-from resnext_jax.training.workdir import (
+from resnext_jax.runs.workdir import (
     CONFIG_FILE,
     WholeWriter,
     check_same_data,
@@ -253,7 +253,7 @@ def test_a_lock_that_cannot_be_taken_is_one_sentence(tmp_path: Path) -> None:
 
 def test_the_lock_of_a_dead_run_is_free(tmp_path: Path) -> None:
     code = (
-        "import os, pathlib, signal; from resnext_jax.training.workdir import locked; "
+        "import os, pathlib, signal; from resnext_jax.runs.workdir import locked; "
         f"locked(pathlib.Path({str(tmp_path)!r})).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     result = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)

@@ -22,8 +22,8 @@ from resnext_jax.models.variables import split
 from resnext_jax.optim.ema import EmaSpec
 from resnext_jax.parallel.distributed import connected
 from resnext_jax.parallel.mesh import make_mesh, replicated_sharding
-from resnext_jax.training import manifest, packing
-from resnext_jax.training.checkpoint import Checkpoints
+from resnext_jax.runs import manifest, packing
+from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec
 from tests.training.hosts import run_hosts
@@ -476,7 +476,7 @@ def test_warnings_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFix
 
 @pytest.mark.slow
 def test_two_hosts_take_the_same_checkpoint_and_one_goes_on_from_it(tmp_path: Path) -> None:
-    hosts = run_hosts(["-m", "tests.training.test_checkpoint", str(tmp_path)])
+    hosts = run_hosts(["-m", "tests.runs.test_checkpoint", str(tmp_path)])
     for host in hosts:
         assert host.returncode == 0, host.stderr
     first, second = (

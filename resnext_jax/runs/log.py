@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from resnext_jax.errors import WorkdirError, drop_lost_output
 from resnext_jax.files import strict_json
-from resnext_jax.training.tensorboard import Board
-from resnext_jax.training.workdir import WholeWriter, write_atomically
+from resnext_jax.runs.tensorboard import Board
+from resnext_jax.runs.workdir import WholeWriter, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 

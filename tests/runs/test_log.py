@@ -16,7 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from resnext_jax.errors import WorkdirError
-from resnext_jax.training.logging import METRICS_FILE, RunLog, read_metrics
+from resnext_jax.runs.log import METRICS_FILE, RunLog, read_metrics
 from tests.programs import ROOT
 
 
@@ -252,7 +252,7 @@ def test_a_console_that_is_lost_is_no_reason_to_end(tmp_path: Path, terminal: bo
     """The signal that a lost terminal sends also ends the `tee` that reads."""
     code = f"""
 import pathlib, sys
-from tests.training.test_logging import *
+from tests.runs.test_log import *
 with RunLog(pathlib.Path({str(tmp_path)!r}), start_step=0, num_steps=8, active=True) as log:
     assert sys.stderr.isatty() == {terminal}
     log.say("begin")
