@@ -75,7 +75,7 @@ test: install
 
 # What depends on the version of JAX, and one short training with worker processes.
 FLOOR_TESTS := tests/ops tests/ops/cpu/test_cpu.py tests/test_configs.py tests/config/test_cli.py \
-	tests/test_export.py tests/test_predict.py tests/data/test_pipeline.py \
+	tests/commands/test_export.py tests/commands/test_predict.py tests/data/test_pipeline.py \
 	$(addprefix tests/training/test_,step.py checkpoint.py optimizer.py mesh.py ema.py)
 
 test-floor:

@@ -43,14 +43,7 @@ BELONGS: dict[str, str] = {
     "evaluation.metrics": "metrics",
     "reports.curves": "runs",
     "data.prepare": "commands",
-    "data.preview": "commands",
-    "detection.infer": "commands",
-    "evaluation.command": "commands",
-    "export": "commands",
-    "interop.command": "commands",
-    "predict": "commands",
     "reports.__main__": "commands",
-    "reports.command": "commands",
 }
 
 # (importing module, imported module) against the order. It may only shrink.
@@ -63,10 +56,10 @@ EXCEPTIONS = {
     ("resnext_jax.config.fields", "resnext_jax.detection.train_fast_rcnn"),
     ("resnext_jax.config.fields", "resnext_jax.detection.train_joint"),
     ("resnext_jax.config.fields", "resnext_jax.detection.train_rpn"),
-    ("resnext_jax.config.fields", "resnext_jax.evaluation.command"),
+    ("resnext_jax.config.fields", "resnext_jax.evaluation.report"),
     ("resnext_jax.config.fields", "resnext_jax.training.classification"),
     ("resnext_jax.data.sources", "resnext_jax.data.prepare"),
-    ("resnext_jax.interop.torch", "resnext_jax.interop.command"),
+    ("resnext_jax.interop.torch", "resnext_jax.commands.weights"),
     ("resnext_jax.reports.curves", "resnext_jax.reports.capacity_tables"),
     ("resnext_jax.reports.curves", "resnext_jax.reports.errors"),
     ("resnext_jax.reports.curves", "resnext_jax.reports.runs"),

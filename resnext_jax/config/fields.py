@@ -14,7 +14,7 @@ class TaskEntry(NamedTuple):
     Attributes:
       base_config: makes the config of defaults.
       training: a `training.task.Task`.
-      evaluation: what eval.py does, see `evaluation.command.evaluate`.
+      evaluation: what eval.py does, see `evaluation.report.evaluate`.
     """
 
     base_config: str
@@ -33,7 +33,7 @@ TASKS = {
     "classification": TaskEntry(
         "resnext_jax.config.fields:base_config",
         "resnext_jax.training.classification:Classification",
-        "resnext_jax.evaluation.command:evaluate",
+        "resnext_jax.evaluation.report:evaluate",
     ),
     "rpn": TaskEntry(
         "resnext_jax.detection.config:rpn_config",

@@ -104,6 +104,6 @@ def save_weights(model: Network, path: str | os.PathLike[str]) -> None:
 
 
 if __name__ == "__main__":
-    from resnext_jax.interop.command import main
+    from resnext_jax.commands.weights import main
 
     main(sys.argv[1:])

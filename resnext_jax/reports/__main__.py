@@ -2,7 +2,7 @@
 
 import sys
 
-from resnext_jax.reports.command import main
+from resnext_jax.commands.reports import main
 
 if __name__ == "__main__":
     main(sys.argv[1:])

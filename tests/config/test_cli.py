@@ -11,16 +11,16 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from resnext_jax import export, predict
+from resnext_jax.commands import export, infer, predict
+from resnext_jax.commands import reports as reports
+from resnext_jax.commands import weights as interop
 from resnext_jax.config import cli
 from resnext_jax.config.fields import base_config
 from resnext_jax.data import prepare
 from resnext_jax.data.sources import open_source
-from resnext_jax.detection import infer, proposals, synthetic
+from resnext_jax.detection import proposals, synthetic
 from resnext_jax.errors import UserError
-from resnext_jax.interop import command as interop
 from resnext_jax.ops import cpu
-from resnext_jax.reports import command as reports
 from tests.programs import ROOT, run, serving
 
 DIGITS = "--config=configs/digits_resnext29.py"

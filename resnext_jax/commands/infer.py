@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from resnext_jax.commands.predict import find_images
 from resnext_jax.config import cli
 from resnext_jax.detection.draw import draw_detections
 from resnext_jax.detection.finder import (
@@ -43,7 +44,6 @@ from resnext_jax.errors import (
     reports_user_errors,
 )
 from resnext_jax.files import path_argument, replacing
-from resnext_jax.predict import find_images
 
 OUT = Path("detections")
 _JSON = "detections.json"

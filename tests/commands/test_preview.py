@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import digits_resnext29, folder
+from resnext_jax.commands.preview import draw, lay_out, training_images
+from resnext_jax.commands.preview import test_images as images_of_test
 from resnext_jax.config import build
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.mixing import mix
 from resnext_jax.data.pipeline import HostBatch, train_batches
-from resnext_jax.data.preview import draw, lay_out, training_images
-from resnext_jax.data.preview import test_images as images_of_test
 from resnext_jax.data.sources import open_split
 from resnext_jax.errors import ConfigError, DataError, UserError
 from tests.data.images import PHOTOGRAPHS, write_photographs
@@ -292,5 +292,5 @@ def test_the_command_takes_the_flags_of_training(digits: ConfigDict, tmp_path: P
 
 def test_flags_are_defined_by_the_command_only() -> None:
     """Beside train.py, which has a --config too."""
-    result = run("-c", "import train, resnext_jax.data.preview; print('done')")
+    result = run("-c", "import train, resnext_jax.commands.preview; print('done')")
     assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr

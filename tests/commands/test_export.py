@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from resnext_jax.commands.export import check, export, main, read_export
 from resnext_jax.config import build
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.errors import UserError
-from resnext_jax.export import check, export, main, read_export
 from resnext_jax.models.variables import merge
 from resnext_jax.ops import cpu
 from resnext_jax.parallel.mesh import make_mesh

@@ -13,7 +13,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from resnext_jax import predict
+from resnext_jax.commands import predict
+from resnext_jax.commands.predict import find_images, main
 from resnext_jax.config import build
 from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
@@ -21,7 +22,6 @@ from resnext_jax.interop.files import write_state_dict
 from resnext_jax.models.registry import resolve
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import merge
-from resnext_jax.predict import find_images, main
 from resnext_jax.runs.weights import load_single
 from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import imagenet
 from resnext_jax.errors import UserError
-from resnext_jax.evaluation import command
+from resnext_jax.evaluation import report as command
 from resnext_jax.evaluation.evaluator import EvalResult, Network
 from resnext_jax.evaluation.guesses import Guesses
 from resnext_jax.evaluation.outputs import check_writable, locked_folder, write_output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext_jax.reports.command import main
+from resnext_jax.commands.reports import main
 from tests.reports.workdirs import digits, write_run
 
 # By ml_collections, where it loads a config file.
@@ -114,7 +114,7 @@ def test_a_sweep_ends_with_its_status(
         assert (len(jobs), options["keep_going"]) == (7, True)
         return 128 + signal.SIGTERM
 
-    monkeypatch.setattr("resnext_jax.reports.command.run_sweep", run_sweep)
+    monkeypatch.setattr("resnext_jax.commands.reports.run_sweep", run_sweep)
     with pytest.raises(SystemExit) as end:
         main(["sweep", "digits", f"--workdir={tmp_path}", "--seeds=1", "--keep_going"])
     assert end.value.code == 143
