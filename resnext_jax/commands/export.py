@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -238,7 +237,3 @@ def _platforms(text: str) -> list[str]:
         if name not in PLATFORMS:
             raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PLATFORMS)}")
     return names
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

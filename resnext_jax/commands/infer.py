@@ -237,7 +237,3 @@ def _score(text: str) -> float:
     if not 0 <= score <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not from 0 to 1")
     return score
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

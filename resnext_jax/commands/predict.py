@@ -324,7 +324,3 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--batch_size", type=positive_int, default=32, metavar="N", help="images at a time (32)"
     )
     return parser.parse_args(argv)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict, config_flags
@@ -239,7 +239,6 @@ def main(argv: Sequence[str]) -> None:
     print(draw(values.config, values.out, images=values.images, step=values.step))
 
 
-# Not at import: absl takes a flag's name once in a program, and train.py has a --config as well.
-if __name__ == "__main__":
-    _define_flags()
-    app.run(main, flags_parser=cli.parse_flags)
+def run() -> None:
+    """Run the command."""
+    cli.run(main, _define_flags)

@@ -4,11 +4,11 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from resnext_jax.config.fields import field, field_names, optional_fields, set_field
@@ -82,8 +82,26 @@ def default_workdir() -> str:
     return str(Path("runs", "_".join(filter(None, [Path(path).stem, *re.split(r"\W+", choice)]))))
 
 
+def run(main: Callable[[Sequence[str]], None], define_flags: Callable[[], None]) -> None:
+    """Run a command whose flags are absl's, from whatever program: train.py, or a module.
+
+    Not at a command's import, but here its flags are defined: absl takes a flag's name once in a
+    process, and several commands have a --config.
+
+    Args:
+      main: the command. Its module's docstring is what --help says first.
+      define_flags: defines the flags that --help lists.
+    """
+    before = set(flags.FLAGS)
+    define_flags()
+    for name in set(flags.FLAGS) - before:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    sys.modules["__main__"].__doc__ = sys.modules[main.__module__].__doc__
+    app.run(main, flags_parser=parse_flags)
+
+
 def parse_flags(argv: Sequence[str]) -> list[str]:
-    """Parse the command line for `absl.app.run(main, flags_parser=parse_flags)`.
+    """Parse the command line of `run`.
 
     Needs a `--config` flag made by `config_flags.DEFINE_config_file`. Mistakes
     end the program with one sentence: unknown flags and config fields (with the

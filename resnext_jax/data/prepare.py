@@ -3,7 +3,6 @@
 As a command: `python -m resnext_jax.data.prepare --dataset=NAME`, with `--help` for the rest.
 """
 
-import argparse
 import contextlib
 import errno
 import fcntl
@@ -12,16 +11,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import tensorflow_datasets as tfds
-from absl import logging
 from tensorflow_datasets.core.shuffle import DuplicatedKeysError
 
 from resnext_jax.data.builders.base import Builder, Inputs
-from resnext_jax.data.catalog import CATALOG, find
-from resnext_jax.errors import CommandParser, DataError, reports_user_errors
-from resnext_jax.files import path_argument, user_path
+from resnext_jax.data.catalog import find
+from resnext_jax.errors import DataError
+from resnext_jax.files import user_path
 
 # Which data sets can use an input that most have no use for.
 _TAKEN_BY = {"archive": ("cifar10", "cifar100"), "synsets": ("imagenet5k",)}
@@ -224,67 +221,7 @@ def _told(error: BaseException) -> str:
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = CommandParser(
-        prog="python -m resnext_jax.data.prepare",
-        description="Prepare a data set: from raw files to array records.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--dataset", required=True, choices=sorted(CATALOG), help="which")
-    options: dict[str, dict[str, Any]] = {
-        "manual_dir": {
-            "metavar": "DIR",
-            "type": path_argument,
-            "help": "folder with archives, or with train/ and val/",
-        },
-        "archive": {"metavar": "FILE", "type": path_argument, "help": "the archive (CIFAR)"},
-        "synsets": {
-            "metavar": "FILE",
-            "type": path_argument,
-            "help": "synsets to take, one in a line (ImageNet-5K)",
-        },
-        "trust_archives": {
-            "action": "store_true",
-            "help": "take archives that are not the published ones",
-        },
-        "data_dir": {
-            "metavar": "DIR",
-            "type": path_argument,
-            "help": "where to (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
-        },
-    }
-    for option, settings in options.items():
-        spellings = {f"--{option}": None, f"--{option.replace('_', '-')}": None}
-        parser.add_argument(*spellings, **settings)
-    return parser.parse_args(argv)
-
-
-def _summary(builder: tfds.core.DatasetBuilder) -> str:
-    """Say what a prepared data set is and where."""
-    folder = Path(builder.data_dir)
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    return "\n".join(
-        [
-            f"data set: {builder.name} {builder.version}",
-            *(
-                f"{split}: {info.num_examples:,} images"
-                for split, info in builder.info.splits.items()
-            ),
-            f"classes: {builder.info.features['label'].num_classes:,}",
-            f"size: {size:,} bytes",
-            f"folder: {folder}",
-        ]
-    )
-
-
-@reports_user_errors
-def main(argv: Sequence[str]) -> None:
-    """Prepare a data set as the command line says, and print what it is."""
-    options = _parse(argv)
-    logging.set_verbosity(logging.ERROR)
-    inputs = Inputs(options.manual_dir, options.archive, options.synsets, options.trust_archives)
-    print(_summary(prepare(options.dataset, inputs, options.data_dir)))
-
-
 if __name__ == "__main__":
+    from resnext_jax.commands.prepare import main
+
     main(sys.argv[1:])

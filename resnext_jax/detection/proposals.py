@@ -6,7 +6,6 @@ writes the proposals for the training and for the test images, which configs of 
 `config.data.proposals`.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,7 +13,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +29,14 @@ from resnext_jax.detection.anchors import make_anchors
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.models import STRIDE
 from resnext_jax.detection.nms import nms
-from resnext_jax.detection.setup import ImagePass, anchor_spec, open_split, stored_weights
+from resnext_jax.detection.setup import ImagePass, anchor_spec
 from resnext_jax.detection.sizes import original_boxes
 from resnext_jax.errors import (
-    CommandParser,
     DataError,
     UserError,
     one_line,
-    reports_user_errors,
 )
-from resnext_jax.files import path_argument, user_path
+from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays
 
 _INFO, _BOXES, _SCORES, _COUNTS = "proposals.json", "boxes.npy", "scores.npy", "counts.npy"
@@ -263,32 +260,7 @@ def _digest(*arrays: np.ndarray) -> str:
     return digest.hexdigest()[:16]
 
 
-@reports_user_errors
-def main(argv: Sequence[str]) -> None:
-    """Make proposals from a trained RPN."""
-    parser = CommandParser("python -m resnext_jax.detection.proposals", description=__doc__)
-    parser.add_argument("--workdir", type=path_argument, required=True, help="of the RPN's run")
-    parser.add_argument("--out", type=path_argument, required=True, help="folder to write")
-    parser.add_argument("--checkpoint", default="latest", help="latest, best, or a step")
-    parser.add_argument("--ema", action="store_true", help="use the averaged weights")
-    parser.add_argument(
-        "--data_dir", type=path_argument, help="folder of the data, if not that of the run"
-    )
-    parser.add_argument("--split", choices=("train", "test"), help="of the data; by default both")
-    arguments = parser.parse_args(argv)
-    config, weights = stored_weights(
-        arguments.workdir, "rpn", arguments.checkpoint, ema=arguments.ema
-    )
-    if arguments.data_dir is not None:
-        config.data.data_dir = str(arguments.data_dir)
-    for name in [arguments.split] if arguments.split else ["train", "test"]:
-        split = open_split(config, name)
-        proposer = Proposer(config, weights.graphdef, weights.mesh, training=name == "train")
-        with contextlib.closing(proposer.run(split, weights.params, weights.batch_stats)) as found:
-            folder = arguments.out / name
-            count = store(folder, split, config.proposals[name], found)
-        print(f"{folder}: {count / len(split):.1f} proposals an image, {len(split)} images")
-
-
 if __name__ == "__main__":
+    from resnext_jax.commands.proposals import main
+
     main(sys.argv[1:])

@@ -7,7 +7,6 @@ not seen a digit of a test scene.
 As a command: `python -m resnext_jax.detection.synthetic --out=DIR`.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -22,8 +21,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnext_jax.errors import CommandParser, DataError, one_line, reports_user_errors
-from resnext_jax.files import path_argument
+from resnext_jax.errors import DataError, one_line
 
 SPLITS = ("train", "test")
 
@@ -328,27 +326,7 @@ def _overlap(one: Box, other: Box) -> float:
     return max(sides[0], 0) * max(sides[1], 0) / smaller
 
 
-@reports_user_errors
-def main(argv: Sequence[str]) -> None:
-    """Make scenes, as the command line says."""
-    defaults = SceneSpec()
-    parser = CommandParser(
-        prog="python -m resnext_jax.detection.synthetic",
-        description="Make a detection set of handwritten digits in COCO's format.",
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--out", required=True, metavar="DIR", type=path_argument, help="folder to make"
-    )
-    parser.add_argument("--train", type=int, default=defaults.train, help="training scenes")
-    parser.add_argument("--test", type=int, default=defaults.test, help="test scenes")
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="of everything random")
-    options: argparse.Namespace = parser.parse_args(argv)
-    spec = SceneSpec(train=options.train, test=options.test, seed=options.seed)
-    scenes = make_scenes(options.out, spec)
-    for split, count in zip(SPLITS, (spec.train, spec.test), strict=True):
-        print(f"{split}: {count} scenes, {scenes.images(split)}, {scenes.annotations(split)}")
-
-
 if __name__ == "__main__":
+    from resnext_jax.commands.scenes import main
+
     main(sys.argv[1:])

@@ -27,7 +27,7 @@ from resnext_jax.training.state import TrainState
 from tests.interop.weights import CIFAR_SPEC, random_state_dict
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = Path(__file__).parent / "golden"  # by make_golden.py
+GOLDEN = ROOT / "tests/interop/golden"  # by make_golden.py
 FORM_B = dataclasses.replace(CIFAR_SPEC, form="b")
 
 

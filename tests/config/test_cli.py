@@ -11,14 +11,19 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from resnext_jax.commands import export, infer, predict
-from resnext_jax.commands import reports as reports
-from resnext_jax.commands import weights as interop
+from resnext_jax.commands import (
+    export,
+    infer,
+    predict,
+    prepare,
+    proposals,
+    reports,
+    scenes,
+    weights,
+)
 from resnext_jax.config import cli
 from resnext_jax.config.fields import base_config
-from resnext_jax.data import prepare
 from resnext_jax.data.sources import open_source
-from resnext_jax.detection import proposals, synthetic
 from resnext_jax.errors import UserError
 from resnext_jax.ops import cpu
 from tests.programs import ROOT, run, serving
@@ -302,14 +307,14 @@ PATHS = {
     "predicted run": (predict.main, ["--workdir={}", "x.jpg"]),
     "predicted image": (predict.main, ["--workdir=none", "{}"]),
     "class names": (predict.main, ["--workdir=none", "--classes={}", "x.jpg"]),
-    "weights for PyTorch": (interop.main, ["export", "--workdir=none", "--out={}"]),
-    "run for PyTorch": (interop.main, ["export", "--workdir={}", "--out=x.pth"]),
-    "inspected": (interop.main, ["inspect", "{}"]),
+    "weights for PyTorch": (weights.main, ["export", "--workdir=none", "--out={}"]),
+    "run for PyTorch": (weights.main, ["export", "--workdir={}", "--out=x.pth"]),
+    "inspected": (weights.main, ["inspect", "{}"]),
     "table": (reports.main, ["tables", "--out={}"]),
     "reported run": (reports.main, ["tables", "--workdir={}"]),
     "sweep": (reports.main, ["sweep", "table3", "--workdir={}"]),
     "proposals": (proposals.main, ["--workdir=none", "--out={}"]),
-    "scenes": (synthetic.main, ["--out={}"]),
+    "scenes": (scenes.main, ["--out={}"]),
     "detections": (infer.main, ["--workdir=none", "--out={}", "x.jpg"]),
 }
 

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from resnext_jax.commands.scenes import main
 from resnext_jax.data.builders.digits import test_indices as held_out_digits
 from resnext_jax.detection import synthetic
 from resnext_jax.detection.coco import CocoSplit, read_coco
-from resnext_jax.detection.synthetic import SceneFolder, SceneSpec, digit_indices, main, make_scenes
+from resnext_jax.detection.synthetic import SceneFolder, SceneSpec, digit_indices, make_scenes
 from resnext_jax.errors import DataError
 
 TINY = SceneSpec(train=12, test=5, side=64, smallest=16, largest=40, most_digits=3)

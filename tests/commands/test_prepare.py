@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext_jax.data.prepare import main
+from resnext_jax.commands.prepare import main
 from tests.data.raw import write_cifar_archive, write_folder
 
 ROOT = Path(__file__).parents[2]
