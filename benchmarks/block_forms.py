@@ -28,7 +28,7 @@ from resnext_jax.data.augment import Batch
 from resnext_jax.models.blocks import FORMS, Form
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from resnext_jax.runs.log import read_metrics
-from resnext_jax.training import loop
+from resnext_jax.training import loop, setup
 from resnext_jax.training.step import make_train_step
 
 _CLASSES = 10
@@ -61,7 +61,7 @@ def training_step(form: Form) -> Callable[[], Any]:
     mesh = make_mesh(config.batch_size, config.bn_group_size)
     schedule = build.build_schedule(config, _TRAIN_IMAGES)
     optimizer = build.build_optimizer(config, schedule)
-    graphdef, state = build.build_state(config, _CLASSES, optimizer, mesh)
+    graphdef, state = setup.build_state(config, _CLASSES, optimizer, mesh)
     step = make_train_step(graphdef, optimizer, build.device_transform(config).train, mesh)
     batch = jax.device_put(random_batch(config), batch_sharding(mesh))
 

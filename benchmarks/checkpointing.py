@@ -38,6 +38,7 @@ from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
 from resnext_jax.data.sources import check_available, open_splits
 from resnext_jax.parallel.mesh import batch_sharding
 from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.training import setup
 from resnext_jax.training.step import make_train_step
 from resnext_jax.training.window import Window
 
@@ -55,13 +56,13 @@ class Demo:
         check_available(config.data.name, config.data.data_dir)
         source, _ = open_splits(config)
         optimizer = build.build_optimizer(config, build.build_schedule(config, len(source)))
-        graphdef, self.state = build.build_state(config, source.num_classes, optimizer, mesh)
+        graphdef, self.state = setup.build_state(config, source.num_classes, optimizer, mesh)
         self._step = make_train_step(
             graphdef,
             optimizer,
             build.device_transform(config).train,
             mesh,
-            build.step_spec(config, len(source)),
+            setup.step_spec(config, len(source)),
         )
         sharding = batch_sharding(mesh)
         host_batches = train_batches(
@@ -118,7 +119,8 @@ class Measurement:
         """Begin a checkpoint, with about what the loop notes in one."""
         begin = time.perf_counter()
         rows = [{"loss": 0.1, "top1_error": 1.0, "top5_error": 0.1}] * self.steps
-        self._checkpoints.save(self.demo.state, {"window": rows, "best": None})
+        state = self.demo.state
+        self._checkpoints.save(int(state.step), state.as_items(), {"window": rows, "best": None})
         self.blocking.append(time.perf_counter() - begin)
 
     def save_alone(self) -> Block:

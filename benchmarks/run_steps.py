@@ -17,6 +17,7 @@ from resnext_jax.evaluation.evaluator import make_eval_step
 from resnext_jax.models.capacity import complexity
 from resnext_jax.models.registry import parse_name
 from resnext_jax.parallel.mesh import batch_sharding, replicated_sharding
+from resnext_jax.training import setup
 from resnext_jax.training.agreement import REQUESTS, Request
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_train_step
@@ -51,7 +52,7 @@ def train_step(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
         optimizer,
         build.device_transform(config).train,
         mesh,
-        build.step_spec(config, _TRAIN_IMAGES),
+        setup.step_spec(config, _TRAIN_IMAGES),
     )
     sharding = batch_sharding(mesh, config.accumulate_steps)
     return step, place(state, replicated_sharding(mesh)), place(batch, sharding)

@@ -17,21 +17,16 @@ from resnext_jax.models import create_model
 from resnext_jax.models.registry import network_spec, resolve
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import Arrays, split
-from resnext_jax.optim.ema import EmaSpec
 from resnext_jax.optim.freezing import Freezing, is_backbone
 from resnext_jax.optim.optimizers import (
     Schedule,
     ScheduleSpec,
-    first_step_at,
     is_bias,
     is_norm,
     make_schedule,
     sgd,
 )
 from resnext_jax.parallel.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
-from resnext_jax.training.guard import GuardSpec
-from resnext_jax.training.state import TrainState
-from resnext_jax.training.step import StepSpec
 
 
 def device_transform(config: ConfigDict) -> DeviceTransform:
@@ -197,25 +192,6 @@ def training_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
     return mesh
 
 
-def step_spec(config: ConfigDict, train_images: int) -> StepSpec:
-    """Collect what a training step does beyond taking the gradient of the loss."""
-    average = None
-    if config.ema.decay is not None:
-        warmup = first_step_at(config.schedule.warmup_epochs, steps_per_epoch(config, train_images))
-        average = EmaSpec(config.ema.decay, config.ema.every_steps, start_step=warmup)
-    return StepSpec(
-        label_smoothing=config.optimizer.get("label_smoothing", 0.0),
-        accumulate_steps=config.accumulate_steps,
-        freezing=freezing(config),
-        guard=GuardSpec(
-            skip_nonfinite=config.guard.on_nonfinite == "skip",
-            spike_factor=config.guard.spike_factor,
-            max_skipped=config.guard.max_skipped,
-        ),
-        ema=average,
-    )
-
-
 def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
     """Make the config's network for use inside `shard_map`, initialised from its seed."""
     return create_model(
@@ -245,23 +221,6 @@ def _network_options(config: ConfigDict) -> dict[str, Any]:
         "scan_blocks": model.scan_blocks,
         "remat": model.remat,
     }
-
-
-def build_state(
-    config: ConfigDict, num_classes: int, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Initialise the classifier and the optimiser, a copy on every device of the mesh."""
-    return place_state(config, build_model(config, num_classes), optimizer, mesh)
-
-
-def place_state(
-    config: ConfigDict, model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[nnx.GraphDef, TrainState]:
-    """Put a model and the optimiser's first state on every device of the mesh."""
-    graphdef, params, batch_stats = split(model)
-    average = config.ema.decay is not None
-    state = TrainState.create(params, batch_stats, optimizer, ema=average)
-    return graphdef, jax.device_put(state, replicated_sharding(mesh))
 
 
 def abstract_weights(

@@ -30,6 +30,7 @@ from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.optim.optimizers import Schedule, is_bias
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from resnext_jax.runs.workdir import check_same_data, write_data_set
+from resnext_jax.training import setup
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import Loss, Metrics, TrainStep, make_step
 from resnext_jax.training.task import Task
@@ -95,7 +96,7 @@ class Stage(Task):
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """See `Task`."""
         optimizer = build.build_optimizer(self.config, schedule, rate_factor=self.rate_factor)
-        self.graphdef, state = build.place_state(self.config, self.network(), optimizer, self.mesh)
+        self.graphdef, state = setup.place_state(self.config, self.network(), optimizer, self.mesh)
         return optimizer, state
 
     def network(self) -> nnx.Module:
@@ -118,7 +119,7 @@ class Stage(Task):
 
     def train_step(self, optimizer: optax.GradientTransformation) -> TrainStep:
         """See `Task`."""
-        spec = build.step_spec(self.config, self._train_images)
+        spec = setup.step_spec(self.config, self._train_images)
         loss = make_loss(self.graphdef, self.image_losses, self.config)
         return make_step(loss, optimizer, self.mesh, spec)
 

@@ -17,7 +17,7 @@ from resnext_jax.detection.stage import Losses, Stage, keys_of, say_metrics
 from resnext_jax.detection.targets import BACKGROUND, region_targets
 from resnext_jax.detection.testing import LOGGED, find_objects, logged_metrics
 from resnext_jax.models.variables import Arrays
-from resnext_jax.training.task import Measure
+from resnext_jax.runs.best import Measure
 
 
 class FastRCNNTraining(Stage):

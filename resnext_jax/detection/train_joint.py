@@ -34,7 +34,7 @@ from resnext_jax.detection.targets import (
 )
 from resnext_jax.detection.testing import LOGGED, find_objects_jointly, logged_metrics
 from resnext_jax.models.variables import Arrays
-from resnext_jax.training.task import Measure
+from resnext_jax.runs.best import Measure
 
 
 class JointTargets(NamedTuple):

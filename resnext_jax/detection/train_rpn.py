@@ -18,7 +18,7 @@ from resnext_jax.detection.stage import Losses, Stage, keys_of, say_metrics
 from resnext_jax.detection.targets import POSITIVE, rpn_targets
 from resnext_jax.detection.testing import RECALL_AT, score_proposals
 from resnext_jax.models.variables import Arrays
-from resnext_jax.training.task import Measure
+from resnext_jax.runs.best import Measure
 
 
 class RPNTraining(Stage):

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from resnext_jax.config import build
 from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
 from resnext_jax.data.sources import Source
-from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, Scorer, evaluate
+from resnext_jax.evaluation.evaluator import EvalResult, Row, Scorer, evaluate
+from resnext_jax.models.variables import Network
 from resnext_jax.parallel.mesh import batch_sharding
 
 # Crops an image, by `config.data.eval_crops`.

@@ -27,7 +27,6 @@ from resnext_jax.data.sources import Source
 from resnext_jax.errors import DataError
 from resnext_jax.evaluation.evaluator import (
     EvalResult,
-    Network,
     Row,
     Sums,
     average,
@@ -35,7 +34,7 @@ from resnext_jax.evaluation.evaluator import (
 )
 from resnext_jax.evaluation.guesses import Told, guesses_of, join_guesses
 from resnext_jax.evaluation.metrics import ensemble
-from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, replicated_sharding
 

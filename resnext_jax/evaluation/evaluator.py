@@ -23,28 +23,13 @@ from resnext_jax.evaluation.metrics import (
     topk_wrong,
     wrong_among_first,
 )
-from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.mesh import BATCH, DATA_AXES, REPLICATED
 
 Sums = dict[str, jax.Array]
 EvalStep = Callable[[Arrays, Arrays, Batch], tuple[Sums, jax.Array]]
 EnsembleStep = Callable[[Sequence[jax.Array], Batch], tuple[Sums, jax.Array]]
 Row = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Network:
-    """A network with its weights.
-
-    Attributes:
-      graphdef: of the model, from `models.variables.split`.
-      params: its parameters, on every device.
-      batch_stats: its running statistics, likewise.
-    """
-
-    graphdef: Any
-    params: Arrays
-    batch_stats: Arrays
 
 
 def alone(networks: Sequence[Network]) -> list[Row]:

@@ -16,9 +16,9 @@ from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.crops import CropEvaluation
 from resnext_jax.evaluation.dense import DenseEvaluation
-from resnext_jax.evaluation.evaluator import EvalResult, Network, Row, alone
+from resnext_jax.evaluation.evaluator import EvalResult, Row, alone
 from resnext_jax.evaluation.protocol import Protocol
-from resnext_jax.models.variables import Arrays
+from resnext_jax.models.variables import Arrays, Network
 from resnext_jax.parallel.distributed import check_hosts_agree
 from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.runs.weights import Entrant, FileEntrant, Member, WorkdirEntrant

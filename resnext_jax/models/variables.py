@@ -6,6 +6,7 @@ strings is cheap to hand to a compiled step (no module is walked between
 steps), and its names do not change when a container class does.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -16,6 +17,21 @@ import numpy as np
 from flax import nnx
 
 Arrays = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Network:
+    """A network with its weights.
+
+    Attributes:
+      graphdef: of the model, from `split`.
+      params: its parameters, on every device.
+      batch_stats: its running statistics, likewise.
+    """
+
+    graphdef: Any
+    params: Arrays
+    batch_stats: Arrays
 
 
 def split(model: nnx.Module) -> tuple[Any, Arrays, Arrays]:

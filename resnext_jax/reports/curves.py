@@ -1,61 +1,14 @@
 """The paper's figures of runs: errors by epoch (Figures 5 and 6) and by parameters (Figure 7)."""
 
 import dataclasses
-import io
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
-
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from collections.abc import Sequence
 
 from resnext_jax.reports.capacity_tables import cost_of
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.reports.runs import Group, Score, labels, settings
-from resnext_jax.runs.log import read_metrics
-from resnext_jax.runs.workdir import explained, write_atomically
-from resnext_jax.training.task import Measure
-
-# What is drawn of a run, and how; the paper draws training error dashed and validation error
-# solid.
-_Line = tuple[str, str | None, str, str]
-_TRAIN: _Line = ("train", None, "--", "train")
-_TEST: tuple[_Line, ...] = (
-    ("test", "raw", "-", "test"),
-    ("test", "ema", "-.", "test, averaged weights"),
-)
+from resnext_jax.runs.curve import TEST, TRAIN, as_picture, finish_axes, new_figure, plot_line
 
 FORMATS = ("png", "pdf", "svg")
-
-
-def draw_training_curve(workdir: Path, title: str, measure: Measure) -> Path | None:
-    """Draw a measure and the loss by epoch from a workdir's `metrics.jsonl`.
-
-    Returns:
-      Path of `plots/training_curve.png`, None where there is nothing to draw.
-
-    Raises:
-      WorkdirError: the picture cannot be written.
-    """
-    records = read_metrics(workdir)
-    if not records:
-        return None
-    figure = _figure(9, 3.6)
-    figure.suptitle(title)
-    for axes, quantity, label in (
-        (figure.add_subplot(1, 2, 1), measure.name, measure.label),
-        (figure.add_subplot(1, 2, 2), "loss", "loss"),
-    ):
-        for line in (_TRAIN, *_TEST):
-            _plot(axes, records, quantity, line, label=line[3])
-        axes.set_ylim(bottom=0)
-        _finish(axes, "epoch", label)
-    path = workdir / "plots" / "training_curve.png"
-    with explained(path):
-        path.parent.mkdir(exist_ok=True)
-    write_atomically(path, _picture(figure, "png"))
-    return path
 
 
 def errors_by_epoch(groups: Sequence[Group], *, figure: int = 5, kind: str = "png") -> bytes:
@@ -78,8 +31,8 @@ def errors_by_epoch(groups: Sequence[Group], *, figure: int = 5, kind: str = "pn
       ReportError: no run has such an error.
     """
     quantity = "top1_error" if figure == 5 else "top1_error_1000way"
-    lines = (_TRAIN, *_TEST) if figure == 5 else _TEST
-    picture = _figure(7, 4.6)
+    lines = (TRAIN, *TEST) if figure == 5 else TEST
+    picture = new_figure(7, 4.6)
     axes = picture.add_subplot()
     for index, (group, label) in enumerate(zip(groups, labels(groups), strict=True)):
         runs = [*group.runs, *(run for run, _ in group.others)]
@@ -88,7 +41,7 @@ def errors_by_epoch(groups: Sequence[Group], *, figure: int = 5, kind: str = "pn
         for run in runs:
             for line in lines:
                 name = f"{label}{seeds}, {line[3]}"
-                drawn = _plot(
+                drawn = plot_line(
                     axes,
                     run.records,
                     quantity,
@@ -103,24 +56,8 @@ def errors_by_epoch(groups: Sequence[Group], *, figure: int = 5, kind: str = "pn
             f"no run has {'an' if figure == 5 else 'a 1K-way'} error to draw"
             + ("." if figure == 5 else "; those of config.data.eval_first_classes=1000 have.")
         )
-    _finish(axes, "epoch", "top-1 error (%)" if figure == 5 else "1K-way top-1 error (%)")
-    return _picture(picture, kind)
-
-
-def _plot(
-    axes: Axes, records: Iterable[dict[str, Any]], quantity: str, line: _Line, **style: Any
-) -> bool:
-    """Draw a quantity by epoch; say whether there was one."""
-    split, weights, dashes, _ = line
-    points = [
-        (record["epoch"], record[quantity])
-        for record in records
-        if (record["split"], record.get("weights")) == (split, weights)
-        and record.get(quantity) is not None
-    ]
-    if points:
-        axes.plot(*zip(*points, strict=True), dashes, **style)
-    return bool(points)
+    finish_axes(axes, "epoch", "top-1 error (%)" if figure == 5 else "1K-way top-1 error (%)")
+    return as_picture(picture, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +97,7 @@ def error_by_parameters(groups: Sequence[Group], *, kind: str = "png") -> bytes:
     families = lines_of_figure_7(groups)
     if not families:
         raise ReportError("no run is finished, so there is no error to draw by parameters.")
-    picture = _figure(7, 4.6)
+    picture = new_figure(7, 4.6)
     axes = picture.add_subplot()
     for label, points in families.items():
         axes.errorbar(
@@ -183,8 +120,8 @@ def error_by_parameters(groups: Sequence[Group], *, kind: str = "png") -> bytes:
             fontsize=8,
         )
     axes.margins(x=0.12, y=0.1)  # room for the names
-    _finish(axes, "parameters (millions)", "test error (%), mean and standard error")
-    return _picture(picture, kind)
+    finish_axes(axes, "parameters (millions)", "test error (%), mean and standard error")
+    return as_picture(picture, kind)
 
 
 def lines_of_figure_7(groups: Sequence[Group]) -> dict[str, list[Point]]:
@@ -242,24 +179,3 @@ def _lines(points: list[Point]) -> list[tuple[str, list[Point]]]:
         for point in points
         if point not in joined
     ]
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _finish(axes: Axes, across: str, up: str) -> None:
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
-    axes.grid(alpha=0.3)
-    if axes.has_data():
-        axes.legend()
-
-
-def _picture(figure: Figure, kind: str) -> bytes:
-    # In memory first: a picture is replaced as a whole, or not at all.
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=110, format=kind)
-    return picture.getvalue()

@@ -11,9 +11,23 @@ from typing import Any
 from resnext_jax.errors import CheckpointError
 from resnext_jax.files import strict_json
 from resnext_jax.runs.workdir import write_atomically
-from resnext_jax.training.task import Measure
 
 BEST_FILE = "best.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A number of the test records that tells which checkpoint is best.
+
+    Attributes:
+      name: of the number.
+      label: for plots.
+      highest: whether more is better.
+    """
+
+    name: str
+    label: str
+    highest: bool
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,13 +20,11 @@ from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.distributed import agree, is_first_host
 from resnext_jax.runs import packing
 from resnext_jax.runs.manifest import StepFolders
-from resnext_jax.training.state import TrainState
 
-# What a checkpoint is made of: the weights and their average, each of which is all that an
-# evaluation reads, what only training needs, and what is not arrays.
-_WEIGHTS = "weights"
-_EMA = "ema"
-_TRAINING = "training"
+# What a checkpoint is made of: the weights and their average, `params` and `batch_stats` each,
+# which is all that an evaluation reads, what only training needs, and what is not arrays.
+_WEIGHTS, _EMA = "weights", "ema"
+ITEMS = (_WEIGHTS, _EMA, "training")
 RUN_FILE = "run.json"
 
 # In an item's metadata of Orbax: which arrays its vectors are made of.
@@ -63,12 +61,11 @@ def _print_warning(message: str) -> None:
 class Checkpoints:
     """The checkpoints of one workdir, under `checkpoints/`.
 
-    A checkpoint holds the parameters and running statistics, their average if there is one, the
-    optimiser state, the guard and the step, which is also the data position, and a dictionary of
-    the caller's. A manifest with the hash of every file tells whether it is whole.
+    A checkpoint holds the items of `ITEMS`, each a tree of arrays, and the caller's dictionary;
+    `ema` may be missing. A manifest with the hash of every file tells whether it is whole.
 
     On several hosts, whose file system is shared, all call the same methods in the same order. The
-    state is replicated, so the first host has all of it: it alone writes, verifies and deletes.
+    arrays are replicated, so the first host has all of it: it alone writes, verifies and deletes.
     The others hear from it which checkpoint is taken, and read it themselves.
     """
 
@@ -116,7 +113,7 @@ class Checkpoints:
         alone = ocp.options.MultiprocessingOptions(primary_host=process, active_processes={process})
         self._handlers = {
             item: ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
-            for item in (_WEIGHTS, _EMA, _TRAINING)
+            for item in ITEMS
         }
         options = ocp.CompositeOptions(
             multiprocessing_options=alone,
@@ -166,28 +163,28 @@ class Checkpoints:
             )
         return latest
 
-    def save(self, state: TrainState, run: dict[str, Any]) -> None:
-        """Start saving a state under its step; does nothing if that is saved already.
+    def save(self, step: int, items: Mapping[str, Any], run: dict[str, Any]) -> None:
+        """Start saving items under a step; does nothing if that is saved already.
 
-        Returns when the state is copied to the host: its buffers may then be donated. Where the
+        Returns when the arrays are copied to the host: their buffers may then be donated. Where the
         save before this one is still under way, it is waited for.
 
         Args:
-          state: replicated over the devices.
+          step: names the checkpoint.
+          items: by the names of `ITEMS`, trees of arrays that are replicated over the devices.
           run: given back by `restore`, through JSON, where NaN and infinity are None.
 
         Raises:
           CheckpointError: the save before this one failed.
         """
         self.wait()
-        step = int(state.step)
         if not is_first_host() or self._is_saved(step):
             return
         text = strict_json(run)
-        items = _copy_to_host(_items(state))
+        copies = _copy_to_host(dict(items))
         # Not a daemon: a program that ends waits for it.
         self._thread = threading.Thread(
-            target=self._write, args=(step, items, text), name="checkpoint"
+            target=self._write, args=(step, copies, text), name="checkpoint"
         )
         self._thread.start()
 
@@ -226,28 +223,27 @@ class Checkpoints:
         if not self._failure_told:
             self.check()
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, like: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Read the newest whole checkpoint.
 
         Args:
-          like: a state of the same model, whose shapes, dtypes and shardings
-            the result takes; any number of devices.
+          like: items of the same model, whose shapes, dtypes and shardings the result takes; any
+            number of devices.
 
         Returns:
-          The state, and what was given to `save` with it.
+          The items, and what was given to `save` with them.
 
         Raises:
           CheckpointError: there is none, it is of another model, or unreadable.
         """
         step = self.require_step()
-        restored = self._restore(step, _items(like), (_WEIGHTS, _EMA, _TRAINING))
+        items = self._restore(step, like, ITEMS)
         path = self._folders.path(step) / RUN_FILE
         try:
             run = json.loads(path.read_bytes())
         except (OSError, ValueError) as error:
             raise _unreadable(path.parent, error) from error
-        ema = restored.get(_EMA)
-        return TrainState(**restored[_WEIGHTS], **restored[_TRAINING], ema=ema), run
+        return items, run
 
     def restore_weights(
         self, params: Arrays, batch_stats: Arrays, *, step: int | None = None, ema: bool = False
@@ -350,7 +346,9 @@ class Checkpoints:
         except CheckpointError as error:
             self._warnings.append(str(error))
 
-    def _restore(self, step: int, like: dict[str, Any], stored_items: Iterable[str]) -> Any:
+    def _restore(
+        self, step: int, like: Mapping[str, Any], stored_items: Iterable[str]
+    ) -> dict[str, Any]:
         """Read the items of `like`, and no others, if they are just those of `stored_items`."""
         path = self._folders.path(step)
         try:
@@ -380,7 +378,7 @@ class Checkpoints:
         if (_EMA in stored) != (_EMA in wanted):
             which = "unexpected" if _EMA in stored else "missing"
             differences.append(f"the average of the weights (ema) {which}")
-        both = (stored.keys() & wanted.keys()) | {_WEIGHTS, _TRAINING}
+        both = {*ITEMS} - {_EMA} | (stored.keys() & wanted.keys())
         differences += packing.differences(_joined(stored, both), _joined(wanted, both))
         if differences:
             raise CheckpointError(
@@ -388,14 +386,6 @@ class Checkpoints:
                 f"use the config it was trained with ({self.directory.parent / 'config.json'}) "
                 "or another --workdir."
             )
-
-
-def _items(state: TrainState) -> dict[str, Any]:
-    items = {
-        _WEIGHTS: {"params": state.params, "batch_stats": state.batch_stats},
-        _TRAINING: {"step": state.step, "opt_state": state.opt_state, "guard": state.guard},
-    }
-    return items if state.ema is None else items | {_EMA: state.ema}
 
 
 def _copy_to_host(tree: Any) -> Any:

@@ -16,7 +16,6 @@ from resnext_jax.config.checks import validate
 from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError
-from resnext_jax.evaluation.evaluator import Network
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict
 from resnext_jax.interop.files import source as file_source
@@ -24,7 +23,7 @@ from resnext_jax.interop.identify import identify
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.resnext import NetworkSpec
-from resnext_jax.models.variables import digest, merge
+from resnext_jax.models.variables import Network, digest, merge
 from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.runs import packing
 from resnext_jax.runs.best import wanted_step

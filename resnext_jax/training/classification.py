@@ -16,10 +16,12 @@ from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.optimizers import Schedule
 from resnext_jax.parallel.mesh import batch_sharding
+from resnext_jax.runs.best import Measure
 from resnext_jax.runs.workdir import check_same_data, write_data_set
+from resnext_jax.training import setup
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import TrainStep, make_train_step
-from resnext_jax.training.task import Measure, Task
+from resnext_jax.training.task import Task
 from resnext_jax.training.warm_start import warm_start
 
 
@@ -47,7 +49,7 @@ class Classification(Task):
     def build(self, schedule: Schedule) -> tuple[optax.GradientTransformation, TrainState]:
         """See `Task`."""
         optimizer = build.build_optimizer(self.config, schedule)
-        self._graphdef, state = build.build_state(
+        self._graphdef, state = setup.build_state(
             self.config, self._source.num_classes, optimizer, self.mesh
         )
         self._evaluation = Evaluation(self.config, self._test_source, self._graphdef, self.mesh)
@@ -64,7 +66,7 @@ class Classification(Task):
             optimizer,
             build.device_transform(self.config).train,
             self.mesh,
-            build.step_spec(self.config, len(self._source)),
+            setup.step_spec(self.config, len(self._source)),
         )
 
     def batches(self, start_step: int, num_steps: int) -> Generator[Batch, None, None]:

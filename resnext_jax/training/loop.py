@@ -18,9 +18,9 @@ from resnext_jax.data.augment import Batch
 from resnext_jax.errors import DataError, DivergedError
 from resnext_jax.models.variables import digest
 from resnext_jax.parallel.distributed import agree, check_hosts_agree, gather, is_first_host
-from resnext_jax.reports.curves import draw_training_curve
 from resnext_jax.runs.best import Best, best_of, write_best
 from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.curve import draw_training_curve
 from resnext_jax.runs.log import RunLog, read_metrics
 from resnext_jax.runs.workdir import (
     check_same_config,
@@ -106,7 +106,8 @@ class _Run:
         if self.resuming:
             check_same_run(config, folder)
             task.check_data(folder)
-            state, notes = self.checkpoints.restore(state)
+            items, notes = self.checkpoints.restore(state.as_items())
+            state = TrainState.from_items(items)
             check_same_config(config, notes["config"], folder)  # config.json may be gone
         elif config.init_from is not None:
             state = task.initialise(state)
@@ -232,7 +233,7 @@ class _Run:
 
     def _save(self) -> None:
         self.log.sync()
-        self.checkpoints.save(self.state, self._notes())
+        self.checkpoints.save(int(self.state.step), self.state.as_items(), self._notes())
         self.save_clock.restart()
 
     def _save_after_error(self) -> None:

@@ -1,6 +1,8 @@
 """What training changes, as one pytree."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,3 +56,16 @@ class TrainState:
             else None,
             guard=GuardState.create(),
         )
+
+    def as_items(self) -> dict[str, Any]:
+        """Return the state as the named trees of a checkpoint, see `runs.checkpoint.ITEMS`."""
+        items = {
+            "weights": {"params": self.params, "batch_stats": self.batch_stats},
+            "training": {"step": self.step, "opt_state": self.opt_state, "guard": self.guard},
+        }
+        return items if self.ema is None else items | {"ema": self.ema}
+
+    @classmethod
+    def from_items(cls, items: Mapping[str, Any]) -> "TrainState":
+        """Return the state that `as_items` made these of."""
+        return cls(**items["weights"], **items["training"], ema=items.get("ema"))

@@ -8,7 +8,7 @@ import jax
 
 from resnext_jax.config import build
 from resnext_jax.ops import cpu
-from resnext_jax.reports.curves import draw_training_curve
+from resnext_jax.runs.curve import draw_training_curve
 from resnext_jax.runs.log import read_metrics
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.task import Task

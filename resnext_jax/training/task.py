@@ -5,7 +5,6 @@ only a detector's run imports `detection`.
 """
 
 import abc
-import dataclasses
 import pkgutil
 from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
@@ -19,23 +18,9 @@ from resnext_jax.config.fields import task_entry
 from resnext_jax.data.augment import Batch
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.optimizers import Schedule
+from resnext_jax.runs.best import Measure
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import TrainStep
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """A number of the test records that tells which checkpoint is best.
-
-    Attributes:
-      name: of the number.
-      label: for plots.
-      highest: whether more is better.
-    """
-
-    name: str
-    label: str
-    highest: bool
 
 
 class Task(abc.ABC):

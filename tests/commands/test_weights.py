@@ -25,6 +25,7 @@ from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.runs.workdir import CONFIG_FILE, DATA_SET_FILE, write_config
 from resnext_jax.training.state import TrainState
 from tests.interop.weights import CIFAR_SPEC, random_state_dict
+from tests.training.tiny import save_state
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests/interop/golden"  # by make_golden.py
@@ -68,7 +69,7 @@ def make_workdir(path: Path, *, ema: bool = True, preactivation: bool | None = N
     with contextlib.closing(Checkpoints(path, keep=2)) as checkpoints:
         for step in (10, 20):
             state = preactivated_state(step) if preactivation else make_state(step, ema=ema)
-            checkpoints.save(state, {})
+            save_state(checkpoints, state, {})
     write_best(Best(10, "top1_error", 1.5, "raw"), path)
     return path
 

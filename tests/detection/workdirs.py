@@ -22,6 +22,7 @@ from resnext_jax.runs.workdir import DATA_SET_FILE, write_config
 from resnext_jax.training.state import TrainState
 from tests.detection.small import small_config
 from tests.detection.small_joint import small_joint_config
+from tests.training.tiny import save_state
 
 NAMES = ("ant", "bee", "cat")
 
@@ -79,7 +80,9 @@ def make_workdir(
                 params, batch_stats = _weights(config, len(names), step + 1)
                 average = {"params": params, "batch_stats": batch_stats}
                 state = dataclasses.replace(state, ema=average)
-            checkpoints.save(dataclasses.replace(state, step=jnp.asarray(step, jnp.int32)), {})
+            save_state(
+                checkpoints, dataclasses.replace(state, step=jnp.asarray(step, jnp.int32)), {}
+            )
     return path
 
 

@@ -10,10 +10,10 @@ from resnext_jax.config import build
 from resnext_jax.config.checks import validate
 from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
-from resnext_jax.evaluation.evaluator import EvalResult, Network
+from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.interop.state_dicts import weights_from_torch
-from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.mesh import make_mesh, replicated_sharding
 from tests.data.images import noise_file
 from tests.interop.weights import random_state_dict

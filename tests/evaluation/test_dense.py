@@ -14,9 +14,8 @@ from resnext_jax.data.decode import decode_rgb
 from resnext_jax.errors import DataError
 from resnext_jax.evaluation import dense
 from resnext_jax.evaluation.dense import DenseEvaluation, DenseScores, short_sides
-from resnext_jax.evaluation.evaluator import Network
 from resnext_jax.evaluation.run import Evaluation
-from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.mesh import make_mesh
 from tests.data.images import noise_file
 from tests.evaluation.small_test_sets import (

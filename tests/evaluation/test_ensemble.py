@@ -11,10 +11,10 @@ from resnext_jax.config import build
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.evaluation import crops, dense
-from resnext_jax.evaluation.evaluator import EvalResult, Network
+from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.evaluation.metrics import ensemble
 from resnext_jax.evaluation.run import Evaluation
-from resnext_jax.models.variables import merge
+from resnext_jax.models.variables import Network, merge
 from resnext_jax.parallel.mesh import make_mesh
 from tests.evaluation.small_test_sets import (
     CLASSES,

@@ -15,13 +15,14 @@ from ml_collections import ConfigDict
 from configs import imagenet
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation import report as command
-from resnext_jax.evaluation.evaluator import EvalResult, Network
+from resnext_jax.evaluation.evaluator import EvalResult
 from resnext_jax.evaluation.guesses import Guesses
 from resnext_jax.evaluation.outputs import check_writable, locked_folder, write_output
 from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.evaluation.record import merge_into, read_evaluations, records
 from resnext_jax.evaluation.run import Report, Scored
 from resnext_jax.evaluation.table import render, row_names
+from resnext_jax.models.variables import Network
 from resnext_jax.runs.weights import Member
 from tests.evaluation.small_test_sets import images_of, small_config
 from tests.interop.weights import CIFAR_SPEC

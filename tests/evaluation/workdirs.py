@@ -21,6 +21,7 @@ from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.runs.workdir import DATA_SET_FILE, write_config
 from resnext_jax.training.state import TrainState
 from tests.interop.weights import random_state_dict
+from tests.training.tiny import save_state
 
 # The digits in crops, as they would be trained on with random sized ones, for a small network.
 CHANGES = {
@@ -79,7 +80,9 @@ def make_workdir(
         state = dataclasses.replace(state, ema=both)
     with contextlib.closing(Checkpoints(path, keep=len(steps))) as checkpoints:
         for step in steps:
-            checkpoints.save(dataclasses.replace(state, step=jnp.asarray(step, jnp.int32)), {})
+            save_state(
+                checkpoints, dataclasses.replace(state, step=jnp.asarray(step, jnp.int32)), {}
+            )
     return path
 
 

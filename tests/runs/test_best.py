@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from resnext_jax.errors import CheckpointError
-from resnext_jax.runs.best import Best, best_of, read_best, wanted_step, write_best
-from resnext_jax.training.task import Measure
+from resnext_jax.runs.best import Best, Measure, best_of, read_best, wanted_step, write_best
 
 ERROR = Measure("top1_error", "top-1 error (%)", highest=False)
 

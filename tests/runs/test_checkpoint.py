@@ -27,7 +27,7 @@ from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec
 from tests.training.hosts import run_hosts
-from tests.training.tiny import TinyRun, tiny_model
+from tests.training.tiny import TinyRun, restore_state, save_state, tiny_model
 
 RUN = {"best": {"step": 2, "top1_error": 12.5}, "rows": [{"loss": 0.1}, {}], "none": None}
 
@@ -53,7 +53,7 @@ def saved(workdir: Path, *steps: int, keep: int = 3, **options: Any) -> Path:
     """Save small states; return the folder of the last one."""
     with contextlib.closing(Checkpoints(workdir, keep=keep, **options)) as checkpoints:
         for step in steps:
-            checkpoints.save(small_state(step), {"step": step})
+            save_state(checkpoints, small_state(step), {"step": step})
     return workdir / "checkpoints" / str(steps[-1])
 
 
@@ -83,14 +83,14 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, run: TinyRun) -> Path:
     """A workdir with a checkpoint of `run` at step 7; to be read only."""
     workdir = tmp_path_factory.mktemp("run")
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
-        checkpoints.save(state_at(7, run), RUN)
+        save_state(checkpoints, state_at(7, run), RUN)
     return workdir
 
 
 def test_gives_back_every_array_bit_for_bit(run_folder: Path, run: TinyRun) -> None:
     with opened(run_folder) as (checkpoints, warnings):
         assert checkpoints.latest_step() == 7
-        restored, notes = checkpoints.restore(run.state)
+        restored, notes = restore_state(checkpoints, run.state)
     assert notes == RUN
     assert int(restored.step) == 7
     assert same(restored, state_at(7, run))
@@ -103,10 +103,10 @@ def test_long_vectors_are_stored_in_parts_of_megabytes(tmp_path: Path) -> None:
     weights = jnp.arange(4_194_319, dtype=jnp.float32)
     state = TrainState.create({"a": weights}, {}, optax.identity())
     with opened(tmp_path) as (checkpoints, _):
-        checkpoints.save(state, RUN)
+        save_state(checkpoints, state, RUN)
         checkpoints.wait()
         sharding = replicated_sharding(make_mesh(2, 1, jax.devices()[:2]))
-        restored, _ = checkpoints.restore(jax.device_put(state, sharding))
+        restored, _ = restore_state(checkpoints, jax.device_put(state, sharding))
     assert same(jax.device_get(restored), jax.device_get(state))
     files = [path for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()]
     assert len(files) < 100
@@ -115,7 +115,7 @@ def test_long_vectors_are_stored_in_parts_of_megabytes(tmp_path: Path) -> None:
 def test_restores_onto_other_devices(run_folder: Path, run: TinyRun) -> None:
     eight = TinyRun(8, None, dtype="float32", spec=StepSpec(ema=EmaSpec(decay=0.9)))
     with opened(run_folder) as (checkpoints, _):
-        restored, _ = checkpoints.restore(eight.state)
+        restored, _ = restore_state(checkpoints, eight.state)
     for array, like in zip(jax.tree.leaves(restored), jax.tree.leaves(eight.state), strict=True):
         assert array.sharding == like.sharding
         assert len(array.sharding.device_set) == 8
@@ -161,7 +161,7 @@ def test_reads_nothing_but_what_is_asked_for(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"checkpoint .*/3 has no average of the weights"):
             checkpoints.restore_weights(state.params, state.batch_stats, ema=True)
         with pytest.raises(CheckpointError, match=r"checkpoint .*/3 cannot be read") as caught:
-            checkpoints.restore(state)
+            restore_state(checkpoints, state)
     assert "\n" not in str(caught.value)
 
 
@@ -180,7 +180,7 @@ def test_the_step_may_reuse_the_memory_at_once(
     expected = jax.tree.map(np.array, state)
     memory = state.params["w"].unsafe_buffer_pointer()
     with opened(tmp_path) as (checkpoints, _):
-        checkpoints.save(state, {})
+        save_state(checkpoints, state, {})
         for _ in range(3):
             state = overwrite(state)
             # It does: nothing of the checkpoint's stands in the way.
@@ -188,7 +188,7 @@ def test_the_step_may_reuse_the_memory_at_once(
         assert float(state.params["w"][0]) == -1
         release.set()
         checkpoints.wait()
-        restored, _ = checkpoints.restore(small_state(0, numbers=1_000_000))
+        restored, _ = restore_state(checkpoints, small_state(0, numbers=1_000_000))
     assert same(jax.device_get(restored), expected)
 
 
@@ -201,7 +201,7 @@ def test_saves_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(manifest, "write_manifest", late)
     with opened(tmp_path) as (checkpoints, _):
-        checkpoints.save(small_state(1), {})  # returns, though the writing hangs
+        save_state(checkpoints, small_state(1), {})  # returns, though the writing hangs
         checkpoints.check()
         assert "1" not in folders(tmp_path)
         release.set()
@@ -211,24 +211,24 @@ def test_saves_while_training_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_dictionary_is_that_of_the_moment_and_strict(tmp_path: Path) -> None:
     notes: dict[str, Any] = {"rows": [1]}
     with opened(tmp_path) as (checkpoints, _):
-        checkpoints.save(small_state(1), notes)
+        save_state(checkpoints, small_state(1), notes)
         notes["rows"].append(2)
-        assert checkpoints.restore(small_state(0))[1] == {"rows": [1]}
-        checkpoints.save(small_state(2), {"loss": float("nan")})
-        assert checkpoints.restore(small_state(0))[1] == {"loss": None}
+        assert restore_state(checkpoints, small_state(0))[1] == {"rows": [1]}
+        save_state(checkpoints, small_state(2), {"loss": float("nan")})
+        assert restore_state(checkpoints, small_state(0))[1] == {"loss": None}
 
 
 def test_saves_a_step_once(tmp_path: Path) -> None:
     with opened(tmp_path) as (checkpoints, _):
-        checkpoints.save(small_state(1), {"time": 1})
-        checkpoints.save(small_state(1), {"time": 2})
-        assert checkpoints.restore(small_state(0))[1] == {"time": 1}
+        save_state(checkpoints, small_state(1), {"time": 1})
+        save_state(checkpoints, small_state(1), {"time": 2})
+        assert restore_state(checkpoints, small_state(0))[1] == {"time": 1}
 
 
 def test_keeps_the_last_few_the_best_and_some_for_ever(tmp_path: Path) -> None:
     with opened(tmp_path, keep=2, keep_forever=lambda step: step % 5 == 0) as (checkpoints, _):
         for step in range(1, 10):
-            checkpoints.save(small_state(step), {})
+            save_state(checkpoints, small_state(step), {})
             if step in (2, 3):
                 checkpoints.note_best(step)  # while it is being saved; 3 takes the place of 2
     assert folders(tmp_path) == {"3", "5", "8", "9"}
@@ -254,7 +254,7 @@ def test_no_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     with opened(tmp_path, read_only=True) as (checkpoints, _):
         assert checkpoints.latest_step() is None
         with pytest.raises(CheckpointError, match=r"no checkpoint in .*; train first"):
-            checkpoints.restore(small_state(0))
+            restore_state(checkpoints, small_state(0))
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -287,7 +287,7 @@ def test_another_model_is_one_sentence(run_folder: Path, run: TinyRun) -> None:
         assert "1 arrays of another shape (such as params.fc.kernel)" in message
         assert "\n" not in message
         with pytest.raises(CheckpointError, match=r": the average of the weights \(ema\) unexpect"):
-            checkpoints.restore(dataclasses.replace(run.state, ema=None))
+            restore_state(checkpoints, dataclasses.replace(run.state, ema=None))
 
 
 def test_a_folder_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
@@ -306,11 +306,11 @@ def test_another_guard_dtype_or_no_average_is_said(tmp_path: Path) -> None:
     integers = params | {"w": params["w"].astype(jnp.int32)}
     with opened(tmp_path) as (checkpoints, _):
         with pytest.raises(CheckpointError, match=r"1 arrays of another dtype \(such as params\.w"):
-            checkpoints.restore(dataclasses.replace(small_state(0), params=integers))
+            restore_state(checkpoints, dataclasses.replace(small_state(0), params=integers))
         with pytest.raises(CheckpointError, match=r"arrays unexpected \(such as guard\."):
-            checkpoints.restore(dataclasses.replace(small_state(0), guard=other))
+            restore_state(checkpoints, dataclasses.replace(small_state(0), guard=other))
         with pytest.raises(CheckpointError, match=r": the average of the weights \(ema\) missing"):
-            checkpoints.restore(small_state(0, ema=True))
+            restore_state(checkpoints, small_state(0, ema=True))
 
 
 def remove(path: Path) -> None:
@@ -343,13 +343,13 @@ def test_a_damaged_checkpoint_is_moved_aside_and_the_one_before_used(
         assert file in warning
         assert warning.endswith("; 1 is used instead.")
     with opened(tmp_path, keep=2) as (checkpoints, warnings):
-        state, notes = checkpoints.restore(small_state(0))
+        state, notes = restore_state(checkpoints, small_state(0))
         assert (int(state.step), notes) == (1, {"step": 1})
         assert len(warnings) == 1
         assert f"moved to {tmp_path}/damaged/2." in warnings[0]
         assert folders(tmp_path) == {"1"}
         assert (tmp_path / "damaged" / "2").is_dir()
-        checkpoints.save(small_state(2), {})
+        save_state(checkpoints, small_state(2), {})
         assert checkpoints.latest_step() == 2
     flip(folder / "run.json")
     with opened(tmp_path) as (checkpoints, warnings):
@@ -374,8 +374,8 @@ def test_none_whole_is_an_error_and_stays_one(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_of_the_step_to_save_is_replaced(tmp_path: Path) -> None:
     flip(saved(tmp_path, 1) / "run.json")
     with opened(tmp_path) as (checkpoints, warnings):
-        checkpoints.save(small_state(1), {"time": 2})
-        assert checkpoints.restore(small_state(0))[1] == {"time": 2}
+        save_state(checkpoints, small_state(1), {"time": 2})
+        assert restore_state(checkpoints, small_state(0))[1] == {"time": 2}
     assert len(warnings) == 1
     assert (tmp_path / "damaged" / "1").is_dir()
 
@@ -414,7 +414,7 @@ def test_a_failed_save_is_told_by_whatever_comes_next_but_close(
     saved(tmp_path, 1)
     fail_to_write(monkeypatch, ValueError("DATA: [OS error 28: ENOSPC No space left on device]"))
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(small_state(2), {})
+    save_state(checkpoints, small_state(2), {})
     expected = (
         f"checkpoint 2 could not be written to {tmp_path}/checkpoints (No space left on device); "
         "make room there, and run the same command again: it goes on from checkpoint 1, which is "
@@ -431,7 +431,7 @@ def test_a_failed_save_is_told_by_whatever_comes_next_but_close(
     with pytest.raises(CheckpointError, match="could not be written"):
         checkpoints.wait()
     with pytest.raises(CheckpointError, match="could not be written"):
-        checkpoints.save(small_state(3), {})
+        save_state(checkpoints, small_state(3), {})
     assert checkpoints.latest_step() == 1
     checkpoints.close()
     checkpoints.close()
@@ -443,7 +443,7 @@ def test_close_tells_of_a_failed_save_that_nothing_told_of(
 ) -> None:
     fail_to_write(monkeypatch, OSError(27, "File too large"))
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(small_state(2), {})
+    save_state(checkpoints, small_state(2), {})
     with pytest.raises(CheckpointError, match=r"\(File too large\); raise the limit .* starts ove"):
         checkpoints.close()
     checkpoints.close()
@@ -457,8 +457,8 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_warned_of(
 
     monkeypatch.setattr(manifest.shutil, "rmtree", refuse)
     with opened(tmp_path, keep=1) as (checkpoints, warnings):
-        checkpoints.save(small_state(1), {})
-        checkpoints.save(small_state(2), {})
+        save_state(checkpoints, small_state(1), {})
+        save_state(checkpoints, small_state(2), {})
         checkpoints.wait()
         assert len(warnings) == 1
         assert "cannot be deleted (Permission denied: " in warnings[0]
@@ -493,7 +493,7 @@ def test_two_hosts_take_the_same_checkpoint_and_one_goes_on_from_it(tmp_path: Pa
     ]
     flip(folder / "1" / "run.json")  # back
     with opened(tmp_path) as (checkpoints, warnings):
-        assert same(checkpoints.restore(small_state(0))[0], small_state(1))
+        assert same(restore_state(checkpoints, small_state(0))[0], small_state(1))
     assert not warnings
 
 
@@ -509,14 +509,14 @@ def use_as_one_of_several_hosts() -> None:
 
         checkpoints = open_checkpoints()
         for step in (1, 2):
-            checkpoints.save(jax.device_put(small_state(step), sharding), {"step": step})
+            save_state(checkpoints, jax.device_put(small_state(step), sharding), {"step": step})
         print("newest", checkpoints.latest_step())
         checkpoints.close()
         if jax.process_index() == 0:
             flip(folder / "2" / "run.json")
 
         checkpoints = open_checkpoints()
-        state, notes = checkpoints.restore(jax.device_put(small_state(0), sharding))
+        state, notes = restore_state(checkpoints, jax.device_put(small_state(0), sharding))
         assert all(array.sharding == sharding for array in jax.tree.leaves(state))
         assert same(jax.device_get(state), jax.device_get(small_state(1)))
         print("restored", notes["step"], "of", checkpoints.latest_step())

@@ -17,6 +17,7 @@ import pytest
 from resnext_jax.errors import CheckpointError
 from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
+from tests.training.tiny import restore_state, save_state
 
 KILLS = 15
 _ROOT = Path(__file__).parents[2]
@@ -35,10 +36,10 @@ def make_state(step: int, parts: int = _PARTS, numbers: int = _NUMBERS) -> Train
 def fill_the_disk(workdir: Path, limit: int) -> None:
     """Save, then save what no longer fits; runs in a process of its own."""
     checkpoints = Checkpoints(workdir, keep=1)
-    checkpoints.save(make_state(1, numbers=20_000), {})
+    save_state(checkpoints, make_state(1, numbers=20_000), {})
     checkpoints.wait()
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    checkpoints.save(make_state(2, numbers=20_000), {})
+    save_state(checkpoints, make_state(2, numbers=20_000), {})
     try:
         checkpoints.wait()
     except CheckpointError as error:
@@ -54,7 +55,7 @@ def save_until_killed(workdir: Path) -> None:
     states = {number: make_state(number) for number in range(step + 1, step + 41)}
     print("ready", flush=True)
     for number, state in states.items():
-        checkpoints.save(state, {"step": number})
+        save_state(checkpoints, state, {"step": number})
         if number > step + 1:
             print(number - 1, flush=True)  # was waited for
 
@@ -88,7 +89,7 @@ def test_a_full_disk_is_one_sentence_and_the_earlier_one_is_whole(
     assert not (tmp_path / "checkpoints" / "2").exists()
     warnings: list[str] = []
     with contextlib.closing(Checkpoints(tmp_path, warn=warnings.append)) as checkpoints:
-        restored, _ = checkpoints.restore(make_state(0, numbers=20_000))
+        restored, _ = restore_state(checkpoints, make_state(0, numbers=20_000))
     assert not warnings
     expected = make_state(1, numbers=20_000)
     assert int(restored.step) == 1
@@ -120,7 +121,7 @@ def test_a_kill_at_any_moment_leaves_the_newest_whole(tmp_path: Path) -> None:
                 assert reported == 0
                 continue
             assert step >= reported
-            restored, run = checkpoints.restore(like)
+            restored, run = restore_state(checkpoints, like)
         assert not warnings
         assert int(restored.step) == step
         assert run == {"step": step}

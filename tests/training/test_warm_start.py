@@ -16,6 +16,7 @@ from resnext_jax.interop.torch import save_weights
 from resnext_jax.models import create_model
 from resnext_jax.models.variables import split
 from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.training import setup
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.warm_start import warm_start
 from tests.training.runs import short_run_config
@@ -47,7 +48,7 @@ def started(config: ConfigDict) -> tuple[TrainState, TrainState, Mesh]:
     """Return the state before and after."""
     mesh = make_mesh(2, 1, jax.devices()[:2])
     optimizer = build.build_optimizer(config, lambda step: jax.numpy.asarray(0.1))
-    _, fresh = build.build_state(config, 10, optimizer, mesh)
+    _, fresh = setup.build_state(config, 10, optimizer, mesh)
     return fresh, warm_start(config, fresh, mesh), mesh
 
 

@@ -1,5 +1,7 @@
 """A network and a batch small enough to train many times in a test."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from resnext_jax.models.variables import split
 from resnext_jax.ops.grouped_conv import Implementation
 from resnext_jax.optim.optimizers import sgd
 from resnext_jax.parallel.mesh import MEMBER_AXIS, batch_sharding, make_mesh, replicated_sharding
+from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import StepSpec, TrainStep, make_train_step
 
@@ -126,3 +129,14 @@ class TinyRun:
             self.state, metrics = self.step(self.state, self.batch(step))
             losses.append(float(metrics["loss"]))
         return losses
+
+
+def save_state(checkpoints: Checkpoints, state: TrainState, notes: dict[str, Any]) -> None:
+    """Begin to save a state, as the loop does."""
+    checkpoints.save(int(state.step), state.as_items(), notes)
+
+
+def restore_state(checkpoints: Checkpoints, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Read the newest checkpoint, as the loop does."""
+    items, notes = checkpoints.restore(like.as_items())
+    return TrainState.from_items(items), notes
