@@ -28,7 +28,7 @@ from resnext_jax.data.augment import Batch
 from resnext_jax.models.blocks import FORMS, Form
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from resnext_jax.runs.log import read_metrics
-from resnext_jax.training import loop, setup
+from resnext_jax.training import classification, setup
 from resnext_jax.training.step import make_train_step
 
 _CLASSES = 10
@@ -79,7 +79,7 @@ def trained_error(form: Form, seed: int, epochs: float) -> float:
     """Train and return the final top-1 test error in percent."""
     measure.progress(f"training form {form} from seed {seed}")
     with tempfile.TemporaryDirectory() as workdir:
-        loop.train(demo_config(form, seed, epochs), workdir)
+        classification.train(demo_config(form, seed, epochs), workdir)
         records = read_metrics(Path(workdir))
     return [record["top1_error"] for record in records if record["split"] == "test"][-1]
 

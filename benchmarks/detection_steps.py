@@ -30,14 +30,14 @@ from ml_collections import ConfigDict
 
 from benchmarks import measure
 from configs import coco
-from resnext_jax.config import build
+from resnext_jax.detection import training as detector_training
 from resnext_jax.detection.coco import CocoSplit, read_coco
 from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.proposals import Proposer, store
-from resnext_jax.detection.stage import Stage
+from resnext_jax.detection.setup import open_split
 from resnext_jax.detection.synthetic import SceneSpec, make_scenes
 from resnext_jax.training.profiling import peak_memory
-from resnext_jax.training.task import find_task
+from resnext_jax.training.task import Task
 
 STAGES = ("rpn", "fast_rcnn")
 _FEW = 100  # steps of the schedules, of which none is reached
@@ -47,7 +47,7 @@ _FEW = 100  # steps of the schedules, of which none is reached
 class Training:
     """A stage's step on a fixed batch, each from the state that the one before left."""
 
-    task: Stage
+    task: Task
     step: Callable[..., Any]
     state: Any
     batch: Any
@@ -112,13 +112,10 @@ def make_config(stage: str, model: str, folder: Path, args: argparse.Namespace) 
 
 def make_training(config: ConfigDict) -> Training:
     """Build a stage, and read its first batch."""
-    task = find_task(config)(config)
-    assert isinstance(task, Stage)
-    images = task.open()
-    optimizer, state = task.build(build.build_schedule(config, images))
+    task, state = detector_training.prepare(config, detector_training.training_mesh(config))
     with contextlib.closing(task.batches(0, 1)) as batches:
         batch = next(batches)
-    return Training(task, task.train_step(optimizer), state, batch)
+    return Training(task, task.train_step, state, batch)
 
 
 def make_detection(rpn: Training, fast_rcnn: Training) -> Callable[[], int]:
@@ -130,7 +127,7 @@ def make_detection(rpn: Training, fast_rcnn: Training) -> Callable[[], int]:
     (first, _), (second, _) = networks
     proposer = Proposer(first.config, first.graphdef, first.mesh, training=False)
     detector = Detector(second.config, second.graphdef, second.mesh)
-    split = first.test_split
+    split = open_split(first.config, "test")
 
     def run() -> int:
         proposals = {index: boxes for index, boxes, _ in proposer.run(split, *weights[0])}
@@ -154,7 +151,7 @@ def measure_model(model: str, folder: Path, args: argparse.Namespace) -> Iterato
     images = {stage: args.batch * jax.device_count() for stage in STAGES}
     if args.detection:
         variants["detection"] = make_detection(trainings["rpn"], trainings["fast_rcnn"])
-        images["detection"] = len(trainings["rpn"].task.test_split)
+        images["detection"] = len(open_split(trainings["rpn"].task.config, "test"))
     timings = measure.interleave(variants, rounds=args.rounds, limit=args.limit)
     peak = peak_memory()
     for name, timing in timings.items():

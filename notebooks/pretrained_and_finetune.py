@@ -64,7 +64,7 @@ from resnext_jax.interop.torch import (
 from resnext_jax.models import create_model
 from resnext_jax.models.variables import merge, split
 from resnext_jax.runs.log import read_metrics
-from resnext_jax.training.loop import train
+from resnext_jax.training.classification import train
 from resnext_jax.training.state import TrainState
 
 sys.path.insert(0, "..")  # configs/, seen from this notebook's folder

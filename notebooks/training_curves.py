@@ -43,7 +43,7 @@ from resnext_jax.reports.capacity_tables import cost_of
 from resnext_jax.reports.curves import errors_by_epoch
 from resnext_jax.reports.runs import Group, Score, find_workdirs, group_runs, labels, read_run
 from resnext_jax.runs.log import read_metrics
-from resnext_jax.training.loop import train
+from resnext_jax.training.classification import train
 
 sys.path.insert(0, "..")  # configs/, seen from this notebook's folder
 from configs import digits_resnext29

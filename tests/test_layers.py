@@ -54,15 +54,7 @@ SHIMS = frozenset(
 )
 
 # (importing module, imported module) against the order. It may only shrink.
-EXCEPTIONS = {
-    ("resnext_jax.config.fields", "resnext_jax.detection.config"),
-    ("resnext_jax.config.fields", "resnext_jax.detection.testing"),
-    ("resnext_jax.config.fields", "resnext_jax.detection.train_fast_rcnn"),
-    ("resnext_jax.config.fields", "resnext_jax.detection.train_joint"),
-    ("resnext_jax.config.fields", "resnext_jax.detection.train_rpn"),
-    ("resnext_jax.config.fields", "resnext_jax.evaluation.report"),
-    ("resnext_jax.config.fields", "resnext_jax.training.classification"),
-}
+EXCEPTIONS: set[tuple[str, str]] = set()
 
 # What other libraries do not promise to keep, with the versions that the tests passed with.
 PRIVATE = {

@@ -41,7 +41,13 @@ def main(argv: Sequence[str]) -> None:
     stopped = None
     with connected(**cli.host_flags()):
         cli.keep_compiled_programs()
-        from resnext_jax.training.loop import InterruptedRunError, train
+        from resnext_jax.training.loop import InterruptedRunError
+
+        config = flags.FLAGS.config
+        if config.task == "classification":
+            from resnext_jax.training.classification import train
+        else:
+            from resnext_jax.detection.training import train
 
         workdir = flags.FLAGS.workdir
         if workdir is None:
@@ -49,7 +55,7 @@ def main(argv: Sequence[str]) -> None:
             if is_first_host():
                 print(f"workdir: {workdir}", flush=True)
         try:
-            train(flags.FLAGS.config, workdir, process_ends=True)
+            train(config, workdir, process_ends=True)
         except InterruptedRunError as stop:
             # All hosts stop at one step: an orderly end.
             stopped = stop

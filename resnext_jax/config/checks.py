@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnext_jax.config.fields import base_of, field, field_names, task_entry
+from resnext_jax.config.fields import base_maker, base_of, field, field_names
 from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import CROPS
 from resnext_jax.errors import ConfigError, UserError
@@ -193,9 +193,10 @@ def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
     present = set(field_names(config))
     known = set(field_names(base_of(config)))
     for name in sorted(known - present):
+        base = base_maker(config)
         raise ConfigError(
             f"the config lacks the field {name!r}; "
-            f"start it from {task_entry(config).base_config}()."
+            f"start it from {base.__module__}:{base.__name__}()."
         )
     for name in sorted(present - known):
         near = difflib.get_close_matches(name, sorted(known), n=1)

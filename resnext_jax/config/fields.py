@@ -1,56 +1,17 @@
 """Every field of a run's configuration, and its default."""
 
-import pkgutil
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from resnext_jax.errors import ConfigError
-
-
-class TaskEntry(NamedTuple):
-    """Where a task is, "module:name": imported when asked for, detection by its runs alone.
-
-    Attributes:
-      base_config: makes the config of defaults.
-      training: a `training.task.Task`.
-      evaluation: what eval.py does, see `evaluation.report.evaluate`.
-    """
-
-    base_config: str
-    training: str
-    evaluation: str
-
 
 # Fields that may differ from host to host: where things are, and how they are read. What is there
 # is compared.
 PER_HOST = frozenset(
     {"data.data_dir", "data.manual_dir", "data.num_workers", "data.proposals", "init_from"}
 )
-
-# By `config.task`.
-TASKS = {
-    "classification": TaskEntry(
-        "resnext_jax.config.fields:base_config",
-        "resnext_jax.training.classification:Classification",
-        "resnext_jax.evaluation.report:evaluate",
-    ),
-    "rpn": TaskEntry(
-        "resnext_jax.detection.config:rpn_config",
-        "resnext_jax.detection.train_rpn:RPNTraining",
-        "resnext_jax.detection.testing:evaluate",
-    ),
-    "fast_rcnn": TaskEntry(
-        "resnext_jax.detection.config:fast_rcnn_config",
-        "resnext_jax.detection.train_fast_rcnn:FastRCNNTraining",
-        "resnext_jax.detection.testing:evaluate",
-    ),
-    "faster_rcnn": TaskEntry(
-        "resnext_jax.detection.config:faster_rcnn_config",
-        "resnext_jax.detection.train_joint:JointTraining",
-        "resnext_jax.detection.testing:evaluate",
-    ),
-}
 
 
 def base_config() -> ConfigDict:
@@ -191,6 +152,10 @@ def base_config() -> ConfigDict:
     return config
 
 
+# What makes the defaults of a task, by `config.task`. `detection.config` adds its own.
+TASKS: dict[str, Callable[[], ConfigDict]] = {"classification": base_config}
+
+
 def field(config: ConfigDict, name: str) -> Any:
     """Return the value of a field by its dotted name."""
     value: Any = config
@@ -213,12 +178,11 @@ def base_of(config: ConfigDict) -> ConfigDict:
     Raises:
       ConfigError: there is no such task.
     """
-    base: ConfigDict = pkgutil.resolve_name(task_entry(config).base_config)()
-    return base
+    return base_maker(config)()
 
 
-def task_entry(config: ConfigDict) -> TaskEntry:
-    """Return where the task of a config is; raises ConfigError where there is none."""
+def base_maker(config: ConfigDict) -> Callable[[], ConfigDict]:
+    """Return what makes the defaults of a config's task; raises ConfigError if there is none."""
     name = config.get("task")
     if name not in TASKS:
         raise ConfigError(f"config.task={name!r} must be one of {', '.join(TASKS)}.")

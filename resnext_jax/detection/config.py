@@ -8,7 +8,7 @@ for B0 / B times the steps, as it should.
 
 from ml_collections import ConfigDict, config_dict
 
-from resnext_jax.config.fields import base_config
+from resnext_jax.config.fields import TASKS, base_config
 
 # Steps of the paper's batch that are called an epoch.
 STEPS_PER_EPOCH = 1000
@@ -173,3 +173,6 @@ def _common() -> ConfigDict:
     config.data.mean, config.data.std = mean, std
 
     return config
+
+
+TASKS.update(rpn=rpn_config, fast_rcnn=fast_rcnn_config, faster_rcnn=faster_rcnn_config)

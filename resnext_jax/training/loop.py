@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,6 @@ import jax
 from ml_collections import ConfigDict
 
 from resnext_jax.config import build
-from resnext_jax.config.checks import check_start
-from resnext_jax.config.fields import config_facts
 from resnext_jax.data.augment import Batch
 from resnext_jax.errors import DataError, DivergedError
 from resnext_jax.models.variables import digest
@@ -24,10 +23,12 @@ from resnext_jax.runs.curve import draw_training_curve
 from resnext_jax.runs.log import RunLog, read_metrics
 from resnext_jax.runs.workdir import (
     check_same_config,
+    check_same_data,
     check_same_run,
     locked,
     open_workdir,
     write_config,
+    write_data_set,
 )
 from resnext_jax.training.agreement import Request, attach_requests
 from resnext_jax.training.calendar import SaveClock, make_calendar
@@ -36,7 +37,8 @@ from resnext_jax.training.interrupt import StopRequest
 from resnext_jax.training.profiling import Profiler, peak_memory
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.summary import conclusion, introduction
-from resnext_jax.training.task import Task, find_task
+from resnext_jax.training.task import Task
+from resnext_jax.training.warm_start import warm_start
 from resnext_jax.training.window import HaltedError, Window
 
 
@@ -49,14 +51,19 @@ class InterruptedRunError(Exception):
         self.exit_status = 128 + signal_number
 
 
-def train(
-    config: ConfigDict, workdir: str | os.PathLike[str], *, process_ends: bool = False
+def run(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    prepare: Callable[[], tuple[Task, TrainState]],
+    *,
+    process_ends: bool = False,
 ) -> TrainState:
-    """Train as `config` says, resuming where `workdir` has a checkpoint.
+    """Train, resuming where `workdir` has a checkpoint.
 
     Args:
-      config: from `configs/`.
+      config: of the run, checked.
       workdir: folder for config, metrics, checkpoints, TensorBoard and plots.
+      prepare: opens the data and builds the run and its fresh state, once the workdir is locked.
       process_ends: the process ends soon after this: signals that ask for that are
         then ignored from here on. By default their handlers are given back.
 
@@ -64,16 +71,14 @@ def train(
       The final state.
 
     Raises:
-      UserError: config, data, workdir or checkpoint are unusable.
+      UserError: data, workdir or checkpoint are unusable.
       InterruptedRunError: one of `STOP_SIGNALS` came, on any host; the state is
         saved. The same signal on all hosts: the first of the first host that got one.
     """
-    task = find_task(config)(config)
-    check_start(config)
     folder = open_workdir(workdir)
     stop = StopRequest(process_ends=process_ends)
     with locked(folder), contextlib.ExitStack() as noting, contextlib.ExitStack() as closing:
-        run = _Run(task, folder, stop, closing)
+        run = _Run(config, prepare, folder, stop, closing)
         # Not earlier: until the first step there is nothing to lose. And until all is closed:
         # the last checkpoint is written to its end, however many signals come.
         noting.enter_context(stop)
@@ -84,17 +89,20 @@ def train(
 class _Run:
     """A run from where its workdir stands to its end."""
 
-    def __init__(self, task: Task, folder: Path, stop: StopRequest, closing: contextlib.ExitStack):
+    def __init__(
+        self,
+        config: ConfigDict,
+        prepare: Callable[[], tuple[Task, TrainState]],
+        folder: Path,
+        stop: StopRequest,
+        closing: contextlib.ExitStack,
+    ):
         """Build everything, and restore what is there; `closing` closes it."""
-        self.task, self.folder, self.stop = task, folder, stop
-        self.config = config = task.config
-        images = task.open()
-        check_hosts_agree(lambda: config_facts(config) | task.data_facts())
+        self.config, self.folder, self.stop = config, folder, stop
+        self.task, state = prepare()
+        task, images = self.task, self.task.num_images
         self.epoch_steps = build.steps_per_epoch(config, images)
         self.calendar = make_calendar(config, self.epoch_steps, build.num_steps(config, images))
-        self.schedule = build.build_schedule(config, images)
-        optimizer, state = task.build(self.schedule)
-        self.train_step = task.train_step(optimizer)
 
         # First, so that it is closed last: what is being saved is waited for in any case.
         self.checkpoints = Checkpoints(
@@ -105,12 +113,12 @@ class _Run:
         notes: dict[str, Any] = {}
         if self.resuming:
             check_same_run(config, folder)
-            task.check_data(folder)
+            check_same_data(task.data, folder, same_images=True)
             items, notes = self.checkpoints.restore(state.as_items())
             state = TrainState.from_items(items)
             check_same_config(config, notes["config"], folder)  # config.json may be gone
         elif config.init_from is not None:
-            state = task.initialise(state)
+            state = warm_start(config, state, task.mesh)
             weights = state.params
             check_hosts_agree(lambda: {"the weights in config.init_from": digest(weights)})
         self.state = _unhalted(state)
@@ -119,7 +127,7 @@ class _Run:
         # A finished run keeps the config of its tests: with another nothing was tested.
         if self.first_host and self.step < self.calendar.num_steps:
             write_config(config, folder)
-            task.write_data(folder)
+            write_data_set(task.data, folder)
 
         self.log = RunLog(
             folder,
@@ -199,7 +207,7 @@ class _Run:
             batch = attach_requests(
                 batch, self._wishes(), self.task.mesh, self.config.accumulate_steps
             )
-        self.state, metrics = self.train_step(self.state, batch)
+        self.state, metrics = self.task.train_step(self.state, batch)
         self.step = step
         requests = self.window.add(metrics)
         if jax.process_count() == 1:
@@ -225,7 +233,7 @@ class _Run:
 
     def _record_training(self) -> None:
         record = self._place() | {"split": "train"} | self.window.close()
-        record["learning_rate"] = float(self.schedule(self.step - 1))
+        record["learning_rate"] = float(self.task.schedule(self.step - 1))
         peak = peak_memory()
         if peak is not None:
             record["peak_memory_bytes"] = peak

@@ -24,7 +24,7 @@ def introduction(task: Task, state: TrainState, num_steps: int, *, resuming: boo
     yield (
         f"{task.title}: {parameters:,} parameters, "
         f"{jax.device_count()} {jax.default_backend()} device(s){hosts}, "
-        f"batch {config.batch_size}{parts}{task.describe_batch()}"
+        f"batch {config.batch_size}{parts}{task.batch_note}"
     )
     yield (
         f"learning rate {build.learning_rate(config):g} ({config.optimizer.learning_rate:g} for "

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+import resnext_jax.detection.config  # noqa: F401  its tasks
 from resnext_jax.config.checks import check_fields, check_start, validate
 from resnext_jax.config.fields import (
     TASKS,

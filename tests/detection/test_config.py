@@ -1,5 +1,6 @@
 """The detectors' recipes: the paper's figures, and what is refused."""
 
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,12 @@ from ml_collections import ConfigDict
 
 from resnext_jax.config import build
 from resnext_jax.config.fields import field_names, optional_fields, set_field
+from resnext_jax.detection import training
 from resnext_jax.detection.config import fast_rcnn_config, rpn_config
 from resnext_jax.detection.setup import anchor_spec, build_fast_rcnn, image_spec
-from resnext_jax.detection.stage import Stage
 from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError, DataError
 from resnext_jax.models.variables import skeleton, split
-from resnext_jax.training.task import find_task
 from tests.detection.coco_files import annotation, categories, image, write_images, write_json
 from tests.detection.small import small_config, small_proposals, small_scenes
 
@@ -99,13 +99,12 @@ def test_biases_of_new_layers_move_twice_as_fast_and_frozen_ones_do_not_decay(
     small_proposals(scenes)
     config = small_config("fast_rcnn", scenes)
     config.optimizer.weight_decay = 0.1
-    task = find_task(config)(config)
-    assert isinstance(task, Stage)
-    task.open()
     model = skeleton(lambda rngs: build_fast_rcnn(config, 11))
     params = {name: jnp.ones(x.shape, x.dtype) for name, x in split(model)[1].items()}
     optimizer = build.build_optimizer(
-        config, lambda step: jnp.asarray(1.0), rate_factor=task.rate_factor
+        config,
+        lambda step: jnp.asarray(1.0),
+        rate_factor=functools.partial(training.rate_factor, config),
     )
     gradients = {name: jnp.zeros_like(x) for name, x in params.items()}
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
@@ -170,7 +169,8 @@ def test_missing_files_are_told_before_anything_is_made(tmp_path: Path) -> None:
     config = load("coco_resnet50_rpn")
     config.data.data_dir = str(tmp_path)
     with pytest.raises(DataError, match=r"instances_train2017\.json is missing; unpack COCO"):
-        find_task(config)(config)
+        training.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("annotations", [[], [annotation(1, 1, 1, (2, 2, 9, 9), iscrowd=1)]])
@@ -187,4 +187,4 @@ def test_a_test_split_without_objects_is_refused(
         write_json(tmp_path, whole | {"annotations": found}, f"{name}.json")
     write_images(tmp_path, whole["images"])
     with pytest.raises(DataError, match=r"test\.json has no objects to score against"):
-        find_task(config)(config).open()
+        training.open_splits(config)

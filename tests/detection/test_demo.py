@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from configs import digit_scenes_fast_rcnn
+from resnext_jax.detection import training
 from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.evaluate import coco_metrics
 from resnext_jax.detection.proposals import StoredProposals
+from resnext_jax.detection.setup import open_split
 from resnext_jax.detection.testing import find_objects
-from resnext_jax.detection.train_fast_rcnn import FastRCNNTraining
 from tests.programs import run
 
 pytestmark = pytest.mark.slow
@@ -68,10 +68,8 @@ def test_before_training_nothing_is_found(folder: Path) -> None:
     config = digit_scenes_fast_rcnn.get_config()
     config.data.data_dir = str(folder / "scenes")
     config.data.proposals = str(folder / "proposals")
-    task = FastRCNNTraining(config)
-    task.open()
-    _, state = task.build(lambda step: jnp.asarray(0.0))
-    split = task.test_split
+    task, state = training.prepare(config, training.training_mesh(config))
+    split = open_split(config, "test")
     rows = find_objects(
         Detector(config, task.graphdef, task.mesh),
         split,

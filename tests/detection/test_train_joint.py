@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from resnext_jax.config import build
 from resnext_jax.config.fields import field_names, set_field
 from resnext_jax.data.augment import Batch
+from resnext_jax.detection import training
 from resnext_jax.detection.config import faster_rcnn_config
 from resnext_jax.detection.joint_detector import propose_from_levels
 from resnext_jax.detection.losses import fast_rcnn_loss, rpn_loss
@@ -22,7 +23,6 @@ from resnext_jax.detection.models import RPN, FastRCNN, RoiSpec
 from resnext_jax.detection.proposals import ProposalSpec
 from resnext_jax.detection.pyramid import level_anchors
 from resnext_jax.detection.setup import anchor_specs, normalised
-from resnext_jax.detection.stage import keys_of
 from resnext_jax.detection.targets import (
     RegionTargetSpec,
     RpnTargetSpec,
@@ -30,15 +30,13 @@ from resnext_jax.detection.targets import (
     rpn_targets,
 )
 from resnext_jax.detection.testing import evaluate
-from resnext_jax.detection.train_joint import JointTraining
+from resnext_jax.detection.training import keys_of
 from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.runs.log import read_metrics
-from resnext_jax.training import loop
 from resnext_jax.training.state import TrainState
-from resnext_jax.training.task import find_task
 from tests.detection import test_training as stages
 from tests.detection.small import STEPS, small_scenes
 from tests.detection.small_joint import drawn_weights, small_joint_config
@@ -64,24 +62,25 @@ def config(request: pytest.FixtureRequest, scenes: Path) -> ConfigDict:
 def whole(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
     """A run that nobody stopped."""
     workdir = tmp_path_factory.mktemp("joint")
-    return workdir, jax.device_get(loop.train(config, workdir))
+    return workdir, jax.device_get(training.train(config, workdir))
 
 
 class Drawn:
     """A network whose weights are drawn, and a batch of images."""
 
     def __init__(self, config: ConfigDict):
-        self.task = JointTraining(config)
-        self.task.open()
-        self.task.mesh = make_mesh(config.batch_size, 1, jax.devices()[:1])
-        self.batch: Batch = jax.device_get(next(self.task.batches(0, 1)))
+        self.config = config
+        mesh = make_mesh(config.batch_size, 1, jax.devices()[:1])
+        task, _ = training.prepare(config, mesh)
+        self.batch: Batch = jax.device_get(next(task.batches(0, 1)))
+        self.stage = training.make_stage(config, training.open_splits(config))
         self.graphdef, self.params, self.batch_stats = drawn_weights(config, names=10)
 
     def losses(self, params: Arrays, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Return the losses of the images of a batch, and their parts."""
         model = merge(self.graphdef, params, self.batch_stats)
         model.eval()
-        return self.task.image_losses(model, normalised(batch, self.task.config), batch)
+        return self.stage.image_losses(model, normalised(batch, self.config), batch)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +103,7 @@ def test_a_run_logs_four_losses_and_their_sum(whole: tuple[Path, TrainState]) ->
 
 def stages_of(drawn: Drawn) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return what says something of anchors, and of regions: two networks, if there are such."""
-    config = drawn.task.config
+    config = drawn.config
     if config.pyramid.enabled:
         model = merge(drawn.graphdef, drawn.params, drawn.batch_stats)
         model.eval()
@@ -128,7 +127,7 @@ def stages_of(drawn: Drawn) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def test_its_losses_are_those_of_both_stages_on_the_same_proposals(drawn: Drawn) -> None:
     """Each stage by itself, image by image; its loss is the sum."""
-    batch, config = drawn.batch, drawn.task.config
+    batch, config = drawn.batch, drawn.config
     of_anchors, of_regions = stages_of(drawn)
     anchors = level_anchors(64, 64, anchor_specs(config))
     before = config.proposals.train_before
@@ -309,4 +308,3 @@ def test_what_cannot_be_run_is_one_sentence(changes: dict[str, Any], part: str) 
 
 def test_both_forms_have_the_same_fields() -> None:
     assert field_names(faster_rcnn_config()) == field_names(faster_rcnn_config(pyramid=True))
-    assert find_task(faster_rcnn_config()) is JointTraining

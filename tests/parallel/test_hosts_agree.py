@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import pytest
 
+import resnext_jax.detection.config  # noqa: F401  its tasks
 from resnext_jax.config.fields import (
     PER_HOST,
     TASKS,

@@ -1,18 +1,26 @@
 """Where the safeguards find what they watch: all that a move has to change of them."""
 
-import pkgutil
 from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnext_jax.config.fields import task_entry
+from resnext_jax.detection import testing
+from resnext_jax.detection import training as detection
+from resnext_jax.evaluation import report
 from resnext_jax.runs.manifest import write_manifest
-from resnext_jax.training.loop import train
+from resnext_jax.training import classification
 
 __all__ = ["evaluate", "train", "write_manifest"]
 
 
+def train(config: ConfigDict, workdir: Any) -> Any:
+    """Do what train.py does."""
+    task = classification if config.task == "classification" else detection
+    return task.train(config, workdir)
+
+
 def evaluate(config: ConfigDict, workdirs: Sequence[str]) -> Any:
     """Do what eval.py does."""
-    return pkgutil.resolve_name(task_entry(config).evaluation)(config, list(workdirs), [])
+    task = report if config.task == "classification" else testing
+    return task.evaluate(config, list(workdirs), [])

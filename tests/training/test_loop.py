@@ -50,7 +50,7 @@ def config(data_dir: Path) -> ConfigDict:
 def whole(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, loop.train(config, workdir)
+    return workdir, classification.train(config, workdir)
 
 
 def test_a_run_leaves_a_complete_workdir(
@@ -106,10 +106,10 @@ def test_stopped_and_resumed_is_bit_for_bit_the_uninterrupted_run(
     with pytest.raises(
         loop.InterruptedRunError, match=f"{signal_numbers[0].name} after step {step}"
     ) as stop:
-        loop.train(config, tmp_path)
+        classification.train(config, tmp_path)
     assert stop.value.exit_status == 128 + signal_numbers[0]
     monkeypatch.undo()
-    state = loop.train(config, tmp_path)
+    state = classification.train(config, tmp_path)
     assert_same_state(state, whole[1])
     records, expected = read_metrics(tmp_path), read_metrics(whole[0])
     assert without_timings(records) == without_timings(expected)
@@ -124,12 +124,12 @@ def test_with_onednn_too_it_is_the_uninterrupted_run(
     short = config.copy_and_resolve_references()
     short.num_epochs = 1.0
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    state = loop.train(short, whole)
+    state = classification.train(short, whole)
     monkeypatch.setattr(classification, "make_train_step", stopping_at(5, signal.SIGTERM))
     with pytest.raises(loop.InterruptedRunError):
-        loop.train(short, parts)
+        classification.train(short, parts)
     monkeypatch.undo()
-    assert_same_state(loop.train(short, parts), state)
+    assert_same_state(classification.train(short, parts), state)
     assert without_timings(read_metrics(parts)) == without_timings(read_metrics(whole))
     last = read_metrics(whole)[-1]
     assert evaluate_workdir(short, parts)[1]["raw"].loss == last["loss"]
@@ -142,7 +142,7 @@ def test_a_finished_run_is_left_as_it_is(
     before = [(workdir / name).read_text() for name in ("metrics.jsonl", "config.json")]
     changed = config.copy_and_resolve_references()
     changed.data.eval_antialias = True  # a field that may change, and with which nothing is tested
-    assert_same_state(loop.train(changed, workdir), state)
+    assert_same_state(classification.train(changed, workdir), state)
     after = [(workdir / name).read_text() for name in ("metrics.jsonl", "config.json")]
     assert after == before
     assert "already finished at step 22" in capsys.readouterr().out
@@ -162,7 +162,7 @@ def test_another_config_is_refused(config: ConfigDict, whole: tuple[Path, TrainS
     changed = config.copy_and_resolve_references()
     changed.optimizer.learning_rate = 0.01
     with pytest.raises(ConfigError, match=r"learning_rate is 0\.01, was 0\.05"):
-        loop.train(changed, whole[0])
+        classification.train(changed, whole[0])
 
 
 def test_a_checkpoint_of_another_model_is_refused(
@@ -191,7 +191,7 @@ def test_less_than_a_step_is_refused(config: ConfigDict, tmp_path: Path) -> None
     changed = config.copy_and_resolve_references()
     changed.num_epochs = 0.001
     with pytest.raises(ConfigError, match="is less than one step"):
-        loop.train(changed, tmp_path)
+        classification.train(changed, tmp_path)
 
 
 def with_bad_images(config: ConfigDict, split: str) -> Source:
@@ -220,7 +220,7 @@ def test_a_bad_image_stops_the_run_and_nothing_is_lost(
     monkeypatch.setattr(classification, "open_splits", all_with_bad_images)
     monkeypatch.setattr("resnext_jax.evaluation.run.open_split", with_bad_images)
     with pytest.raises(DataError, match=r"image \d+ of 'digits', split 'train', cannot be dec"):
-        loop.train(config, tmp_path)
+        classification.train(config, tmp_path)
     # Steps before the batch with the bad image are saved.
     before = read_metrics(tmp_path)
     (saved,) = [int(path.name) for path in (tmp_path / "checkpoints").iterdir()]
@@ -230,7 +230,7 @@ def test_a_bad_image_stops_the_run_and_nothing_is_lost(
     # Going on without such images is allowed, and counted.
     skipping = config.copy_and_resolve_references()
     skipping.data.on_error = "skip"
-    loop.train(skipping, tmp_path)
+    classification.train(skipping, tmp_path)
     records = read_metrics(tmp_path)
     assert records[: len(before)] == before
     assert records[-1]["step"] == 22
@@ -263,9 +263,9 @@ def test_a_bad_test_image_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(classification, "open_splits", only_bad_test_images)
         with pytest.raises(DataError, match=r"image 7 of 'digits', split 'test', cannot be"):
-            loop.train(changed, tmp_path)
+            classification.train(changed, tmp_path)
     assert max(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == stop
-    assert_same_state(loop.train(changed, tmp_path), whole[1])
+    assert_same_state(classification.train(changed, tmp_path), whole[1])
     tests = [record for record in read_metrics(tmp_path) if record["split"] == "test"]
     assert tests == [
         record
@@ -286,13 +286,13 @@ def test_other_data_in_the_same_workdir_is_refused(
         classification, "open_splits", lambda config: changed(config, version="2.0.0")
     )
     with pytest.raises(DataError, match=r"trained on '1\.0\.0' of data set 'digits', now it is '2"):
-        loop.train(config, whole[0])
+        classification.train(config, whole[0])
     names = tuple("abcdefghij")
     monkeypatch.setattr(
         classification, "open_splits", lambda config: changed(config, class_names=names)
     )
     with pytest.raises(DataError, match="was trained on other classes"):
-        loop.train(config, whole[0])
+        classification.train(config, whole[0])
     monkeypatch.setattr(
         "resnext_jax.evaluation.run.open_split",
         lambda config, split: changed(config, class_names=names)[1],
@@ -315,9 +315,9 @@ def test_a_signal_during_a_test_leaves_at_once_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(classification.Evaluation, "run", between)
         with pytest.raises(loop.InterruptedRunError, match="SIGTERM after step 12"):
-            loop.train(config, tmp_path)
+            classification.train(config, tmp_path)
     assert [r for r in read_metrics(tmp_path) if r["split"] == "test"] == []
-    assert_same_state(loop.train(config, tmp_path), whole[1])
+    assert_same_state(classification.train(config, tmp_path), whole[1])
     assert without_timings(read_metrics(tmp_path)) == without_timings(read_metrics(whole[0]))
 
 
@@ -345,9 +345,9 @@ def test_signals_while_the_last_checkpoint_is_written_change_nothing(
         with monkeypatch.context() as patch:
             patch.setattr(classification, "make_train_step", stopping_at(2, signal.SIGUSR1))
             with pytest.raises(loop.InterruptedRunError, match="SIGUSR2 after step 2"):
-                loop.train(short, tmp_path)
+                classification.train(short, tmp_path)
         assert stored_steps(tmp_path) == {2}
-        assert int(loop.train(short, tmp_path).step) == max(stored_steps(tmp_path)) == 6
+        assert int(classification.train(short, tmp_path).step) == max(stored_steps(tmp_path)) == 6
         assert acted == []
         signal.raise_signal(signal.SIGHUP)
         assert acted == [signal.SIGHUP]
@@ -369,7 +369,7 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_goes_on_when_told_to(
 
     monkeypatch.setattr(classification, "make_train_step", acting_at(8, spoil))
     with pytest.raises(DivergedError) as error:
-        loop.train(config, tmp_path)
+        classification.train(config, tmp_path)
     message = str(error.value)
     # The loss need not be NaN: XLA's CPU code rectifies NaN to 0. The gradient tells.
     assert re.search(r"step 8 has loss \S+ and gradient norm nan, which is not finite", message)
@@ -381,9 +381,9 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_goes_on_when_told_to(
 
     # The same command meets the same images, and stops again with nothing lost.
     with pytest.raises(DivergedError, match="step 8 has loss"):
-        loop.train(config, tmp_path)
+        classification.train(config, tmp_path)
     config.guard.on_nonfinite = "skip"
-    state = loop.train(config, tmp_path)
+    state = classification.train(config, tmp_path)
     assert int(state.step) == 11
     records = read_metrics(tmp_path)
     skipped = {r["step"]: r["skipped_steps"] for r in records if "skipped_steps" in r}
@@ -394,12 +394,12 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_goes_on_when_told_to(
 
 def test_a_second_run_in_the_same_workdir_is_refused(config: ConfigDict, tmp_path: Path) -> None:
     with locked(tmp_path), pytest.raises(WorkdirError, match="is being written to by another run"):
-        loop.train(config, tmp_path)
+        classification.train(config, tmp_path)
 
 
 @pytest.mark.slow
 def test_the_demo_reaches_two_per_cent(data_dir: Path, tmp_path: Path) -> None:
     config = digits_resnext29.get_config()
     config.data.data_dir = str(data_dir)
-    loop.train(config, tmp_path)
+    classification.train(config, tmp_path)
     assert read_metrics(tmp_path)[-1]["top1_error"] <= 2.0

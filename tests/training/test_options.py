@@ -45,7 +45,7 @@ def config(data_dir: Path) -> ConfigDict:
 @pytest.fixture(scope="module")
 def run(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainState]:
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, loop.train(config, workdir)
+    return workdir, classification.train(config, workdir)
 
 
 def test_the_average_is_tested_beside_the_weights(
@@ -89,12 +89,12 @@ def test_a_test_cut_short_is_made_again_as_a_whole(
     with monkeypatch.context() as patch:
         patch.setattr(classification.Evaluation, "run", stopping)
         with pytest.raises(loop.InterruptedRunError, match="SIGTERM after step 12"):
-            loop.train(config, tmp_path)
+            classification.train(config, tmp_path)
     # Saved by the clock as well, which changes nothing.
     monkeypatch.setattr(loop.SaveClock, "due", property(lambda clock: True))
     changed = config.copy_and_resolve_references()
     changed.checkpoint_every_minutes = 0.01
-    assert_same_state(loop.train(changed, tmp_path), run[1])
+    assert_same_state(classification.train(changed, tmp_path), run[1])
     assert without_timings(read_metrics(tmp_path)) == without_timings(read_metrics(run[0]))
 
 
@@ -125,7 +125,7 @@ def test_fine_tuning_starts_from_the_average_with_a_new_classifier(
 ) -> None:
     average = jax.device_get(run[1].ema)
     assert average is not None
-    state = jax.device_get(loop.train(finetuning(config, run[0]), tmp_path))
+    state = jax.device_get(classification.train(finetuning(config, run[0]), tmp_path))
     assert int(state.step) == 2
     for stored, trained in (
         (average["params"], state.params),
@@ -159,13 +159,13 @@ def test_what_cannot_be_started_from(
     changed = finetuning(config, run[0])
     changed.update_from_flattened_dict(changes)
     with pytest.raises(error, match=text):
-        loop.train(changed, tmp_path)
+        classification.train(changed, tmp_path)
 
 
 def test_an_empty_folder_cannot_be_started_from(config: ConfigDict, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises((WorkdirError, CheckpointError), match=r"does not tell the classes"):
-        loop.train(finetuning(config, tmp_path / "empty"), tmp_path / "run")
+        classification.train(finetuning(config, tmp_path / "empty"), tmp_path / "run")
 
 
 def test_images_are_mixed_in_pairs(config: ConfigDict, tmp_path: Path) -> None:
@@ -173,4 +173,4 @@ def test_images_are_mixed_in_pairs(config: ConfigDict, tmp_path: Path) -> None:
     changed.batch_size = 16
     changed.bn_group_size = 8
     with pytest.raises(ConfigError, match=r"each of 8 devices holds 1 of a micro-batch"):
-        loop.train(changed, tmp_path)
+        classification.train(changed, tmp_path)
