@@ -1,12 +1,13 @@
 """Errors that are the user's to mend: one sentence, no traceback, exit status 2."""
 
 import argparse
+import difflib
 import functools
 import os
 import select
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
@@ -55,6 +56,12 @@ class HostError(UserError):
     """A host of the run that did not come, or was lost."""
 
     exit_status = EXIT_LOST_HOST
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str, *, cutoff: float = 0.5) -> str:
+    """Return a hint for a name that does not exist: the names nearest to it, or `otherwise`."""
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=cutoff)
+    return f"did you mean {' or '.join(near)}?" if near else otherwise
 
 
 def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:

@@ -25,7 +25,7 @@ import numpy as np
 from resnext_jax.config import build, cli
 from resnext_jax.config.checks import validate
 from resnext_jax.data.builders.synsets import imagenet1k
-from resnext_jax.data.decode import ImageFile, UndecodableImageError
+from resnext_jax.data.decode import SUFFIXES, ImageFile, UndecodableImageError, is_too_thin
 from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import EvalTransform
@@ -41,11 +41,7 @@ from resnext_jax.files import path_argument, user_path
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.runs.weights import Single, load_single
 
-# Files that a folder stands for.
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 _THREADS = 4
-# As in testing: an image longer than so many times its width would be resized to gigabytes.
-_LARGEST_RATIO = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +173,7 @@ def _read(path: str, transform: EvalTransform) -> np.ndarray | str:
     if file.is_dim:
         note_dim(lambda: path)
     height, width = image.shape[:2]
-    if max(height, width) > _LARGEST_RATIO * min(height, width):
+    if is_too_thin(height, width):
         return f"{path} is {width}x{height} pixels, too long and thin to be cut."
     prepared: np.ndarray = transform({"image": image})["image"]
     return prepared
@@ -187,7 +183,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
     """List image files.
 
     Args:
-      arguments: files; folders, which stand for the images in them (`IMAGE_SUFFIXES`); and
+      arguments: files; folders, which stand for the images in them (`data.decode.SUFFIXES`); and
         patterns such as `photos/*.jpg` (`**` is any folders).
 
     Raises:
@@ -201,7 +197,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
             files = [str(file) for file in sorted(path.iterdir()) if _is_image(file)]
             if not files:
                 raise DataError(
-                    f"folder {argument} has no images ({', '.join(IMAGE_SUFFIXES)}); for those "
+                    f"folder {argument} has no images ({', '.join(SUFFIXES)}); for those "
                     f"in its folders give a pattern, as in '{path / '**' / '*.jpg'}'."
                 )
         elif glob.has_magic(argument) and not path.exists():
@@ -216,7 +212,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def class_names(network: Single, file: Path | None) -> tuple[list[str], str]:

@@ -60,16 +60,19 @@ def train_transform(config: ConfigDict) -> TrainTransform:
 def eval_transform(config: ConfigDict, *, crops: str = "centre") -> EvalTransform:
     """Make the host's preparation of test images that are scored in one crop or in ten."""
     data = config.data
-    size = data.eval_image_size or data.image_size
-    # The paper's 256 for 224.
-    short_side = data.eval_short_side or size * 8 // 7
     return EvalTransform(
-        size,
-        None if data.crop == "whole" else short_side,
+        data.eval_image_size or data.image_size,
+        None if data.crop == "whole" else eval_short_side(config),
         interpolation=data.eval_interpolation or data.interpolation,
         antialias=data.eval_antialias,
         crops=crops,
     )
+
+
+def eval_short_side(config: ConfigDict) -> int:
+    """Short side of test images before the crop; by default the paper's, 256 for 224."""
+    data = config.data
+    return int(data.eval_short_side or (data.eval_image_size or data.image_size) * 8 // 7)
 
 
 def dense_transform(config: ConfigDict) -> DenseTransform:

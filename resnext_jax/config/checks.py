@@ -1,6 +1,5 @@
 """What each field of a configuration may be, checked before anything is built."""
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 from resnext_jax.config.fields import base_maker, base_of, field, field_names
 from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import CROPS
-from resnext_jax.errors import ConfigError, UserError
+from resnext_jax.errors import ConfigError, UserError, did_you_mean
 from resnext_jax.files import user_path
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.models.registry import parse_name, resolve
@@ -199,8 +198,7 @@ def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
             f"start it from {base.__module__}:{base.__name__}()."
         )
     for name in sorted(present - known):
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "remove it."
+        hint = did_you_mean(name, sorted(known), "remove it.")
         raise ConfigError(f"the config has a field {name!r} that nothing reads; {hint}")
     for name in sorted(known):
         value = field(config, name)

@@ -1,6 +1,5 @@
 """Command lines: flags in, one sentence and exit status 2 for a user's mistake."""
 
-import difflib
 import os
 import re
 import sys
@@ -12,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from resnext_jax.config.fields import field, field_names, optional_fields, set_field
-from resnext_jax.errors import UserError, fail
+from resnext_jax.errors import UserError, did_you_mean, fail
 
 # Flags defined here belong to the program that asks for them, and stand in its --help.
 flags.disclaim_key_flags()
@@ -176,8 +175,7 @@ def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
         inside = [name for name in names if name.startswith(f"{match[1]}.")]
         if inside:
             fail(f"config.{match[1]} is a section; set one of its fields: {', '.join(inside)}.")
-        near = difflib.get_close_matches(match[1], names, n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}."
+        hint = did_you_mean(match[1], names, f"it has {', '.join(names)}.")
         fail(f"the config has no field {match[1]!r}; {hint}")
 
 

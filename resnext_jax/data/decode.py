@@ -28,6 +28,11 @@ cv2.setNumThreads(1)
 # Not turned by EXIF: the paper's pipeline did not know of it, and neither does Pillow's `convert`.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
+# Files of a folder that are taken for images.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+# An image longer than so many times its width (or the reverse) would be resized to gigabytes.
+_LARGEST_RATIO = 50
+
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 # Bit depth and colour type of a PNG that OpenCV reads as Pillow does: 8-bit grey, 8-bit RGB.
@@ -55,6 +60,11 @@ def decode_rgb(data: bytes) -> np.ndarray:
       UndecodableImageError: says what is wrong with it.
     """
     return _decode(data, _plain_jpeg(data))[0]
+
+
+def is_too_thin(height: int, width: int) -> bool:
+    """Whether an image is too long and thin for a crop of it to be resized."""
+    return max(height, width) > _LARGEST_RATIO * min(height, width)
 
 
 class ImageFile:

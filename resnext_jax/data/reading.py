@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from resnext_jax.data.decode import ImageFile, UndecodableImageError
+from resnext_jax.data.decode import ImageFile, UndecodableImageError, is_too_thin
 from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import DataError, one_line
@@ -20,9 +20,6 @@ from resnext_jax.errors import DataError, one_line
 BAD, REPLACED, DIM = "bad_index", "replaced", "dim_index"
 MARKS = (BAD, REPLACED, DIM)
 _ADVICE = "repair the data set, or leave such images out with --config.data.on_error=skip."
-# An image longer than so many times its width (or the reverse) would be resized to gigabytes.
-_LARGEST_RATIO = 50
-
 # So many images in a row are no accident.
 _LARGEST_GAP = 100
 
@@ -116,8 +113,7 @@ class DecodedExamples:
                 f"{self.source.num_classes - 1}; {self._advice}"
             )
         image = ImageFile(example["image"])
-        short, long = sorted(image.shape[:2])
-        if long > _LARGEST_RATIO * short:
+        if is_too_thin(*image.shape[:2]):
             raise DataError(
                 f"{self._name(index, example)} is {image.shape[1]}x{image.shape[0]} pixels, too "
                 f"long and thin to be cut; {self._advice}"

@@ -3,7 +3,9 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
@@ -11,10 +13,18 @@ from safetensors import SafetensorError
 from resnext_jax.files import replacing, user_path
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.pickles import read_pth
-from resnext_jax.interop.with_torch import write_pth
-from resnext_jax.interop.wrappers import unwrap
 
 _TORCH_SUFFIXES = (".pth", ".pt")
+
+# Under which names training scripts keep weights, and averages of weights: those of torchvision
+# and timm, and of many others.
+_WEIGHTS = ("state_dict", "model")
+_AVERAGES = ("state_dict_ema", "model_ema")
+
+# What (Distributed)DataParallel and AveragedModel put in front of all names; and what the latter
+# has beside them.
+_PREFIX = "module."
+_AVERAGED = "n_averaged"
 
 # Beginnings of files.
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -97,7 +107,7 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | os.PathLi
     try:
         with replacing(path) as temporary:
             if path.suffix in _TORCH_SUFFIXES:
-                write_pth(arrays, temporary)
+                _write_pth(arrays, temporary)
             else:
                 # The mark by which PyTorch's programs know their own.
                 safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
@@ -107,3 +117,68 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | os.PathLi
         raise WeightsError(
             f"{source(path)} cannot be written: {reason}; give another path."
         ) from error
+
+
+def unwrap(saved: Any, *, ema: bool = False, source: str = "the state dict") -> Mapping[str, Any]:
+    """Return the state dict itself, without the "module." of DataParallel.
+
+    Args:
+      saved: a state dict; or a dictionary that has one under "state_dict" or "model", and perhaps
+        an average under "state_dict_ema" or "model_ema".
+      ema: take the average. Otherwise it is taken only where there is nothing else.
+      source: what an error shall call it.
+
+    Raises:
+      WeightsError: there is no state dict, or no average.
+    """
+    if not isinstance(saved, Mapping):
+        raise WeightsError(f"{source} is no state dict but a {type(saved).__name__}.")
+    parts = {
+        name: saved[name]
+        for name in (*_WEIGHTS, *_AVERAGES)
+        if isinstance(saved.get(name), Mapping)
+    }
+    if ema:
+        found = next((parts[name] for name in _AVERAGES if name in parts), None)
+        if found is None:
+            raise WeightsError(
+                f"{source} has no averaged weights ({' or '.join(_AVERAGES)}); "
+                "take the weights themselves."
+            )
+    else:
+        found = next(iter(parts.values()), saved)
+    inner = [name for name, value in found.items() if isinstance(value, Mapping)]
+    if inner or not found or not all(isinstance(name, str) for name in found):
+        entries = ", ".join(map(repr, list(found)[:10])) or "nothing"
+        raise WeightsError(
+            f"{source} is no state dict, it holds {entries}; save the weights alone, with "
+            "torch.save(model.state_dict(), FILE)."
+        )
+    names = [name for name in found if name != _AVERAGED]
+    if all(name.startswith(_PREFIX) for name in names):
+        return {name.removeprefix(_PREFIX): found[name] for name in names}
+    return found
+
+
+def _write_pth(arrays: Mapping[str, np.ndarray], path: Path) -> None:
+    """Save arrays as tensors with `torch.save`.
+
+    Raises:
+      WeightsError: PyTorch is not installed.
+      OSError, RuntimeError: the file cannot be written.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            "writing .pth files needs PyTorch, which is not installed; write .safetensors, which "
+            "PyTorch's users can read as well."
+        ) from error
+    tensors = {}
+    for name, array in arrays.items():
+        own = np.array(array)  # PyTorch wants to be able to write to it
+        if array.dtype == jnp.bfloat16:  # of which PyTorch's bridge to NumPy does not know
+            tensors[name] = torch.from_numpy(own.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensors[name] = torch.from_numpy(own)
+    torch.save(tensors, path)

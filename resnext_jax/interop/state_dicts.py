@@ -9,6 +9,7 @@ import numpy as np
 from flax import nnx
 
 from resnext_jax.interop.errors import Shape, WeightsError, listed
+from resnext_jax.interop.files import unwrap
 from resnext_jax.interop.names import (
     Collection,
     Row,
@@ -19,7 +20,6 @@ from resnext_jax.interop.names import (
     scheme_of,
     table,
 )
-from resnext_jax.interop.wrappers import unwrap
 from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.preact import PreActResNeXt
 from resnext_jax.models.resnext import NetworkSpec, ResNeXt

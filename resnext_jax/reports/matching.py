@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from resnext_jax.config import build
 from resnext_jax.config.fields import base_config, set_field
 from resnext_jax.models.registry import parse_name
 from resnext_jax.reports.runs import Run, Tests, settings
@@ -107,9 +108,7 @@ def scored_crop(config: ConfigDict) -> Crop | None:
     if data.eval_crops != "centre":
         return None
     size = data.eval_image_size or data.image_size
-    if data.crop == "whole":
-        return Crop(size, None)
-    return Crop(size, data.eval_short_side or size * 8 // 7)
+    return Crop(size, None if data.crop == "whole" else build.eval_short_side(config))
 
 
 # The paper's recipe: Sec. 4 for ImageNet, which is `base_config`, and what differs elsewhere.

@@ -17,7 +17,6 @@ sweep stops.
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -44,6 +43,7 @@ from resnext_jax.errors import (
     EXIT_USER_ERROR,
     STOP_SIGNALS,
     ConfigError,
+    did_you_mean,
     drop_lost_output,
 )
 from resnext_jax.reports.errors import ReportError
@@ -177,8 +177,7 @@ def _check_flag(argument: str) -> None:
         known = field_names(base_config())
         wanted = name.removeprefix("config.")
         if wanted not in known and wanted.removeprefix("no") not in known:
-            near = difflib.get_close_matches(wanted, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else "see resnext_jax/config/fields.py."
+            hint = did_you_mean(wanted, known, "see resnext_jax/config/fields.py.")
             raise ReportError(f"the config has no field {wanted!r}; {hint}")
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.builders.copies import RECORD
-from resnext_jax.data.builders.folder import EXTENSIONS, Folder, Listing, list_images
+from resnext_jax.data.builders.folder import Folder, Listing, list_images
+from resnext_jax.data.decode import SUFFIXES
 from resnext_jax.data.prepare import prepare
 from resnext_jax.errors import DataError
 from tests.data.images import encoded
@@ -82,10 +83,10 @@ def test_has_the_features_of_imagenet(root: Path, tmp_path: Path) -> None:
 
 
 def test_finds_images_by_any_extension_in_any_case(root: Path) -> None:
-    for extension in EXTENSIONS:
+    for extension in SUFFIXES:
         add(root / "train" / "cat" / f"2{extension}")
         add(root / "train" / "cat" / f"3{extension.upper()}")
-    assert len(list_images(root).images["train"]) == 2 + 2 * 9
+    assert len(list_images(root).images["train"]) == 2 + 2 * len(SUFFIXES)
 
 
 def test_passes_over_what_is_no_image(root: Path) -> None:

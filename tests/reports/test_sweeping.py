@@ -200,7 +200,7 @@ def test_flags_that_come_later_win(tmp_path: Path) -> None:
     [
         ("--workdir=elsewhere", "--workdir is set by the sweep"),
         ("--config.seed=3", "--config.seed is set by the sweep"),
-        ("--config.num_epoch=3", "no field 'num_epoch'; did you mean 'num_epochs'"),
+        ("--config.num_epoch=3", "no field 'num_epoch'; did you mean num_epochs"),
         ("num_epochs=3", "'num_epochs=3' after -- is no flag"),
         ("--config.num_epochs=many", "cannot take the flags of narrow, seed 0"),
         ("--config.batch_size=0", "config.batch_size=0 must be at least 1"),

@@ -15,9 +15,8 @@ import tensorflow_datasets as tfds
 
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.builders.copies import Image, Record, content_hash, find_copy
+from resnext_jax.data.decode import SUFFIXES
 from resnext_jax.errors import DataError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Names, in any case, of the folders of the training and of the validation images. Test images are
 # validated on where there are no others.
@@ -303,7 +302,7 @@ def _images_of_class(folder: Path, name: str, label: int) -> list[Image]:
     ]
     if not images:
         raise DataError(
-            f"class folder {folder / name} has no images ({', '.join(EXTENSIONS)}); "
+            f"class folder {folder / name} has no images ({', '.join(SUFFIXES)}); "
             "put some there, or remove it."
         )
     return images
@@ -321,7 +320,7 @@ def _walk(
             if identity in above:
                 raise DataError(f"folder {entry.path} contains itself by a link; remove the link.")
             yield from _walk(folder, path, (*above, identity))
-        elif stat.S_ISREG(status.st_mode) and entry.name.lower().endswith(EXTENSIONS):
+        elif stat.S_ISREG(status.st_mode) and entry.name.lower().endswith(SUFFIXES):
             try:
                 path.encode()
             except UnicodeEncodeError:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from resnext_jax.interop.errors import WeightsError
-from resnext_jax.interop.wrappers import unwrap
+from resnext_jax.interop.files import unwrap
 
 WEIGHTS = {"conv1.weight": 1, "fc.bias": 2}
 AVERAGE = {"conv1.weight": 3, "fc.bias": 4}
