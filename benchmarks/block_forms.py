@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
-from configs import digits_resnext29
 from resnext_jax.config import build
+from resnext_jax.configs import digits_resnext29
 from resnext_jax.data.augment import Batch
 from resnext_jax.models.blocks import FORMS, Form
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh

@@ -32,8 +32,8 @@ import jax
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure
-from configs import digits_resnext29
 from resnext_jax.config import build
+from resnext_jax.configs import digits_resnext29
 from resnext_jax.data.pipeline import host_positions, to_devices, train_batches
 from resnext_jax.data.sources import check_available, open_splits
 from resnext_jax.parallel.mesh import batch_sharding

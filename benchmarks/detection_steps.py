@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ml_collections import ConfigDict
 
 from benchmarks import measure
-from configs import coco
+from resnext_jax.configs import coco
 from resnext_jax.detection import training as detector_training
 from resnext_jax.detection.coco import CocoSplit, read_coco
 from resnext_jax.detection.detector import Detector

@@ -8,7 +8,7 @@ Data: downloaded and prepared when first read (docs/data.md).
 
 from ml_collections import ConfigDict
 
-from configs import cifar
+from resnext_jax.configs import cifar
 
 
 def get_config() -> ConfigDict:

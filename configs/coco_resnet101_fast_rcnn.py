@@ -10,7 +10,7 @@ Expected: AP@.5 51.1 and AP 29.8 (the paper's figures; not run here).
 
 from ml_collections import ConfigDict
 
-from configs import coco
+from resnext_jax.configs import coco
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ Expected: AP@.5 49.7 and AP 27.5 (the paper's figures; not run here).
 
 from ml_collections import ConfigDict
 
-from configs import coco
+from resnext_jax.configs import coco
 
 
 def get_config() -> ConfigDict:

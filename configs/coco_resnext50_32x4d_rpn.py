@@ -11,7 +11,7 @@ Expected: the proposals of which Fast R-CNN makes AP@.5 49.7 and AP 27.5
 
 from ml_collections import ConfigDict
 
-from configs import coco
+from resnext_jax.configs import coco
 
 
 def get_config() -> ConfigDict:

@@ -12,7 +12,7 @@ Expected: measured figures in docs/results.md.
 
 from ml_collections import ConfigDict
 
-from configs import digits_resnext29
+from resnext_jax.configs import digits_resnext29
 
 MEAN, STD = (77.8, 77.8, 77.8), (95.9, 95.9, 95.9)
 

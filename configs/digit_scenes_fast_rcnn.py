@@ -9,7 +9,7 @@ in docs/results.md).
 
 from ml_collections import ConfigDict
 
-from configs import digit_scenes
+from resnext_jax.configs import digit_scenes
 from resnext_jax.detection.config import fast_rcnn_config
 
 

@@ -9,7 +9,7 @@ Expected: AP50 of at least .50 (measured figures in docs/results.md).
 
 from ml_collections import ConfigDict
 
-from configs import digit_scenes
+from resnext_jax.configs import digit_scenes
 from resnext_jax.detection.config import faster_rcnn_config
 
 

@@ -8,7 +8,7 @@ Expected: recall@100 at IoU .5 of at least 90 % (measured figures in docs/result
 
 from ml_collections import ConfigDict
 
-from configs import digit_scenes
+from resnext_jax.configs import digit_scenes
 from resnext_jax.detection.config import rpn_config
 
 

@@ -9,7 +9,7 @@ Expected: nothing was measured; it depends on your images.
 
 from ml_collections import ConfigDict
 
-from configs import imagenet
+from resnext_jax.configs import imagenet
 
 
 def get_config(choice: str = "resnext50_32x4d") -> ConfigDict:

@@ -10,7 +10,7 @@ Data: python -m resnext_jax.data.prepare --dataset=imagenet5k ... first (docs/da
 
 from ml_collections import ConfigDict
 
-from configs import imagenet
+from resnext_jax.configs import imagenet
 
 
 def get_config(model: str = "resnext50_32x4d") -> ConfigDict:

@@ -9,7 +9,7 @@ Data: python -m resnext_jax.data.prepare --dataset=imagenet5k ... first (docs/da
 
 from ml_collections import ConfigDict
 
-from configs import imagenet5k
+from resnext_jax.configs import imagenet5k
 
 
 def get_config() -> ConfigDict:

@@ -8,7 +8,7 @@ Data: python -m resnext_jax.data.prepare --dataset=imagenet2012 ... first (docs/
 
 from ml_collections import ConfigDict
 
-from configs import imagenet
+from resnext_jax.configs import imagenet
 
 
 def get_config() -> ConfigDict:

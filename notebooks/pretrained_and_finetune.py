@@ -68,7 +68,7 @@ from resnext_jax.training.classification import train
 from resnext_jax.training.state import TrainState
 
 sys.path.insert(0, "..")  # configs/, seen from this notebook's folder
-from configs import digits_resnext29
+from resnext_jax.configs import digits_resnext29
 
 # A file of weights, .safetensors or .pth; None: one that is made here.
 WEIGHTS: str | None = None

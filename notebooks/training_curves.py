@@ -46,7 +46,7 @@ from resnext_jax.runs.log import read_metrics
 from resnext_jax.training.classification import train
 
 sys.path.insert(0, "..")  # configs/, seen from this notebook's folder
-from configs import digits_resnext29
+from resnext_jax.configs import digits_resnext29
 
 # Folders of runs, or patterns such as "../runs/*/seed*"; none: runs made here.
 WORKDIRS: list[str] = []

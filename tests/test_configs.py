@@ -88,7 +88,7 @@ DETECTORS = COCO | SCENES
 
 
 def module(name: str) -> types.ModuleType:
-    return importlib.import_module(f"configs.{name}")
+    return importlib.import_module(f"resnext_jax.configs.{name}")
 
 
 def load(name: str) -> ConfigDict:

@@ -62,6 +62,8 @@ for package in (resnext_jax.models, resnext_jax.ops):
     names += [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
 assert "resnext_jax.models.registry" in names, names
 for name in names:
+    if name.endswith(".__main__"):
+        continue  # a command
     importlib.import_module(name)
 print("done")
 """

@@ -12,10 +12,10 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import digits_resnext29, folder
 from resnext_jax.commands.preview import draw, lay_out, training_images
 from resnext_jax.commands.preview import test_images as images_of_test
 from resnext_jax.config import build
+from resnext_jax.configs import digits_resnext29, folder
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.mixing import mix
 from resnext_jax.data.pipeline import HostBatch, train_batches

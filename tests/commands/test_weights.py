@@ -13,8 +13,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs import digits_resnext29
 from resnext_jax.commands.weights import main
+from resnext_jax.configs import digits_resnext29
 from resnext_jax.interop.files import read_state_dict, write_state_dict
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.preact import PreActResNeXt

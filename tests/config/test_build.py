@@ -1,7 +1,7 @@
 """The parts of a run are built as the config says."""
 
-from configs import imagenet
 from resnext_jax.config.build import dense_transform, eval_transform, train_transform
+from resnext_jax.configs import imagenet
 
 
 def test_test_images_may_be_interpolated_in_another_way() -> None:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import imagenet
 from resnext_jax.config.build import device_transform, train_transform
+from resnext_jax.configs import imagenet
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.mixing import MIX, NUM_MIX, draw_mix, mix, partners
 from resnext_jax.data.pipeline import HostBatch, host_positions, train_batches

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from configs import digit_scenes_fast_rcnn, digit_scenes_rpn
+from resnext_jax.configs import digit_scenes_fast_rcnn, digit_scenes_rpn
 from resnext_jax.detection.coco import read_coco
 from resnext_jax.detection.proposals import store
 from resnext_jax.detection.synthetic import SceneSpec, make_scenes

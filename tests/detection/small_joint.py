@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from configs import digit_scenes_faster_rcnn, digit_scenes_fpn
 from resnext_jax.config import build
+from resnext_jax.configs import digit_scenes_faster_rcnn, digit_scenes_fpn
 from resnext_jax.detection.setup import build_faster_rcnn
 from resnext_jax.models.variables import Arrays
 from resnext_jax.parallel.mesh import make_mesh

@@ -27,7 +27,7 @@ TRAIN2017 = 118_287
 
 
 def load(name: str) -> ConfigDict:
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"resnext_jax.configs.{name}").get_config()
     assert isinstance(config, ConfigDict)
     return config
 
@@ -69,7 +69,9 @@ def test_the_paper_s_schedule_and_its_scaling(
     assert (config.finetune.frozen_stages, config.finetune.frozen_norms) == (2, True)
     assert config.schedule.warmup_epochs == 0
     assert image_spec(config).canvases == ((608, 1008), (1008, 608))
-    text = " ".join(str(importlib.import_module(f"configs.coco_{model}_{stage}").__doc__).split())
+    text = " ".join(
+        str(importlib.import_module(f"resnext_jax.configs.coco_{model}_{stage}").__doc__).split()
+    )
     ap50, ap = TABLE_8[model]
     assert f"AP@.5 {ap50} and AP {ap} (the paper's figures; not run here)" in text
 
@@ -162,7 +164,7 @@ def test_fields_of_other_tasks_are_refused() -> None:
 @pytest.mark.parametrize("choice", ["", "rpn", "rpn,", "mask_rcnn,resnet50"])
 def test_coco_names_stage_and_network(choice: str) -> None:
     with pytest.raises(ConfigError, match="names no stage and network"):
-        importlib.import_module("configs.coco").get_config(choice)
+        importlib.import_module("resnext_jax.configs.coco").get_config(choice)
 
 
 def test_missing_files_are_told_before_anything_is_made(tmp_path: Path) -> None:

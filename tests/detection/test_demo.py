@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from configs import digit_scenes_fast_rcnn
+from resnext_jax.configs import digit_scenes_fast_rcnn
 from resnext_jax.detection import training
 from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.evaluate import coco_metrics

@@ -239,7 +239,7 @@ def test_one_and_eight_devices_train_alike(config: ConfigDict) -> None:
 
 
 def load(name: str) -> ConfigDict:
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = importlib.import_module(f"resnext_jax.configs.{name}").get_config()
     config.data.data_dir = "/data/coco"
     validate(config)
     assert isinstance(config, ConfigDict)

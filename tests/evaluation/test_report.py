@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import imagenet
+from resnext_jax.configs import imagenet
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation import report as command
 from resnext_jax.evaluation.evaluator import EvalResult

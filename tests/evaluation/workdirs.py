@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from configs import digits_resnext29
 from resnext_jax.config import build
+from resnext_jax.configs import digits_resnext29
 from resnext_jax.interop.files import write_state_dict
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.resnext import NetworkSpec

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from ml_collections import ConfigDict
 
-from configs import imagenet5k
+from resnext_jax.configs import imagenet5k
 from resnext_jax.reports import curves
 from resnext_jax.reports.curves import (
     error_by_parameters,

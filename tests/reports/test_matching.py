@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs import cifar, imagenet, imagenet5k
+from resnext_jax.configs import cifar, imagenet, imagenet5k
 from resnext_jax.reports.matching import (
     CROP_224,
     CROP_320,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import cifar, imagenet5k
+from resnext_jax.configs import cifar, imagenet5k
 from resnext_jax.models.capacity import Complexity, LayerCost
 from resnext_jax.reports import paper, tables
 from resnext_jax.reports.runs import group_runs, read_run

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from configs import digits_resnext29
+from resnext_jax.configs import digits_resnext29
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.step import make_train_step
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import digits_resnext29
+from resnext_jax.configs import digits_resnext29
 from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import (
     STOP_SIGNALS,
