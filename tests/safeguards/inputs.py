@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +33,7 @@ def write_folders(folder: Path) -> Path:
         for name, colour in zip(("green", "red"), (COLOURS[1], COLOURS[0]), strict=True):
             (folder / split / name).mkdir(parents=True)
             for number in range(count):
-                image = rng.integers(0, 50, (40, 48, 3), np.uint8) + np.uint8(colour)
+                image = rng.integers(0, 50, (40, 48, 3), np.uint8) + np.array(colour, np.uint8)
                 (folder / split / name / f"{number}.png").write_bytes(png(image))
     return folder
 
@@ -43,7 +44,8 @@ def write_scenes(folder: Path) -> Path:
     (folder / "annotations").mkdir(parents=True)
     for split, count in (("train", 12), ("test", 4)):
         (folder / split).mkdir()
-        images, annotations = [], []
+        images: list[Any] = []
+        annotations: list[Any] = []
         for number in range(count):
             image = rng.integers(100, 140, (64, 64, 3), np.uint8)
             for left in (0, 32)[: 1 + number % 2]:
