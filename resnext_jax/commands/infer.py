@@ -27,12 +27,12 @@ from PIL import Image
 
 from resnext_jax.commands.predict import find_images
 from resnext_jax.config import cli
-from resnext_jax.detection.draw import draw_detections
 from resnext_jax.detection.finder import (
     AnyPath,
     Finder,
     ImageDetections,
     decoded_image,
+    draw_detections,
 )
 from resnext_jax.errors import (
     EXIT_USER_ERROR,

@@ -21,9 +21,16 @@ from resnext_jax.data.augment import Batch, DeviceTransform
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import AnchorSpec
 from resnext_jax.detection.coco import CocoSplit, read_coco
-from resnext_jax.detection.joint import JointFasterRCNN, PyramidFasterRCNN, PyramidSpec
 from resnext_jax.detection.loading import Proposals, eval_detection_batches
-from resnext_jax.detection.models import RPN, STRIDE, FastRCNN, RoiSpec
+from resnext_jax.detection.models import (
+    RPN,
+    STRIDE,
+    FastRCNN,
+    JointFasterRCNN,
+    PyramidFasterRCNN,
+    PyramidSpec,
+    RoiSpec,
+)
 from resnext_jax.detection.pyramid import RPN_STRIDES
 from resnext_jax.detection.sizes import ImageSpec
 from resnext_jax.detection.synthetic import SceneFolder, make_scenes

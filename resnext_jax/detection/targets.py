@@ -8,9 +8,81 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from resnext_jax.detection import boxes as geometry
-from resnext_jax.detection import sampling
+
+
+def draw_scores(key: jax.Array, mask: jax.Array) -> jax.Array:
+    """Draw a random score for each candidate.
+
+    Args:
+      key: a `jax.random` key.
+      mask: bool `[N]`, which are candidates.
+
+    Returns:
+      float32 `[N]`, in 0..1, and -1 where there is no candidate.
+    """
+    # float32 also in double precision, which would draw others. Its 2^23 values are enough: that
+    # the last one taken ties with the next is a matter of N in 8 million.
+    return jnp.where(mask, jax.random.uniform(key, mask.shape, jnp.float32), -1)
+
+
+def take_best(scores: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Take the candidates with the highest scores.
+
+    Args:
+      scores: `[N]`, of `draw_scores`; negative ones are never taken.
+      size: how many, at most.
+
+    Returns:
+      int32 `[size]`, indices, each of them once, by falling score; and bool `[size]`, which of
+      them are candidates: the first ones, and all if there are enough. The others' index is 0.
+    """
+    values, indices = lax.top_k(scores, min(size, scores.shape[0]))
+    missing = (0, size - values.shape[0])
+    valid = jnp.pad(values >= 0, missing)
+    return jnp.where(valid, jnp.pad(indices, missing), 0).astype(jnp.int32), valid
+
+
+def choose(key: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Draw at most `size` candidates into as many places.
+
+    Args:
+      key: a `jax.random` key.
+      mask: bool `[N]`, which are candidates.
+      size: how many, at most.
+
+    Returns:
+      Indices and which of them count, see `take_best`; in random order.
+    """
+    return take_best(draw_scores(key, mask), size)
+
+
+def sample(
+    key: jax.Array, mask: jax.Array, quota: int | jax.Array, most: int | None = None
+) -> jax.Array:
+    """Keep a random subset of at most `quota` candidates.
+
+    Args:
+      key: a `jax.random` key.
+      mask: bool `[N]`, which are candidates.
+      quota: how many, at most; may be traced.
+      most: a static bound on the quota, which saves ranking all N; None is the quota itself, or
+        N where that is traced.
+
+    Returns:
+      bool `[N]`, with `min(quota, mask.sum())` of the entries of `mask` (and no more than
+      `most`).
+    """
+    if most is None:
+        most = quota if isinstance(quota, int) else mask.shape[0]
+    indices, valid = choose(key, mask, most)
+    kept = valid & (jnp.arange(most) < quota)
+    # Places that are not kept write nowhere.
+    where = jnp.where(kept, indices, mask.shape[0])
+    return jnp.zeros_like(mask).at[where].set(True, mode="drop")
+
 
 # Labels of anchors. Those of regions are classes, and 0.
 UNUSED, NEGATIVE, POSITIVE = -1, 0, 1
@@ -106,9 +178,9 @@ def rpn_targets(
         negative &= ~_in_crowd(anchors, boxes, valid & crowd, spec.crowd_coverage)
 
     # One key serves both: no anchor is in both, and each has a score of its own.
-    positive = sampling.sample(key, positive, min(spec.positives, spec.samples))
+    positive = sample(key, positive, min(spec.positives, spec.samples))
     rest = spec.samples - positive.sum()
-    negative = sampling.sample(key, negative, rest, most=spec.samples)
+    negative = sample(key, negative, rest, most=spec.samples)
     labels = jnp.where(positive, POSITIVE, jnp.where(negative, NEGATIVE, UNUSED))
     deltas = geometry.encode(boxes[overlaps.argmax(axis=1)], anchors)
     return RpnTargets(labels.astype(jnp.int32), jnp.where(positive[:, None], deltas, 0))
@@ -201,9 +273,9 @@ def region_targets(
     # their own, so that the padding of the ones does not change what is drawn of the others.
     keys = jax.random.split(key)
     masks = jnp.split(candidates, [len(proposals)])
-    scores = jnp.concatenate([sampling.scores(*pair) for pair in zip(keys, masks, strict=True)])
+    scores = jnp.concatenate([draw_scores(*pair) for pair in zip(keys, masks, strict=True)])
     drawn = [
-        sampling.best(jnp.where(group, scores, -1), size)
+        take_best(jnp.where(group, scores, -1), size)
         for group, size in ((foreground, spec.foregrounds), (background, spec.samples))
     ]
     indices, filled = (jnp.concatenate(parts) for parts in zip(*drawn, strict=True))

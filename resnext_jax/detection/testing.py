@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.config.fields import config_facts
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.detector import Detector
+from resnext_jax.detection.detector import Detector, JointDetector
 from resnext_jax.detection.evaluate import (
     Row,
     coco_metrics,
@@ -16,7 +16,6 @@ from resnext_jax.detection.evaluate import (
     results_rows,
     write_results,
 )
-from resnext_jax.detection.joint_detector import JointDetector
 from resnext_jax.detection.loading import Proposals
 from resnext_jax.detection.proposals import Proposer, StoredProposals
 from resnext_jax.detection.setup import (

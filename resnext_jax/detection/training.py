@@ -25,8 +25,7 @@ from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import make_anchors
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.detector import Detector
-from resnext_jax.detection.joint_detector import JointDetector, propose_in_batch
+from resnext_jax.detection.detector import Detector, JointDetector, propose_in_batch
 from resnext_jax.detection.loading import Proposals, detection_batches, training_order
 from resnext_jax.detection.losses import fast_rcnn_loss, rpn_loss
 from resnext_jax.detection.models import STRIDE

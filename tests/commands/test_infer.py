@@ -11,10 +11,8 @@ from PIL import Image
 from resnext_jax.commands.infer import infer, main
 from resnext_jax.detection import finder
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.detector import Detector
-from resnext_jax.detection.draw import draw_detections
-from resnext_jax.detection.finder import Detection, Finder, ImageDetections
-from resnext_jax.detection.joint_detector import JointDetector
+from resnext_jax.detection.detector import Detector, JointDetector
+from resnext_jax.detection.finder import Detection, Finder, ImageDetections, draw_detections
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
 from resnext_jax.errors import ConfigError, DataError

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from resnext_jax.detection.draw import colour, draw_detections
+from resnext_jax.detection.finder import colour, draw_detections
 
 GREY = np.full((120, 160, 3), 90, np.uint8)
 

@@ -8,8 +8,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from resnext_jax.detection.joint import JointFasterRCNN, PyramidFasterRCNN, PyramidSpec
-from resnext_jax.detection.models import RPN, FastRCNN, RoiSpec
+from resnext_jax.detection.models import (
+    RPN,
+    FastRCNN,
+    JointFasterRCNN,
+    PyramidFasterRCNN,
+    PyramidSpec,
+    RoiSpec,
+)
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.optim.freezing import is_backbone

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.joint_detector import JointDetector, propose_from_levels
+from resnext_jax.detection.detector import JointDetector, propose_from_levels
 from resnext_jax.detection.proposals import ProposalSpec, propose
 from resnext_jax.detection.pyramid import level_anchors
 from resnext_jax.detection.setup import anchor_specs

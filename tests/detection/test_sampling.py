@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnext_jax.detection.sampling import best, choose, sample, scores
+from resnext_jax.detection.targets import choose, draw_scores, sample, take_best
 
 # Beyond it is a chi-square of so many degrees of freedom in 1 of 1000 cases. (The seeds are fixed.)
 CHI_SQUARE = {14: 36.12, 19: 43.82}
@@ -86,14 +86,14 @@ def test_without_candidates_nothing_is_drawn(count: int) -> None:
 
 
 def test_the_best_are_those_with_the_highest_scores() -> None:
-    indices, valid = best(jnp.array([0.5, -1, 0.0, 0.9, -1]), 4)
+    indices, valid = take_best(jnp.array([0.5, -1, 0.0, 0.9, -1]), 4)
     np.testing.assert_array_equal(indices, [3, 0, 2, 0])
     np.testing.assert_array_equal(valid, [True, True, True, False])
 
 
 def test_padding_behind_the_candidates_changes_nothing() -> None:
     few, many = (
-        jax.jit(lambda key, mask: (scores(key, mask), sample(key, mask, 3)))(KEYS[0], mask)
+        jax.jit(lambda key, mask: (draw_scores(key, mask), sample(key, mask, 3)))(KEYS[0], mask)
         for mask in (MASK, np.pad(MASK, (0, 9)))
     )
     for part, padded in zip(few, many, strict=True):

@@ -17,7 +17,7 @@ from resnext_jax.config.fields import field_names, set_field
 from resnext_jax.data.augment import Batch
 from resnext_jax.detection import training
 from resnext_jax.detection.config import faster_rcnn_config
-from resnext_jax.detection.joint_detector import propose_from_levels
+from resnext_jax.detection.detector import propose_from_levels
 from resnext_jax.detection.losses import fast_rcnn_loss, rpn_loss
 from resnext_jax.detection.models import RPN, FastRCNN, RoiSpec
 from resnext_jax.detection.proposals import ProposalSpec
