@@ -1,7 +1,9 @@
 """Files of weights: `.safetensors`, and the `.pth` of PyTorch."""
 
 import os
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from resnext_jax.interop.pickles import read_pth
 _TORCH_SUFFIXES = (".pth", ".pt")
 
 # Under which names training scripts keep weights, and averages of weights: those of torchvision
-# and timm, and of many others.
-_WEIGHTS = ("state_dict", "model")
-_AVERAGES = ("state_dict_ema", "model_ema")
+# and timm, and of many others. The first that is there is taken.
+_WEIGHTS = ("state_dict", "model", "model_state_dict", "net", "weights", "params")
+_AVERAGES = ("state_dict_ema", "model_ema", "teacher")
 
-# What (Distributed)DataParallel and AveragedModel put in front of all names; and what the latter
-# has beside them.
-_PREFIX = "module."
+# What AveragedModel has beside the names.
 _AVERAGED = "n_averaged"
+# A first part of names that is no prefix: it belongs to the names of some scheme.
+_OWN_PART = re.compile(r"(conv|bn|norm|layer|fc|stage|features|downsample)\d*")
 
 # Beginnings of files.
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -120,33 +122,21 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | os.PathLi
 
 
 def unwrap(saved: Any, *, ema: bool = False, source: str = "the state dict") -> Mapping[str, Any]:
-    """Return the state dict itself, without the "module." of DataParallel.
+    """Return the state dict itself, without prefixes that all names have, such as "module.".
+
+    A prefix of DataParallel, of torch.compile ("_orig_mod.") or of a module around the network is
+    taken off, and one line on stderr says so.
 
     Args:
-      saved: a state dict; or a dictionary that has one under "state_dict" or "model", and perhaps
-        an average under "state_dict_ema" or "model_ema".
+      saved: a state dict; or a dictionary that has one under one of the names that trainings give
+        it, perhaps within another, and perhaps an average beside it.
       ema: take the average. Otherwise it is taken only where there is nothing else.
       source: what an error shall call it.
 
     Raises:
       WeightsError: there is no state dict, or no average.
     """
-    if not isinstance(saved, Mapping):
-        raise WeightsError(f"{source} is no state dict but a {type(saved).__name__}.")
-    parts = {
-        name: saved[name]
-        for name in (*_WEIGHTS, *_AVERAGES)
-        if isinstance(saved.get(name), Mapping)
-    }
-    if ema:
-        found = next((parts[name] for name in _AVERAGES if name in parts), None)
-        if found is None:
-            raise WeightsError(
-                f"{source} has no averaged weights ({' or '.join(_AVERAGES)}); "
-                "take the weights themselves."
-            )
-    else:
-        found = next(iter(parts.values()), saved)
+    found = _find_state_dict(saved, ema, source)
     inner = [name for name, value in found.items() if isinstance(value, Mapping)]
     if inner or not found or not all(isinstance(name, str) for name in found):
         entries = ", ".join(map(repr, list(found)[:10])) or "nothing"
@@ -155,9 +145,39 @@ def unwrap(saved: Any, *, ema: bool = False, source: str = "the state dict") -> 
             "torch.save(model.state_dict(), FILE)."
         )
     names = [name for name in found if name != _AVERAGED]
-    if all(name.startswith(_PREFIX) for name in names):
-        return {name.removeprefix(_PREFIX): found[name] for name in names}
+    prefix = _common_prefix(names)
+    if not prefix:
+        return found
+    print(f"note: {source}: {prefix!r} is taken off all names", file=sys.stderr)
+    return {name.removeprefix(prefix): found[name] for name in names}
+
+
+def _find_state_dict(saved: Any, ema: bool, source: str) -> Mapping[str, Any]:
+    found, averaged = saved, False
+    for _ in range(2):  # as in {"model": {"state_dict": ...}}
+        if not isinstance(found, Mapping):
+            raise WeightsError(f"{source} is no state dict but a {type(found).__name__}.")
+        wanted = _AVERAGES if ema and not averaged else (*_WEIGHTS, *_AVERAGES)
+        part = next((name for name in wanted if isinstance(found.get(name), Mapping)), None)
+        if part is None:
+            break
+        found, averaged = found[part], averaged or part in _AVERAGES
+    if ema and not averaged:
+        raise WeightsError(
+            f"{source} has no averaged weights ({' or '.join(_AVERAGES)}); "
+            "take the weights themselves."
+        )
     return found
+
+
+def _common_prefix(names: Sequence[str]) -> str:
+    """Return the first parts, with their dots, that all names have before a part of their own."""
+    shared = ""
+    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
+        if len({*parts}) > 1 or _OWN_PART.fullmatch(parts[0]):
+            break
+        shared += f"{parts[0]}."
+    return shared
 
 
 def _write_pth(arrays: Mapping[str, np.ndarray], path: Path) -> None:

@@ -2,8 +2,10 @@
 
 A pickle is a program that may call any function. The one here may name only the few things that
 a state dict is made of, all harmless: dictionaries, the types of storages, and functions that in
-PyTorch make a tensor of a storage and here a description of one. Anything else is refused before
-it is imported. Arrays are read only when the pickle has ended, and only those that are asked for.
+PyTorch make a tensor of a storage and here a description of one. Anything else is neither imported
+nor run: a placeholder takes its place, which keeps nothing but its name. Beside the state dict,
+where trainings keep their options, it is ignored; in the state dict it is refused. Arrays are read
+only when the pickle has ended, and only those that are asked for.
 
 Both formats are known: the zip archive that PyTorch writes since 1.6, and the several pickles
 before the storages' raw data, which it wrote before that.
@@ -92,6 +94,40 @@ class _RebuildParameter:
         return data
 
 
+class _Foreign:
+    """Takes the place of what is not imported: made and filled by a pickle, it stays empty."""
+
+    __slots__ = ()
+    name = ""
+
+    def __new__(cls, *arguments: Any, **options: Any) -> "_Foreign":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        """Leave it empty."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Leave it empty."""
+
+    def append(self, item: Any) -> None:
+        """Leave it empty."""
+
+    add = append
+    extend = append
+
+
+def _refusal(value: Any, source: str) -> WeightsError | None:
+    """Return the error for what stands for something foreign; None for anything else."""
+    kind = value if isinstance(value, type) else type(value)
+    if not issubclass(kind, _Foreign):
+        return None
+    return WeightsError(
+        f"{source} is refused: its pickle wants to run {kind.name}, for which a "
+        "state dict has no use; save the weights alone, with "
+        "torch.save(model.state_dict(), FILE) or as .safetensors."
+    )
+
+
 _ALLOWED: Mapping[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
@@ -104,21 +140,16 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     """Reads the next pickle of a file, and leaves the file behind it."""
 
-    def __init__(self, file: IO[bytes], source: str):
+    def __init__(self, file: IO[bytes]):
         # Python 2 wrote names as bytes.
         super().__init__(io.BytesIO(_next_pickle(file)), encoding="utf-8")
-        self._source = source
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise WeightsError(
-                f"{self._source} is refused: its pickle wants to run {module}.{name}, for which a "
-                "state dict has no use; save the weights alone, with "
-                "torch.save(model.state_dict(), FILE) or as .safetensors."
-            ) from None
+        found = _ALLOWED.get((module, name))
+        if found is None:
+            found = type("Foreign", (_Foreign,), {"__slots__": (), "name": f"{module}.{name}"})
+        return found
 
     def persistent_load(self, pid: Any) -> _Storage:
         # In the older format followed by what is None, unless the storage is part of another.
@@ -129,6 +160,22 @@ class _Unpickler(pickle.Unpickler):
         if self.storages.setdefault(key, storage) != storage:
             raise pickle.UnpicklingError(f"storage {key} of two kinds")
         return storage
+
+
+def _without_foreign(tensors: Mapping[str, Any], source: str) -> Mapping[str, Any]:
+    """Return what was selected; raises WeightsError if anything in it is foreign."""
+    for tensor in tensors.values():
+        if error := _refusal(tensor, source):
+            raise error
+    return tensors
+
+
+def _load(unpickler: _Unpickler, source: str) -> Any:
+    """Return the pickle's object; raises WeightsError for a foreign one."""
+    loaded = unpickler.load()
+    if error := _refusal(loaded, source):
+        raise error
+    return loaded
 
 
 def _next_pickle(file: IO[bytes]) -> bytes:
@@ -156,7 +203,7 @@ def read_pth(path: Path, select: Select, source: str) -> dict[str, np.ndarray]:
       integers.
 
     Raises:
-      WeightsError: the pickle wants to run something; the file is damaged, or none of
+      WeightsError: the state dict wants to run something; the file is damaged, or none of
         `torch.save`; or `select` raises it.
       OSError: it cannot be opened.
     """
@@ -189,19 +236,20 @@ def _read_archive(file: IO[bytes], select: Select, source: str) -> dict[str, np.
 
         if f"{root}/byteorder" in archive.namelist():
             _check_byte_order(member("byteorder") == b"little", source)
-        saved = _Unpickler(io.BytesIO(member("data.pkl")), source).load()
-        return _arrays(select(saved), lambda storage: member(f"data/{storage.key}"), source)
+        saved = _load(_Unpickler(io.BytesIO(member("data.pkl"))), source)
+        tensors = _without_foreign(select(saved), source)
+        return _arrays(tensors, lambda storage: member(f"data/{storage.key}"), source)
 
 
 def _read_pickles(file: IO[bytes], select: Select, source: str) -> dict[str, np.ndarray]:
-    header = [_Unpickler(file, source).load() for _ in range(3)]
+    header = [_load(_Unpickler(file), source) for _ in range(3)]
     if header[:2] != [_MAGIC_NUMBER, _PROTOCOL_VERSION]:
         raise pickle.UnpicklingError("a pickle of something else")
     _check_byte_order(header[2]["little_endian"], source)
-    unpickler = _Unpickler(file, source)
-    saved = unpickler.load()
+    unpickler = _Unpickler(file)
+    tensors = _without_foreign(select(_load(unpickler, source)), source)
     places = {}
-    for key in _Unpickler(file, source).load():
+    for key in _load(_Unpickler(file), source):
         storage = unpickler.storages[key]
         if int.from_bytes(file.read(_COUNT_BYTES), "little") != storage.numel:
             raise pickle.UnpicklingError(f"storage {key} has another size")
@@ -212,7 +260,7 @@ def _read_pickles(file: IO[bytes], select: Select, source: str) -> dict[str, np.
         file.seek(places[storage.key])
         return file.read(_bytes(storage))
 
-    return _arrays(select(saved), read, source)
+    return _arrays(tensors, read, source)
 
 
 def _check_byte_order(little: bool, source: str) -> None:

@@ -1,5 +1,7 @@
 """Files of torch.save without PyTorch: what is in them is read, and nothing is ever run."""
 
+import argparse
+import collections
 import os
 import pickle
 import struct
@@ -342,3 +344,29 @@ def test_damaged_bytes_raise_nothing_else(name: str, tmp_path: Path) -> None:
             assert "\n" not in str(error)  # noqa: PT017 - reading may also go well
             found += 1
     assert found > 100
+
+
+@both_formats
+@pytest.mark.parametrize("protocol", range(4))  # the later ones have frames, which nest badly
+def test_what_a_training_keeps_beside_its_weights_is_ignored(
+    write: Write, protocol: int, tmp_path: Path
+) -> None:
+    """As torchvision's and timm's trainings do: options, and whatever else, are not run."""
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    beside = {
+        "args": argparse.Namespace(lr=0.1, device=Path("cuda")),
+        "scaler": {"scale": np.float64(2)},
+        "seen": collections.defaultdict(list, a=[1]),
+        "paths": {Path("a")},
+        "deque": collections.deque([1, 2]),
+        "runs": Runs(os.rmdir, str(victim)),
+    }
+    pickled = pickle.dumps(beside, protocol)
+    others = pickled[2 if protocol >= 2 else 0 : -1]
+    weights = mapping({"a": tensor(older=write is older)})
+    both = b"}(" + text("args") + others + text("state_dict") + weights + b"u"
+    path = write(tmp_path / "a.pth", program(both))
+    arrays = read(path, lambda saved: saved["state_dict"])
+    np.testing.assert_array_equal(arrays["a"], VALUES.reshape(2, 3))
+    assert victim.exists()
