@@ -2,11 +2,13 @@
 
 import json
 import struct
+import tarfile
 import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+OLD_RUNS = Path(__file__).parent / "old_runs.tar.xz"
 
 COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
 
@@ -44,8 +46,8 @@ def write_scenes(folder: Path) -> Path:
     (folder / "annotations").mkdir(parents=True)
     for split, count in (("train", 12), ("test", 4)):
         (folder / split).mkdir()
-        images: list[Any] = []
-        annotations: list[Any] = []
+        images: list[dict[str, object]] = []
+        annotations: list[dict[str, object]] = []
         for number in range(count):
             image = rng.integers(100, 140, (64, 64, 3), np.uint8)
             for left in (0, 32)[: 1 + number % 2]:
@@ -71,3 +73,11 @@ def write_scenes(folder: Path) -> Path:
         path = folder / "annotations" / f"instances_{split}.json"
         path.write_text(json.dumps(content))
     return folder
+
+
+def write_all(folder: Path) -> None:
+    """Write both, and the old runs `classifier` and `detector` with their `proposals`."""
+    write_scenes(folder / "scenes")
+    write_folders(folder / "folders")
+    with tarfile.open(OLD_RUNS) as archive:
+        archive.extractall(folder, filter="data")

@@ -14,11 +14,10 @@ import tempfile
 from pathlib import Path
 
 from tests.safeguards import where
-from tests.safeguards.inputs import write_scenes
+from tests.safeguards.inputs import OLD_RUNS, write_scenes
 from tests.safeguards.recipes import CLASSIFIER, DETECTOR, PROPOSALS, RPN, Recipe
 
 ROOT = Path(__file__).parent.parent.parent
-ARCHIVE = Path(__file__).parent / "old_runs.tar.xz"
 
 # What resuming and evaluation do not read.
 _LEFT_OUT = {"tensorboard", "plots", ".lock"}
@@ -37,10 +36,10 @@ def main() -> None:
             _interrupt(folder / recipe.workdir, recipe)
             for checkpoint in (folder / recipe.workdir / "checkpoints").iterdir():
                 _forget_place(checkpoint)
-        with tarfile.open(ARCHIVE, "w:xz") as archive:
+        with tarfile.open(OLD_RUNS, "w:xz") as archive:
             for part in (CLASSIFIER.workdir, DETECTOR.workdir, "proposals"):
                 archive.add(folder / part, part, filter=_kept)
-    print(f"{ARCHIVE}: {ARCHIVE.stat().st_size:,} bytes")
+    print(f"{OLD_RUNS}: {OLD_RUNS.stat().st_size:,} bytes")
 
 
 def _python(folder: Path, *arguments: str) -> None:

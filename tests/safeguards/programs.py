@@ -17,7 +17,6 @@ import os
 import platform
 import re
 import sys
-import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from tests.safeguards import where
-from tests.safeguards.inputs import write_folders, write_scenes
+from tests.safeguards.inputs import write_all
 from tests.safeguards.recipes import (
     CLASSIFIER,
     DETECTOR,
@@ -47,7 +46,6 @@ from tests.safeguards.recipes import (
 
 ROOT = Path(__file__).parent.parent.parent
 STORED = Path(__file__).parent / "programs.json"
-OLD_RUNS = Path(__file__).parent / "old_runs.tar.xz"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +95,8 @@ CASES = {
     "digits, form b, 8 devices, groups across devices": Case(
         _DIGITS, 8, fields={"model.form": "b", "bn_group_size": 16}
     ),
-    "digits, form c, 1 device, EMA": Case(CLASSIFIER, 1),
-    "cifar, 8 devices": Case(_CIFAR, 8),
+    "digits, form c, 1 device, EMA": Case(CLASSIFIER, 1, slow=True),
+    "cifar, 8 devices": Case(_CIFAR, 8, slow=True),
     "cifar, pre-activation, 1 device, bfloat16": Case(
         _CIFAR, 1, fields={"model.preactivation": True, "model.dtype": "bfloat16"}
     ),
@@ -119,10 +117,13 @@ CASES = {
             "finetune.backbone_rate": 0.1,
             "finetune.frozen_stages": 1,
         },
+        slow=True,
     ),
     "modern recipe, 8 devices": Case(_MODERN, 8, fields={"optimizer.clip_norm": 1.0}),
     "RPN, 1 device": Case(RPN, 1),
-    "Fast R-CNN, 1 device, 2 micro-batches": Case(FAST_RCNN, 1, fields={"accumulate_steps": 2}),
+    "Fast R-CNN, 1 device, 2 micro-batches": Case(
+        FAST_RCNN, 1, fields={"accumulate_steps": 2}, slow=True
+    ),
     "Faster R-CNN, 1 device, aligned": Case(DETECTOR, 1, fields={"roi.kind": "align"}),
     "pyramid, 8 devices, EMA": Case(
         PYRAMID, 8, fields={"batch_size": 8, "ema.decay": 0.9}, slow=True
@@ -235,10 +236,7 @@ def read_config(recipe: Recipe, fields: dict[str, object]) -> ConfigDict:
 def inputs() -> Iterator[None]:
     """Make what the recipes read, in a folder that is the working directory meanwhile."""
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        write_scenes(Path("scenes"))
-        write_folders(Path("folders"))
-        with tarfile.open(OLD_RUNS) as archive:
-            archive.extractall(filter="data")
+        write_all(Path())
         yield
 
 
