@@ -21,7 +21,7 @@ eval.py --help
 -m resnext_jax.interop.torch --help
 -m resnext_jax.interop.torch export --help
 -m resnext_jax.interop.torch inspect --help
--m resnext_jax.models.complexity --help
+-m resnext_jax.models --help
 -m resnext_jax.predict --help
 -m resnext_jax.reports --help
 -m resnext_jax.reports curves --help
@@ -133,7 +133,7 @@ eval.py {detector} --workdir=classifier
 -m resnext_jax.interop.torch inspect none.pth
 -m resnext_jax.interop.torch inspect broken.pth
 -m resnext_jax.interop.torch export --workdir=none --out=x.pth
--m resnext_jax.models.complexity resnext50
+-m resnext_jax.models resnext50
 -m resnext_jax.reports
 -m resnext_jax.reports tables --workdir=none
 -m resnext_jax.reports sweep table9 --workdir=sweep
