@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 
+from resnext_jax.commands.proposals import main
 from resnext_jax.detection.anchors import AnchorSpec, make_anchors
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.proposals import (
     ProposalSpec,
     Proposer,
     StoredProposals,
-    main,
     propose,
     store,
 )

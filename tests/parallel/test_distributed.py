@@ -301,7 +301,7 @@ def test_kubernetes(environment: Environment, monkeypatch: pytest.MonkeyPatch) -
 PROGRAM = """
 import os, signal, sys, time
 from absl import app, logging
-from resnext_jax import cli
+from resnext_jax.config import cli
 from resnext_jax.errors import UserError, reports_user_errors
 from resnext_jax.parallel.distributed import agree, connected, gather, is_first_host
 

@@ -19,7 +19,7 @@ def lines(**schedule: Any) -> list[str]:
         config=config,
         title="resnext on digits",
         mesh=make_mesh(256, 32),
-        describe_batch=lambda: "",
+        batch_note="",
     )
     state: Any = SimpleNamespace(step=0, params={"kernel": np.zeros((2, 3))})
     return list(introduction(task, state, 100, resuming=False))

@@ -15,7 +15,7 @@ from resnext_jax.parallel.mesh import make_mesh
 
 ALLOCATE = """
 import ctypes, resource
-from resnext_jax import cpu
+from resnext_jax.ops import cpu
 
 if {keep}:
     cpu.keep_memory()
