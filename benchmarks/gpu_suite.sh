@@ -11,13 +11,16 @@ Runs the benchmarks on one GPU in under 10 minutes, the most important first.
 Needs jax (with its GPU build), flax and optax; with torch and timm, PyTorch is
 timed beside them. Each part has a time limit of its own and leaves PART.json,
 PART.txt (its tables) and PART.log in FOLDER (default: ./gpu_results). A part
-that fails does not keep the others from running.
+that fails does not keep the others from running; the last ones are left out
+when the time is up, unless they are named.
 
 Parts: price        ResNeXt-101 32x4d against ResNet-101, training, bfloat16
        small        ResNeXt-50 32x4d against torch.compile, bfloat16
        large        ResNeXt-101 64x4d against torch.compile, bfloat16
-       conv_small   3x3 convolutions of ResNeXt-50 32x4d, bfloat16
-       conv_large   3x3 convolutions of ResNeXt-101 64x4d, bfloat16
+       conv_small   3x3 convolutions of ResNeXt-50 32x4d, bfloat16: native, and packs of 16 to 128
+                    channels, each a convolution or all of them one grouped convolution
+       conv_large   the same of ResNeXt-101 64x4d
+       lowerings    ResNeXt-50 32x4d with native and both packed lowerings, training, bfloat16
        forms_bc     ResNeXt-50 32x4d in forms b and c, training, bfloat16
        forms_ac     the same in forms a and c
        detection    both stages of a detector, full size, bfloat16 (needs the data libraries too)
@@ -108,10 +111,14 @@ part small 130 train_step.py --models resnext50_32x4d --dtypes bfloat16 \
     --batches 256 --torch compile --python-overhead "${quick[@]}"
 part large 180 train_step.py --models resnext101_64x4d --dtypes bfloat16 \
     --batches 128 --torch compile "${quick[@]}"
-part conv_small 90 grouped_conv.py --network resnext50_32x4d --dtype bfloat16 --batch 64 \
-    --implementations native packed --pack-channels 64 128 --rounds 5 --limit 0.5
-part conv_large 90 grouped_conv.py --network resnext101_64x4d --dtype bfloat16 --batch 64 \
-    --implementations native packed --pack-channels 64 128 --rounds 5 --limit 0.5
+# A GPU's packs have 16 channels where no other width is asked for.
+packs=(--implementations native packed grouped_packs --pack-channels 32 64 128)
+part conv_small 150 grouped_conv.py --network resnext50_32x4d --dtype bfloat16 --batch 64 \
+    "${packs[@]}" --rounds 5 --limit 0.5
+part conv_large 150 grouped_conv.py --network resnext101_64x4d --dtype bfloat16 --batch 64 \
+    "${packs[@]}" --rounds 5 --limit 0.5
+part lowerings 150 train_step.py --models resnext50_32x4d --dtypes bfloat16 --batches 64 \
+    --implementations native packed grouped_packs --modes training "${quick[@]}"
 part forms_bc 90 train_step.py --models resnext50_32x4d --forms c b --dtypes bfloat16 \
     --batches 64 --modes training "${quick[@]}"
 part forms_ac 150 train_step.py --models resnext50_32x4d --forms c a --dtypes bfloat16 \

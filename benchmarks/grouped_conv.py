@@ -2,7 +2,7 @@
 
     python benchmarks/grouped_conv.py --network resnext29_8x64d --batch 8
     python benchmarks/grouped_conv.py --network resnext50_32x4d resnext101_64x4d --batch 64 \
-        --dtype bfloat16 --pack-channels 64 128
+        --dtype bfloat16 --implementations native packed grouped_packs --pack-channels 64 128
 
 Each is timed forward and for both gradients, beside a dense convolution (one
 group, fewer channels) of the same map size and exactly as many multiply-adds:
@@ -40,6 +40,9 @@ from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
 _LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
 
 _PASSES = ("forward", "input grad", "kernel grad")
+
+# The lowerings that have packs.
+_PACKED = ("packed", "grouped_packs")
 
 # Names of columns.
 _DENSE = "dense"
@@ -98,7 +101,12 @@ def variants_of(
     return [
         Variant(_DENSE, "native", dense=True),
         *(Variant(name, name) for name in implementations),
-        *(Variant(f"packed@{width}", "packed", pack_channels=width) for width in pack_channels),
+        *(
+            Variant(f"{name}@{width}", name, pack_channels=width)
+            for name in implementations
+            if name in _PACKED
+            for width in pack_channels
+        ),
     ]
 
 
@@ -322,7 +330,7 @@ def parse_args() -> argparse.Namespace:
         type=measure.positive_int,
         default=[],
         metavar="WIDTH",
-        help="also time the packed lowering with packs of at least so many channels",
+        help="also time packed and grouped_packs, of those chosen, with packs this wide at least",
     )
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     measure.add_image_size_option(parser)

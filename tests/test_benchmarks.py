@@ -136,9 +136,9 @@ def test_grouped_conv(tmp_path: Path) -> None:
         "grouped_conv.py",
         tmp_path / "convolutions.json",
         f"--network {TINY} --batch 1 --image-size 8 --rounds 1 --limit 0.1 "
-        "--implementations native packed --pack-channels 32 --no-torch",
+        "--implementations native packed grouped_packs --pack-channels 32 --no-torch",
     )
-    variants = ["dense", "native", "packed", "packed@32"]
+    variants = ["dense", "native", "packed", "grouped_packs", "packed@32", "grouped_packs@32"]
     layers = layers_of(TINY, 8)
     assert [layer.label for layer in layers] == [
         "conv2 8x8x8",
@@ -423,6 +423,7 @@ def test_gpu_suite_goes_on_after_a_failure(tmp_path: Path) -> None:
         ("large", "failed"),
         ("conv_small", "done"),
         ("conv_large", "done"),
+        ("lowerings", "done"),
         ("forms_bc", "done"),
         ("forms_ac", "done"),
         ("detection", "done"),
