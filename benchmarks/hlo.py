@@ -137,8 +137,9 @@ def kernels(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
     """Count the kernels of a GPU's program, and the bytes that they read and write.
 
     Each reads its operands once and writes its result, as if no cache kept anything; of an operand
-    that is only sliced, the slices. A call of a library counts as one kernel. Collectives are left
-    out, and what a kernel computes twice.
+    that is only sliced, the slices, and of a result that is an operand with a slice replaced, the
+    slice. A call of a library counts as one kernel. Collectives are left out, and what a kernel
+    computes twice.
 
     Returns:
       The number of kernels and their bytes, by source, as `source_of` has it, and one of
@@ -160,10 +161,15 @@ def kernels(hlo: str) -> dict[tuple[str, str], tuple[int, int]]:
             operand: _read(place, inside, sizes) if operation == "fusion" else sizes[operand]
             for place, operand in enumerate(operands)
         }
+        kept = sum(
+            sizes[whole] - sizes[replaced[1]]
+            for whole, _, inner, replaced in _definitions(inside)
+            if inner == "dynamic-update-slice"
+        )
         # The last line inside is the result's.
         key = _source(line if _SCOPES.search(line) else inside[-1]), _kind(inside)
         count, size = found.get(key, (0, 0))
-        found[key] = count + times, size + times * (sizes[name] + sum(read.values()))
+        found[key] = count + times, size + times * (sizes[name] - kept + sum(read.values()))
     return found
 
 
@@ -174,8 +180,11 @@ def _read(place: int, fusion: list[str], sizes: Mapping[str, int]) -> int:
     )
     users: dict[str, list[tuple[str, str]]] = {}
     for name, _, operation, operands in _definitions(fusion):
-        for operand in operands:
-            users.setdefault(operand, []).append((name, operation))
+        for position, operand in enumerate(operands):
+            users_of = users.setdefault(operand, [])
+            # Nothing is read of an array in which a slice is replaced.
+            if operation != "dynamic-update-slice" or position > 0:
+                users_of.append((name, operation))
 
     def share(name: str) -> float:
         """Return how much of an array is used."""

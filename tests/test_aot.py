@@ -141,8 +141,20 @@ metadata={op_name="jit(local_step)/optimizer/slice"}
   ROOT %add.2 = f32[2,8]{1,0} add(%p.4, %broadcast.2)
 }
 
+%fused_stacking (p.5: f32[3,8], p.6: f32[8], p.7: s32[]) -> f32[3,8] {
+  %p.5 = f32[3,8]{1,0} parameter(0)
+  %p.6 = f32[8]{0} parameter(1)
+  %p.7 = s32[] parameter(2)
+  %bitcast.1 = f32[1,8]{1,0} bitcast(%p.6)
+  ROOT %update.2 = f32[3,8]{1,0} dynamic-update-slice(%p.5, %bitcast.1, %p.7, %none)
+}
+
 %body (arg: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %i = s32[] get-tuple-element(%arg), index=0
+  %all = f32[3,8]{1,0} get-tuple-element(%arg), index=1
   %exponential.1 = f32[8]{0} exponential(%state), metadata={op_name="jit(local_step)/input/exp"}
+  %stacked.1 = f32[3,8]{1,0} fusion(%all, %exponential.1, %i), kind=kLoop, calls=%fused_stacking, \
+metadata={op_name="jit(local_step)/conv2/dynamic_update_slice"}
   ROOT %tuple.2 = (s32[], f32[8]{0}) tuple(%i, %exponential.1)
 }
 
@@ -167,13 +179,17 @@ metadata={op_name="jit(local_step)/optimizer/add"}
 
 
 def test_kernels_are_counted_with_what_they_read_and_write() -> None:
-    """Of the 1,000 numbers that were all-reduced a slice takes 8, and the update 16."""
+    """Of the 1,000 numbers that were all-reduced a slice takes 8, and the update 16.
+
+    Of the 3 x 8 numbers of a loop each round writes 8.
+    """
     image, vector = 2 * 64 * 8, 4 * 8
     assert hlo.kernels(GPU_PROGRAM) == {
         ("conv2", "convolutions"): (1, 2 * image),
         ("batch_norm", "reductions"): (1, 2 * image + 2 * vector),
         ("optimizer", "copies"): (1, 2 * vector),
         ("input", "loops"): (3, 3 * 2 * vector),
+        ("conv2", "copies"): (3, 3 * (2 * vector + 4)),
         ("optimizer", "loops"): (1, 2 * vector + 2 * 2 * vector),
     }
     assert hlo.kernels("") == {}
