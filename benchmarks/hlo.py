@@ -29,6 +29,8 @@ _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{")
 _OPERATION = re.compile(r" = (?:\(.*?\)|\S+) ([\w\-]+)\(")
 _CYCLES = re.compile(r'"estimated_cycles":"?(\d+)')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"?(\d+)')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_BOUND = re.compile(r" = s32\[\]\S* constant\((\d+)\)")
 _CALLED = re.compile(r"(?:to_apply|calls|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _SCOPES = re.compile(r'op_name="([^"]*)"')
@@ -265,10 +267,19 @@ def _executed(
         if operation[1] not in _CALLS:
             yield line, operation[1], times
             continue
-        trips = _TRIPS.search(line)
-        each = times * int(trips[1]) if trips else times
         for called in _called(line):
-            yield from _executed(called, computations, each)
+            yield from _executed(called, computations, times * _trips(line, computations))
+
+
+def _trips(line: str, computations: dict[str, list[str]]) -> int:
+    """Return how often a loop runs, as XLA says or as its counter is compared; else once."""
+    known = _TRIPS.search(line)
+    condition = _CONDITION.search(line)
+    if known or not condition:
+        return int(known[1]) if known else 1
+    # JAX's loops count from zero while they are below the one number in their condition.
+    bounds = [match[1] for match in map(_BOUND.search, computations.get(condition[1], ())) if match]
+    return int(bounds[0]) if len(bounds) == 1 else 1
 
 
 def _called(line: str) -> list[str]:

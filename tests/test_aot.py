@@ -60,7 +60,9 @@ body/batch_norm/sub"}, backend_config={"window_config":{"estimated_cycles":"7"}}
 }
 
 %condition.1 (arg: (s32[], f32[8])) -> pred[] {
-  ROOT %compare.1 = pred[] compare(%i, %n), backend_config={"estimated_cycles":"100000"}
+  %n = s32[]{:T(128)} constant(3)
+  ROOT %compare.1 = pred[] compare(%i, %n), direction=LT, \
+backend_config={"estimated_cycles":"100000"}
 }
 
 %branch.1 (arg: f32[8]) -> f32[8] {
@@ -88,12 +90,15 @@ backend_config={"estimated_cycles":"11"}
 """
 
 
-def test_cycles_are_added_up_by_source_and_kind() -> None:
+@pytest.mark.parametrize("known", ['"known_trip_count":{"n":"3"},', ""])
+def test_cycles_are_added_up_by_source_and_kind(known: str) -> None:
     """A loop's body counts each time, and its condition not; a convolution by its own scope.
 
-    A fusion without a name has that of its last operation that has one.
+    XLA may say how often, else it is read from the condition. A fusion without a name has that of
+    its last operation that has one.
     """
-    assert hlo.estimated_cycles(PROGRAM) == {
+    program = PROGRAM.replace('"known_trip_count":{"n":"3"},', known)
+    assert hlo.estimated_cycles(program) == {
         ("conv3", "convolutions"): 1000,
         ("optimizer", "other fusions"): 200,
         ("batch_norm", "copies"): 3 * 7,
