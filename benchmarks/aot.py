@@ -163,7 +163,10 @@ def lowered_by(name: str, pack_channels: int | None) -> contextlib.AbstractConte
     def chosen(dtype: Any, *, portable: bool = False) -> Any:
         row = usual(dtype, portable=portable)
         return dataclasses.replace(
-            row, grouped=name, pack_channels=pack_channels or row.pack_channels
+            row,
+            grouped=name,
+            pack_channels=pack_channels or row.pack_channels,
+            one_pack_channels=0,
         )
 
     return mock.patch.object(_LOWERINGS, "measured_lowering", chosen)

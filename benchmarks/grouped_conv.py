@@ -156,7 +156,9 @@ def _narrowest_pack(channels: int | None, dtype: str) -> contextlib.AbstractCont
     """While a computation is traced, pack at least so many channels; None changes nothing."""
     if channels is None:
         return contextlib.nullcontext()
-    lowering = dataclasses.replace(_LOWERINGS.measured_lowering(dtype), pack_channels=channels)
+    lowering = dataclasses.replace(
+        _LOWERINGS.measured_lowering(dtype), pack_channels=channels, one_pack_channels=0
+    )
     return mock.patch.object(_LOWERINGS, "measured_lowering", return_value=lowering)
 
 

@@ -13,7 +13,8 @@ packed: neighbouring groups are placed in block-diagonal kernels that are wide
     the blocks cost multiplications, which is why packs stay narrow. An
     infinity or NaN in one group reaches its neighbours in the pack.
 grouped_packs: the same packs in one XLA convolution, whose groups they are: for TPUs, which
-    have fast code for wide groups and would copy maps to cut and join them.
+    have fast code for wide groups and would copy maps to cut and join them. Where all groups
+    share one pack it is a plain convolution, into which XLA takes what is before and after it.
 matmul: a 1x1 convolution without groups is a matrix product over positions.
 onednn: the library that jaxlib's CPU code carries, for float32 (see `ops.cpu.onednn`).
 
@@ -112,12 +113,14 @@ class Lowering:
       dense: implementation of all others without groups.
       pack_channels: narrowest pack, in input channels. Narrower packs leave
         vector units idle, wider ones multiply more zeros.
+      one_pack_channels: a convolution of at most so many input channels is one pack.
     """
 
     grouped: Implementation
     pointwise: Implementation
     dense: Implementation
     pack_channels: int
+    one_pack_channels: int = 0
 
 
 def measured_lowering(dtype: jax.typing.DTypeLike, *, portable: bool = False) -> Lowering:
@@ -185,9 +188,13 @@ def pack_size(groups: int, channels_per_group: int, dtype: jax.typing.DTypeLike)
     """How many neighbouring groups share one block-diagonal kernel.
 
     The smallest divisor of `groups` that makes a pack wide enough for plain
-    convolution code, or all groups where none does.
+    convolution code, or all groups where none does, or where all are narrow
+    enough for one pack.
     """
-    narrowest = measured_lowering(dtype, portable=True).pack_channels
+    lowering = measured_lowering(dtype, portable=True)
+    if groups * channels_per_group <= lowering.one_pack_channels:
+        return groups
+    narrowest = lowering.pack_channels
     for pack in range(1, groups):
         if groups % pack == 0 and pack * channels_per_group >= narrowest:
             return pack

@@ -1,6 +1,7 @@
 """Every lowering of the grouped convolution is the same function."""
 
 import importlib
+from typing import Any
 from unittest import mock
 
 import jax
@@ -173,18 +174,25 @@ def test_lowering_table_is_complete_and_names_its_command() -> None:
         ("cpu", "float32", True, ("onednn", "onednn", "onednn", 16)),
         ("cpu", "float64", True, ("packed", "matmul", "native", 32)),
         ("cpu", "bfloat16", True, ("packed", "matmul", "native", 16)),
-        ("tpu", "bfloat16", False, ("grouped_packs", "native", "native", 128)),
+        ("tpu", "bfloat16", False, ("grouped_packs", "native", "native", 128, 256)),
         ("gpu", "bfloat16", False, ("native", "native", "native", 16)),
     ],
 )
 def test_lowering_of_a_platform(
-    platform: str, dtype: str, has_onednn: bool, expected: tuple[str, str, str, int]
+    platform: str, dtype: str, has_onednn: bool, expected: tuple[Any, ...]
 ) -> None:
     with (
         compiling_for(platform),
         mock.patch.object(cpu, "has_onednn", return_value=has_onednn),
     ):
         assert MODULE.measured_lowering(dtype) == MODULE.Lowering(*expected)
+
+
+@pytest.mark.parametrize(("channels", "pack"), [(128, 32), (256, 32), (512, 8), (1024, 4)])
+def test_packs_on_tpus(channels: int, pack: int) -> None:
+    """Of 32 groups: all where they are narrow, else as many as have 128 channels."""
+    with compiling_for("tpu"):
+        assert MODULE.pack_size(32, channels // 32, "bfloat16") == pack
 
 
 def test_a_portable_lowering_calls_no_library() -> None:
