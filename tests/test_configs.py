@@ -26,7 +26,7 @@ from resnext_jax.data.reading import DecodedExamples
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import ConfigError
 from resnext_jax.models import complexity
-from resnext_jax.models.registry import resolve
+from resnext_jax.models.registry import network_spec
 from resnext_jax.parallel.mesh import make_mesh
 from tests.models.test_registry import CIFAR_PARAMETERS, IMAGENET_PARAMETERS
 
@@ -100,9 +100,9 @@ def load(name: str) -> ConfigDict:
 def widths(config: ConfigDict) -> tuple[int, int]:
     """Channels of the stem and of the first stage's blocks, as the network will have them."""
     model = config.model
-    architecture = resolve(
+    architecture = network_spec(
         model.name, stem_width=model.stem_width, template_width=model.template_width
-    )
+    ).architecture
     return architecture.stem_width, architecture.template_width
 
 
@@ -116,7 +116,7 @@ def test_is_valid_and_names_its_model_and_data(name: str) -> None:
     config = load(name)
     validate(config)
     assert (config.model.name, config.data.name) == (ALL[name].model, ALL[name].dataset)
-    resolve(config.model.name, form=config.model.form)
+    network_spec(config.model.name, form=config.model.form)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -14,7 +14,7 @@ from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.data.transforms import DenseTransform, EvalTransform, TrainTransform
 from resnext_jax.errors import ConfigError
 from resnext_jax.models import create_model
-from resnext_jax.models.registry import network_spec, resolve
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import Arrays, split
 from resnext_jax.optim.freezing import Freezing, is_backbone
@@ -78,9 +78,9 @@ def eval_short_side(config: ConfigDict) -> int:
 def dense_transform(config: ConfigDict) -> DenseTransform:
     """Make the host's preparation of test images that are scored densely."""
     model = config.model
-    architecture = resolve(model.name, form=model.form, preactivation=model.preactivation)
+    spec = network_spec(model.name, form=model.form, preactivation=model.preactivation)
     return DenseTransform(
-        architecture.total_stride,
+        spec.architecture.total_stride,
         interpolation=config.data.eval_interpolation or config.data.interpolation,
         antialias=config.data.eval_antialias,
     )

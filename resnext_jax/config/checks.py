@@ -13,7 +13,7 @@ from resnext_jax.data.transforms import CROPS
 from resnext_jax.errors import ConfigError, UserError, did_you_mean
 from resnext_jax.files import user_path
 from resnext_jax.models.blocks import FORMS
-from resnext_jax.models.registry import parse_name, resolve
+from resnext_jax.models.registry import network_spec, parse_name
 
 DTYPES = ("float32", "bfloat16", "float64")
 SCHEDULES = ("step", "cosine")
@@ -290,8 +290,8 @@ def check_start(config: ConfigDict) -> None:
 def check_frozen_stages(config: ConfigDict) -> None:
     """Check that a network has the stages that are frozen; raises ConfigError."""
     model, frozen = config.model, config.finetune.frozen_stages
-    architecture = resolve(model.name, form=model.form, preactivation=model.preactivation)
-    stages = 1 + len(architecture.blocks)
+    spec = network_spec(model.name, form=model.form, preactivation=model.preactivation)
+    stages = 1 + len(spec.architecture.blocks)
     if frozen > stages:
         raise ConfigError(
             f"config.finetune.frozen_stages={frozen} must be at most {stages}, "
@@ -305,6 +305,6 @@ def check_model(model: ConfigDict) -> None:
     try:
         parse_name(model.name)
         where = "config.model"  # the name is right: what is left is a combination
-        resolve(model.name, form=model.form, preactivation=model.preactivation)
+        network_spec(model.name, form=model.form, preactivation=model.preactivation)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error

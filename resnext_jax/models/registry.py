@@ -3,10 +3,9 @@
 import dataclasses
 import difflib
 import re
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from resnext_jax.models.blocks import FORMS, Form
@@ -121,56 +120,62 @@ def parse_name(name: str) -> Architecture:
     )
 
 
-def resolve(
-    name: str,
-    *,
-    form: Form = "c",
-    preactivation: bool | None = None,
-    stem_width: int | None = None,
-    template_width: int | None = None,
-) -> Architecture:
-    """Return the architecture that `create_model` builds from these arguments.
+class NetworkOptions(TypedDict, total=False):
+    """What a network can be given beside its name; `create_model` explains each."""
+
+    num_classes: int
+    form: Form
+    dtype: jax.typing.DTypeLike
+    param_dtype: jax.typing.DTypeLike
+    residual: bool
+    preactivation: bool | None
+    bn_group_size: int | None
+    bn_axis_name: str | None
+    stem_width: int | None
+    template_width: int | None
+    conv_implementation: Implementation
+    scan_blocks: bool
+    remat: bool
+
+
+def network_spec(name: str, **options: Unpack[NetworkOptions]) -> NetworkSpec:
+    """Describe the network that `create_model` builds from these arguments, and build nothing.
 
     Raises:
       ValueError: as `create_model` does.
+      TypeError: there is no such option.
     """
-    if form not in FORMS:
-        raise ValueError(f"unknown block form {form!r}; choose one of {', '.join(FORMS)}.")
-    widths = {"stem_width": stem_width, "template_width": template_width}
-    for what, value in widths.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{what} must be at least 1, got {value}.")
+    given: dict[str, Any] = dict(options)
+    unknown = given.keys() - NetworkOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"a network has no option {min(unknown)!r}.")
+    for what in ("num_classes", "stem_width", "template_width"):
+        if given.get(what) is not None and given[what] < 1:
+            raise ValueError(f"{what} must be at least 1, got {given[what]}.")
+
+    def those_of(part: type) -> dict[str, Any]:
+        names = {field.name for field in dataclasses.fields(part)}
+        return {what: value for what, value in given.items() if what in names}
+
     named = parse_name(name)
-    changes: dict[str, Any] = {"preactivation": preactivation, **widths}
-    architecture = dataclasses.replace(
-        named, **{what: value for what, value in changes.items() if value is not None}
-    )
+    changes = {what: value for what, value in those_of(Architecture).items() if value is not None}
+    architecture = dataclasses.replace(named, **changes)
+    layers, execution = LayerOptions(**those_of(LayerOptions)), Execution(**those_of(Execution))
+    spec = NetworkSpec(architecture, options=layers, execution=execution, **those_of(NetworkSpec))
+    if spec.form not in FORMS:
+        raise ValueError(f"unknown block form {spec.form!r}; choose one of {', '.join(FORMS)}.")
     if named.preactivation and not architecture.preactivation:
         raise ValueError(f"{name!r} is a pre-activation network; it has no other kind.")
-    if architecture.preactivation and form != "c":
+    if architecture.preactivation and spec.form != "c":
         raise ValueError(
-            f"form {form!r} does not exist for the pre-activation network {name!r}: use form 'c'."
+            f"form {spec.form!r} does not exist for the pre-activation network {name!r}: "
+            "use form 'c'."
         )
-    return architecture
+    return spec
 
 
 def create_model(
-    name: str,
-    *,
-    num_classes: int = 1000,
-    form: Form = "c",
-    rngs: nnx.Rngs,
-    dtype: jax.typing.DTypeLike = jnp.float32,
-    param_dtype: jax.typing.DTypeLike = jnp.float32,
-    residual: bool = True,
-    preactivation: bool | None = None,
-    bn_group_size: int | None = None,
-    bn_axis_name: str | None = None,
-    stem_width: int | None = None,
-    template_width: int | None = None,
-    conv_implementation: Implementation = "auto",
-    scan_blocks: bool = False,
-    remat: bool = False,
+    name: str, *, rngs: nnx.Rngs, **options: Unpack[NetworkOptions]
 ) -> ResNeXt | PreActResNeXt:
     """Build a network by name, initialised as the authors did.
 
@@ -180,12 +185,15 @@ def create_model(
 
     Args:
       name: see `list_models`.
-      num_classes: width of the classifier.
-      form: block form of Figure 3. Forms a and b are the conversion of form c
-        with the same `rngs`: the same function from the start.
       rngs: `nnx.Rngs`, whose `params` stream draws the weights.
-      dtype: compute dtype of convolutions and activations.
-      param_dtype: dtype of the stored parameters.
+      **options: any of those below.
+
+    Options:
+      num_classes: width of the classifier, 1000 by default.
+      form: block form of Figure 3, "c" by default. Forms a and b are the conversion
+        of form c with the same `rngs`: the same function from the start.
+      dtype: compute dtype of convolutions and activations; float32 by default.
+      param_dtype: dtype of the stored parameters; float32 by default.
       residual: False leaves the shortcuts out (ablation, Sec. 5.1).
       preactivation: batch norm and ReLU before each convolution, as an older
         preprint had it on CIFAR; None means as the name says (only `resnet200`
@@ -209,72 +217,9 @@ def create_model(
     Raises:
       ValueError: unknown name or form, or an impossible size.
     """
-    spec = network_spec(
-        name,
-        num_classes=num_classes,
-        form=form,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        residual=residual,
-        preactivation=preactivation,
-        bn_group_size=bn_group_size,
-        bn_axis_name=bn_axis_name,
-        stem_width=stem_width,
-        template_width=template_width,
-        conv_implementation=conv_implementation,
-        scan_blocks=scan_blocks,
-        remat=remat,
-    )
+    spec = network_spec(name, **options)
     if spec.architecture.preactivation:
         return PreActResNeXt(spec, rngs=rngs)
-    if form == "c":
+    if spec.form == "c":
         return ResNeXt(spec, rngs=rngs)
-    return convert_form(ResNeXt(dataclasses.replace(spec, form="c"), rngs=rngs), form)
-
-
-def network_spec(
-    name: str,
-    *,
-    num_classes: int = 1000,
-    form: Form = "c",
-    dtype: jax.typing.DTypeLike = jnp.float32,
-    param_dtype: jax.typing.DTypeLike = jnp.float32,
-    residual: bool = True,
-    preactivation: bool | None = None,
-    bn_group_size: int | None = None,
-    bn_axis_name: str | None = None,
-    stem_width: int | None = None,
-    template_width: int | None = None,
-    conv_implementation: Implementation = "auto",
-    scan_blocks: bool = False,
-    remat: bool = False,
-) -> NetworkSpec:
-    """Describe the network that `create_model` builds from these arguments, and build nothing.
-
-    Raises:
-      ValueError: as `create_model` does.
-    """
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}.")
-    architecture = resolve(
-        name,
-        form=form,
-        preactivation=preactivation,
-        stem_width=stem_width,
-        template_width=template_width,
-    )
-    options = LayerOptions(
-        bn_group_size=bn_group_size,
-        bn_axis_name=bn_axis_name,
-        conv_implementation=conv_implementation,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
-    return NetworkSpec(
-        architecture,
-        num_classes,
-        form=form,
-        residual=residual,
-        options=options,
-        execution=Execution(scan_blocks=scan_blocks, remat=remat),
-    )
+    return convert_form(ResNeXt(dataclasses.replace(spec, form="c"), rngs=rngs), spec.form)

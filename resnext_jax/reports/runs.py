@@ -17,7 +17,7 @@ from resnext_jax.config.fields import base_config, field, field_names
 from resnext_jax.errors import WorkdirError
 from resnext_jax.evaluation.record import EVAL_FILE, read_evaluations
 from resnext_jax.files import user_path
-from resnext_jax.models.registry import resolve
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import Architecture
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.runs.log import METRICS_FILE, read_metrics
@@ -66,12 +66,13 @@ class Run:
     def architecture(self) -> Architecture:
         """What was trained, whatever it was called."""
         model = self.config.model
-        return resolve(
+        spec = network_spec(
             model.name,
             preactivation=model.preactivation,
             stem_width=model.stem_width,
             template_width=model.template_width,
         )
+        return spec.architecture
 
     @property
     def last_test(self) -> dict[str, dict[str, Any]]:

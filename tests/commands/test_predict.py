@@ -19,8 +19,7 @@ from resnext_jax.config import build
 from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.interop.files import write_state_dict
-from resnext_jax.models.registry import resolve
-from resnext_jax.models.resnext import NetworkSpec
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import merge
 from resnext_jax.runs.weights import load_single
 from tests.data.deep_files import pnm, tiff
@@ -29,7 +28,7 @@ from tests.evaluation.workdirs import digits_config, make_workdir
 from tests.interop.weights import CIFAR_SPEC, random_state_dict
 from tests.programs import run
 
-IMAGENET = NetworkSpec(resolve("resnext50_4x1d", stem_width=4, template_width=4), num_classes=6)
+IMAGENET = network_spec("resnext50_4x1d", stem_width=4, template_width=4, num_classes=6)
 SMALL = dataclasses.replace(CIFAR_SPEC, num_classes=6)
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
@@ -240,7 +239,7 @@ def test_a_run_knows_its_images_and_classes(
 
 
 def test_imagenets_classes_have_wordnet_ids(folder: Path) -> None:
-    spec = NetworkSpec(resolve("resnext50_4x1d", stem_width=4, template_width=4))
+    spec = network_spec("resnext50_4x1d", stem_width=4, template_width=4)
     write_state_dict(random_state_dict(spec), folder / "thousand.safetensors")
     names, remark = predict.class_names(load_single(file=folder / "thousand.safetensors"), None)
     assert (len(names), names[0], names[999]) == (1000, "n01440764", "n15075141")

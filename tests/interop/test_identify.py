@@ -9,7 +9,7 @@ import pytest
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.identify import Identity, identify
 from resnext_jax.interop.names import TORCH7, TORCHVISION, Scheme, table
-from resnext_jax.models.registry import resolve
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import NetworkSpec
 from tests.interop.weights import CIFAR_SPEC, IMAGENET_SPEC, random_state_dict, small_spec
 
@@ -35,9 +35,7 @@ def shapes_only(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> dict[str, np
     ],
 )
 def test_networks_are_found(name: str, options: dict[str, Any], classes: int) -> None:
-    widths = {key: value for key, value in options.items() if key != "residual"}
-    residual = options.get("residual", True)
-    spec = NetworkSpec(resolve(name, **widths), classes, residual=residual)
+    spec = network_spec(name, num_classes=classes, **options)
     identity = identify(shapes_only(spec))
     assert identity.arguments == {"name": name, "num_classes": classes, **options}
     assert identity.scheme == "torchvision"

@@ -5,15 +5,13 @@ import numpy as np
 
 from resnext_jax.interop.names import TORCHVISION, Scheme, counters, table
 from resnext_jax.models.layers import LayerOptions
-from resnext_jax.models.registry import resolve
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import Architecture, NetworkSpec, ResNeXt
 from resnext_jax.models.variables import skeleton
 
 # Golden networks (see make_golden): with ImageNet's stem, and with CIFAR's.
-IMAGENET_SPEC = NetworkSpec(
-    resolve("resnext50_4x1d", stem_width=8, template_width=8), num_classes=5
-)
-CIFAR_SPEC = NetworkSpec(resolve("resnext11_2x1d", stem_width=4, template_width=4), num_classes=3)
+IMAGENET_SPEC = network_spec("resnext50_4x1d", stem_width=8, template_width=8, num_classes=5)
+CIFAR_SPEC = network_spec("resnext11_2x1d", stem_width=4, template_width=4, num_classes=3)
 
 
 def small_spec(dtype: str = "float32", num_classes: int = 5) -> NetworkSpec:
