@@ -33,6 +33,7 @@ from resnext_jax.errors import (
 )
 from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import path_argument, user_path
+from resnext_jax.interop.state_dicts import spec_of
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops.target import compiling_for
@@ -67,7 +68,8 @@ def export(
       platforms: to run on, of `PLATFORMS`; None for the one that exports.
 
     Returns:
-      The function, of images `[N, S, S, 3]`, to logits `[N, K]`.
+      The function, of images `[N, S, S, 3]` (or of the network's `in_channels`), to logits
+      `[N, K]`.
 
     Raises:
       ValueError: an unknown platform.
@@ -97,7 +99,8 @@ def export(
         return found
 
     count = "n" if batch_size is None else str(batch_size)
-    shape = jax_export.symbolic_shape(f"{count}, {image_size}, {image_size}, 3")
+    channels = spec_of(model).architecture.in_channels
+    shape = jax_export.symbolic_shape(f"{count}, {image_size}, {image_size}, {channels}")
     images = jax.ShapeDtypeStruct(shape, jnp.uint8 if preprocess else jnp.float32)
     return jax_export.export(jax.jit(chosen), platforms=platforms)(images)
 

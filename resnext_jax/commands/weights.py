@@ -12,8 +12,8 @@ from resnext_jax.files import path_argument
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, source, write_state_dict
 from resnext_jax.interop.identify import identify
-from resnext_jax.interop.names import model_name
 from resnext_jax.interop.state_dicts import weights_to_torch
+from resnext_jax.models.registry import model_name
 
 
 @reports_user_errors

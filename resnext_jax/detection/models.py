@@ -16,7 +16,7 @@ from flax import nnx
 
 from resnext_jax.detection.pyramid import FeaturePyramid, align_at_levels, assign_levels
 from resnext_jax.detection.roi import roi_align, roi_pool
-from resnext_jax.models.blocks import BLOCKS, Bottleneck
+from resnext_jax.models.blocks import Residual
 from resnext_jax.models.execution import apply_stages
 from resnext_jax.models.resnext import NetworkSpec
 
@@ -54,8 +54,8 @@ class Backbone(nnx.Module):
         specs = architecture.block_specs(spec.options, residual=spec.residual)
         self.spec = spec
         self.stem = architecture.make_stem(spec.options, rngs=rngs)
-        block = BLOCKS[spec.form]
-        self.stages: nnx.Dict[nnx.List[Bottleneck]] = nnx.Dict()
+        block = architecture.block.of(spec.form)
+        self.stages: nnx.Dict[nnx.List[Residual]] = nnx.Dict()
         for name in stages:
             self.stages[name] = nnx.List([block(each, rngs=rngs) for each in specs[name]])
 

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnext_jax.interop.errors import WeightsError
-from resnext_jax.interop.names import Scheme, counters, model_name, scheme_of, table
+from resnext_jax.interop.names import TORCHVISION_D, Scheme, counters, scheme_of, table
 from resnext_jax.interop.state_dicts import compare, kind_of_stranger
+from resnext_jax.models.blocks import BASIC, BOTTLENECK, SE_BASIC, SE_BOTTLENECK
+from resnext_jax.models.registry import model_name, parse_name
 from resnext_jax.models.resnext import Architecture, NetworkSpec
 
 
@@ -17,7 +19,7 @@ class Identity:
     Attributes:
       name: of the model.
       num_classes: width of the classifier.
-      stem_width, template_width: None where they are the paper's.
+      stem_width, template_width, in_channels: None where they are those that the name says.
       residual: False: without shortcuts.
       scheme: whose names the state dict has, "torchvision" or "Torch7".
     """
@@ -28,11 +30,16 @@ class Identity:
     template_width: int | None
     residual: bool
     scheme: str
+    in_channels: int | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
         """What to give to `create_model`, beside `rngs`; what is usual is left out."""
-        widths = {"stem_width": self.stem_width, "template_width": self.template_width}
+        widths = {
+            "stem_width": self.stem_width,
+            "template_width": self.template_width,
+            "in_channels": self.in_channels,
+        }
         return {
             "name": self.name,
             "num_classes": self.num_classes,
@@ -63,14 +70,13 @@ def identify(state_dict: Mapping[str, Any], source: str = "the state dict") -> I
     if spec is not None and name is not None:
         rows = table(spec, scheme)
         if not any(compare(state_dict, rows, counters(rows))):
-            stem, template = spec.architecture.stem_width, spec.architecture.template_width
+            ours, usual = spec.architecture, parse_name(name)
+            sizes = {
+                what: None if getattr(ours, what) == getattr(usual, what) else getattr(ours, what)
+                for what in ("stem_width", "template_width", "in_channels")
+            }
             return Identity(
-                name,
-                spec.num_classes,
-                stem_width=None if stem == Architecture.stem_width else stem,
-                template_width=None if template == Architecture.template_width else template,
-                residual=spec.residual,
-                scheme=scheme.name,
+                name, spec.num_classes, residual=spec.residual, scheme=scheme.name, **sizes
             )
     kind = kind_of_stranger(state_dict)
     reason = "" if kind is None else f": it is of a network with {kind}"
@@ -83,7 +89,11 @@ def _spec(shapes: Mapping[str, tuple[int, ...]], scheme: Scheme) -> NetworkSpec:
     def layer(stage: int, block: int, name: str) -> str:
         return f"{scheme.layer(stage, block, name)}.weight"
 
-    stem_width, _, size, _ = shapes[f"{scheme.stem[0]}.weight"]
+    deep = f"{TORCHVISION_D.stem[0]}.weight" in shapes
+    scheme = TORCHVISION_D if deep else scheme
+    stem_width, in_channels, size, _ = shapes[f"{scheme.stem[0]}.weight"]
+    if deep:
+        _, in_channels, _, _ = shapes["conv1.0.weight"]
     blocks: list[int] = []
     while layer(len(blocks), 0, "conv2") in shapes:
         stage, count = len(blocks), 1
@@ -91,13 +101,24 @@ def _spec(shapes: Mapping[str, tuple[int, ...]], scheme: Scheme) -> NetworkSpec:
             count += 1
         blocks.append(count)
     width, group_width, _, _ = shapes[layer(0, 0, "conv2")]
+    squeezes = layer(0, 0, "se.fc1") in shapes
+    bottleneck, basic = (SE_BOTTLENECK, SE_BASIC) if squeezes else (BOTTLENECK, BASIC)
+    if layer(0, 0, "conv3") in shapes:
+        block, template_width = bottleneck, shapes[layer(0, 0, "conv3")][0]
+    else:
+        # Basic blocks are as wide as `template_width` says; by name 64, or 16 for CIFAR.
+        block, template_width = basic, width
+        width = group_width = 64 if len(blocks) == 4 else 16
     architecture = Architecture(
-        "imagenet" if size == 7 else "cifar",
+        "imagenet" if size == 7 or deep else "cifar",
         tuple(blocks),
         width // group_width,
         group_width,
         stem_width=stem_width,
-        template_width=shapes[layer(0, 0, "conv3")][0],
+        template_width=template_width,
+        block=block,
+        deep=deep,
+        in_channels=in_channels,
     )
     (num_classes,) = shapes[f"{scheme.classifier}.bias"]
     # The second stage's first block halves the map, which takes a projection.

@@ -20,9 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnext_jax.interop.errors import Shape, WeightsError
-from resnext_jax.models.blocks import BlockSpec
+from resnext_jax.models.blocks import (
+    BASIC,
+    BOTTLENECK,
+    SE_BASIC,
+    SE_BOTTLENECK,
+    BlockSpec,
+    squeezed,
+)
 from resnext_jax.models.layers import LayerOptions
-from resnext_jax.models.registry import parse_name
 from resnext_jax.models.resnext import Architecture, NetworkSpec
 
 Collection = Literal["params", "batch_stats"]
@@ -52,7 +58,7 @@ class Scheme:
       first_stage: number of the first stage.
       block: what the names of a block's layers begin with, a format of `stage` and `block`; blocks
         are counted from 0.
-      layers: the layers of a block, by our name (form c).
+      layers: the layers of a block, by our name (form c); others have one name in both.
       classifier: the last layer.
     """
 
@@ -66,7 +72,7 @@ class Scheme:
     def layer(self, stage: int, block: int, layer: str) -> str:
         """Name a layer of a block; stages are counted from 0."""
         prefix = self.block.format(stage=self.first_stage + stage, block=block)
-        return prefix + self.layers[layer]
+        return prefix + self.layers.get(layer, layer)
 
 
 TORCHVISION = Scheme(
@@ -85,6 +91,14 @@ TORCHVISION = Scheme(
         "shortcut.norm": "downsample.1",
     },
     classifier="fc",
+)
+
+# Of ResNet-D, as timm names it: the stem is a list that counts ReLUs too, and the shortcut's first
+# layer is the pooling.
+TORCHVISION_D = dataclasses.replace(
+    TORCHVISION,
+    stem=("conv1.6", "bn1"),
+    layers={**TORCHVISION.layers, "shortcut.conv": "downsample.1", "shortcut.norm": "downsample.2"},
 )
 
 TORCH7 = Scheme(
@@ -117,26 +131,31 @@ class Row:
       theirs: its name in PyTorch.
       shape: in our layout, form c.
       collection: which of our two dictionaries it is in.
+      pointwise: whether it is a matrix in ours and a 1x1 convolution's kernel in PyTorch.
     """
 
     ours: str
     theirs: str
     shape: Shape
     collection: Collection = "params"
+    pointwise: bool = False
 
     @property
     def torch_shape(self) -> Shape:
         """Its shape in PyTorch."""
         axes = _AXES[len(self.shape)]
-        return tuple(self.shape[axes.index(axis)] for axis in range(len(axes)))
+        shape = tuple(self.shape[axes.index(axis)] for axis in range(len(axes)))
+        return (*shape, 1, 1) if self.pointwise else shape
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
         """Bring PyTorch's array into our layout; a view."""
+        array = array.reshape(array.shape[: len(self.shape)])
         return array.transpose(_AXES[array.ndim])
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """Bring our array into PyTorch's layout; a contiguous copy."""
-        return np.array(array.transpose(np.argsort(_AXES[array.ndim])), order="C")
+        array = array.transpose(np.argsort(_AXES[array.ndim]))
+        return np.array(array.reshape(self.torch_shape), order="C")
 
 
 def scheme_of(names: Container[str]) -> Scheme:
@@ -144,65 +163,70 @@ def scheme_of(names: Container[str]) -> Scheme:
     return TORCH7 if f"{TORCH7.stem[0]}.weight" in names else TORCHVISION
 
 
-def model_name(architecture: Architecture) -> str | None:
-    """Return the name that `create_model` knows a network by, widths left out; None: it has none.
-
-    `stem_width` and `template_width` are arguments of their own there.
-    """
-    cardinality, width = architecture.cardinality, architecture.group_width
-    depth = 2 + 3 * sum(architecture.blocks)
-    if (cardinality, width) == (1, 64):
-        name = f"resnet{depth}"
-    else:
-        kind = "resnet" if cardinality == 1 else "resnext"
-        name = f"{kind}{depth}_{cardinality}x{width}d"
-    try:
-        named = parse_name(name)
-    except ValueError:
-        return None
-    usual = dataclasses.replace(
-        architecture, stem_width=named.stem_width, template_width=named.template_width
-    )
-    return name if usual == named else None
-
-
 def table(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> list[Row]:
     """List the arrays of a network, in the order of a torchvision state dict.
 
     Args:
       spec: of a `ResNeXt`, in any form; the rows are of form c.
-      scheme: Torch7's is only that of ImageNet networks.
+      scheme: Torch7's is only that of ImageNet networks with bottleneck blocks.
 
     Raises:
-      WeightsError: a pre-activation network.
+      WeightsError: a pre-activation network, or blocks of another kind than `models.blocks` has.
     """
     if spec.architecture.preactivation:
         raise WeightsError(
             "pre-activation networks have no usual names in PyTorch (torchvision has none of them, "
             "and timm's resnetv2 have another stem): use a workdir or a checkpoint."
         )
-    return list(_rows(spec, scheme))
+    if spec.architecture.block not in (BOTTLENECK, BASIC, SE_BOTTLENECK, SE_BASIC):
+        raise WeightsError(
+            f"{spec.architecture.block.c.__name__} blocks have no usual names in PyTorch: use a "
+            "workdir or a checkpoint."
+        )
+    return list(_rows(spec, TORCHVISION_D if spec.architecture.deep else scheme))
 
 
 def _rows(spec: NetworkSpec, scheme: Scheme) -> Iterator[Row]:
     architecture = spec.architecture
-    size = 7 if architecture.stem == "imagenet" else 3
+    for layer, (theirs, shape) in _stem(architecture, scheme).items():
+        yield from _layer(f"stem.{layer}", theirs, shape)
     features = architecture.stem_width
-    yield from _conv("stem.conv", scheme.stem[0], (size, size, 3, features))
-    yield from _norm("stem.norm", scheme.stem[1], features)
     stages = architecture.block_specs(LayerOptions(), residual=spec.residual)
     for stage, (name, blocks) in enumerate(stages.items()):
         for index, block in enumerate(blocks):
-            for layer, shape in _layers(block).items():
+            for layer, shape in _layers(architecture, block).items():
                 names = f"stages.{name}.{index}.{layer}", scheme.layer(stage, index, layer)
-                yield from _conv(*names, shape) if len(shape) == 4 else _norm(*names, *shape)
+                yield from _layer(*names, shape)
             features = block.out_features
     yield Row("fc.kernel", f"{scheme.classifier}.weight", (features, spec.num_classes))
     yield Row("fc.bias", f"{scheme.classifier}.bias", (spec.num_classes,))
 
 
-def _layers(block: BlockSpec) -> dict[str, Shape]:
-    """Return the shape of each layer of a block: of a kernel, or `(features,)` of a batch norm."""
+def _stem(architecture: Architecture, scheme: Scheme) -> dict[str, tuple[str, Shape]]:
+    """Return PyTorch's name and the shape of each layer of the stem, see `_layers`."""
+    size = 7 if architecture.stem == "imagenet" and not architecture.deep else 3
+    inputs, width = architecture.in_channels, architecture.stem_width
+    layers: dict[str, tuple[str, Shape]] = {}
+    if architecture.deep:
+        half = width // 2
+        layers = {
+            "first.conv": ("conv1.0", (3, 3, inputs, half)),
+            "first.norm": ("conv1.1", (half,)),
+            "second.conv": ("conv1.3", (3, 3, half, half)),
+            "second.norm": ("conv1.4", (half,)),
+        }
+        inputs = half
+    return layers | {
+        "conv": (scheme.stem[0], (size, size, inputs, width)),
+        "norm": (scheme.stem[1], (width,)),
+    }
+
+
+def _layers(architecture: Architecture, block: BlockSpec) -> dict[str, Shape]:
+    """Return the shape of each layer of a block.
+
+    That of a convolution's or a linear layer's kernel, or `(features,)` of a batch norm.
+    """
     inner, outer = block.width, block.out_features
     layers: dict[str, Shape] = {
         "conv1": (1, 1, block.in_features, inner),
@@ -212,18 +236,29 @@ def _layers(block: BlockSpec) -> dict[str, Shape]:
         "conv3": (1, 1, inner, outer),
         "norm3": (outer,),
     }
+    if architecture.basic:
+        layers = {
+            "conv1": (3, 3, block.in_features, outer),
+            "norm1": (outer,),
+            "conv2": (3, 3, outer, outer),
+            "norm2": (outer,),
+        }
+    if architecture.block in (SE_BOTTLENECK, SE_BASIC):
+        narrow = squeezed(outer)
+        layers |= {"se.fc1": (outer, narrow), "se.fc2": (narrow, outer)}
     if block.projects:
         layers |= {"shortcut.conv": (1, 1, block.in_features, outer), "shortcut.norm": (outer,)}
     return layers
 
 
-def _conv(ours: str, theirs: str, shape: Shape) -> Iterator[Row]:
-    yield Row(f"{ours}.kernel", f"{theirs}.weight", shape)
-
-
-def _norm(ours: str, theirs: str, features: int) -> Iterator[Row]:
-    for name, (collection, torch_name) in _NORM.items():
-        yield Row(f"{ours}.{name}", f"{theirs}.{torch_name}", (features,), collection)
+def _layer(ours: str, theirs: str, shape: Shape) -> Iterator[Row]:
+    if len(shape) == 1:
+        for name, (collection, torch_name) in _NORM.items():
+            yield Row(f"{ours}.{name}", f"{theirs}.{torch_name}", shape, collection)
+        return
+    yield Row(f"{ours}.kernel", f"{theirs}.weight", shape, pointwise=len(shape) == 2)
+    if len(shape) == 2:
+        yield Row(f"{ours}.bias", f"{theirs}.bias", shape[1:])
 
 
 def counters(rows: list[Row]) -> set[str]:

@@ -16,12 +16,12 @@ from resnext_jax.interop.names import (
     Scheme,
     counters,
     dtypes,
-    model_name,
     scheme_of,
     table,
 )
 from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.preact import PreActResNeXt
+from resnext_jax.models.registry import model_name
 from resnext_jax.models.resnext import NetworkSpec, ResNeXt
 from resnext_jax.models.variables import Arrays, merge, split
 
@@ -191,16 +191,30 @@ def compare(
     )
 
 
-def kind_of_stranger(names: Mapping[str, Any]) -> str | None:
+def kind_of_stranger(state_dict: Mapping[str, Any]) -> str | None:
     """Say what sort of network a state dict is of, if it is a known one that is not built here."""
-    if "conv1.0.weight" in names:
-        return "a stem of three convolutions (such as timm's resnet50d and resnext50d_32x4d)"
-    if any(".se." in name for name in names):
-        return "attention in its blocks (squeeze-and-excitation and its like)"
-    if "layer1.0.conv2.weight" in names and not any(".conv3." in name for name in names):
-        return "blocks of two convolutions (such as resnet18 and resnet34)"
-    if "stages.0.blocks.0.conv1.weight" in names:
+
+    def width(name: str) -> int:
+        return _shape(state_dict[name])[0] if name in state_dict else 0
+
+    if "stages.0.blocks.0.conv1.weight" in state_dict:
         return "timm's resnetv2 blocks"
+    if any(".se.conv" in name for name in state_dict):
+        return "ECA attention in its blocks"
+    if any(".se_module." in name for name in state_dict):
+        return (
+            "the names, stem and strides of the first SENets (timm's legacy_seresnet and senet154)"
+        )
+    if any(".conv2.conv." in name or ".conv2.attn." in name for name in state_dict):
+        return "split attention (such as ResNeSt and SKNet)"
+    if "maxpool.0.weight" in state_dict:
+        return "ResNet-RS's stem, which convolves in place of max-pooling"
+    if "conv1.6.weight" in state_dict and 2 * width("conv1.0.weight") != width("conv1.6.weight"):
+        return "a stem whose convolutions widen one by one (timm's -T)"
+    if "conv1.0.weight" in state_dict and "layer2.0.downsample.0.weight" in state_dict:
+        return "a deep stem and plain shortcuts (timm's -C and -S)"
+    if "bn1.weight" in state_dict and "bn1.running_mean" not in state_dict:
+        return "norms without running statistics (such as group norm)"
     return None
 
 
@@ -226,7 +240,7 @@ def _misfit(
     kind = kind_of_stranger(state_dict)
     if kind is not None:
         told.insert(0, f"it is of a network with {kind}, which is not built here")
-        remedy = "use weights of a plain ResNet or ResNeXt"
+        remedy = "use weights of a network that list_models() names"
     classes = misshapen.get(f"{scheme.classifier}.bias", ((), ()))[0]
     if len(classes) == 1:
         told.insert(0, f"it is for {classes[0]} classes, the model has {spec.num_classes}")

@@ -4,22 +4,20 @@
     save_weights(model, "mine.safetensors")
 
 Names and layouts. A state dict is torchvision's (`conv1.weight`, `layer1.0.downsample.0.weight`,
-`fc.weight`), for ResNets and ResNeXts of any cardinality and width, with bottleneck blocks: what
-`create_model` builds with ImageNet's stem, and our CIFAR networks by the same scheme (`layer1` to
-`layer3`). timm has the same names for its plain ones: `resnet50`, `resnet101`, `resnet152`,
-`resnext50_32x4d`, `resnext101_32x4d`, `resnext101_32x8d`, `resnext101_64x4d`, `wide_resnet50_2`
-(here `resnet50_1x128d`) and so on, whoever trained them. The weights that the authors released
-are for Torch7 (.t7), which is not read; their conversions by pretrained-models.pytorch
-(`features.0.weight`, `last_linear.weight`) are. Any block form takes any of them, and gives form
-c's.
+`fc.weight`), for all networks that `create_model` builds by name but the pre-activation ones: with
+ImageNet's stem, and our CIFAR networks by the same scheme (`layer1` to `layer3`). timm has the same
+names, and those of ResNet-D (`resnet50d`) and squeeze-and-excitation (`seresnext50_32x4d`) are its
+own, whoever trained them. The weights that the authors released are for Torch7 (.t7), which is not
+read; their conversions by pretrained-models.pytorch (`features.0.weight`, `last_linear.weight`)
+are. Any block form takes any of them, and gives form c's.
 
-What is refused, by names and shapes that do not fit: timm's deep stems and pooled shortcuts
-(`resnet50c`, `d`, `s`, `t`, `resnext50d_32x4d`), attention (`seresnext...`, `ecaresnet...`,
-`skresnext...`, `resnetrs...`), group norm (`resnet50_gn`), blocks of two layers (`resnet18`,
-`resnet34`), and pre-activation (`resnetv2...`; for such networks of ours there are no usual names).
-What leaves no trace in names and shapes cannot be refused, and would compute something else: timm's
-anti-aliased networks (`resnetaa50`, `resnetblur50`), other activations than ReLU, dilated strides,
-and networks with the stride on the first 1x1 of a block, as Caffe's.
+What is refused, by names and shapes that do not fit: timm's other deep stems (`resnet50c`, `s`,
+`t`), other attention (`ecaresnet...`, `skresnext...`, `resnest...`, `resnetrs...`, and the first
+SENets, `legacy_seresnet...`), group norm (`resnet50_gn`), and pre-activation (`resnetv2...`). Our
+own pre-activation networks have no usual names in PyTorch, nor have blocks of one's own. What
+leaves no trace in names and shapes cannot be refused, and would compute something else: timm's
+anti-aliased networks (`resnetaa50`, `resnetblur50`, `seresnextaa101d_32x8d`), other activations
+than ReLU, dilated strides, and networks with the stride on the first 1x1 of a block, as Caffe's.
 
 Strictness. Every name must be there and fit, both ways; one `WeightsError` lists those that do
 not. Passed over are only PyTorch's counters of batches, `num_batches_tracked`; they are not

@@ -6,17 +6,20 @@ that `models.equivalence` maps onto each other, and for batch norm and ReLU in
 the places given here. Forms a and b are written as C explicit branches: that
 is what they are, and what makes their cost worth comparing. Form c is the one
 to train with. With cardinality 1 all are the bottleneck block of ResNet.
+
+Beside them, the basic block of ResNet-18 and 34, and both kinds of block with
+squeeze-and-excitation.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from resnext_jax.models.layers import ConvNorm, LayerOptions
+from resnext_jax.models.layers import ConvNorm, LayerOptions, PooledConvNorm, he_fan_out
 
 Form = Literal["a", "b", "c"]
 FORMS: tuple[Form, ...] = ("a", "b", "c")
@@ -33,6 +36,8 @@ class BlockSpec:
       group_width: d, channels a branch; the bottleneck has C * d.
       strides: 1, or 2 in the first block of a stage; it sits on the 3x3.
       residual: False leaves the shortcut out (the ablation of Sec. 5.1).
+      pooled_shortcut: halve the shortcut's map by average pooling, as ResNet-D does,
+        instead of a strided projection.
       options: what the layers share.
     """
 
@@ -42,6 +47,7 @@ class BlockSpec:
     group_width: int
     strides: int = 1
     residual: bool = True
+    pooled_shortcut: bool = False
     options: LayerOptions = dataclasses.field(default_factory=LayerOptions)
 
     @property
@@ -103,25 +109,25 @@ class Branch(nnx.Module):
         return y if self.conv3 is None else self.conv3(y)
 
 
-class _Residual(nnx.Module):
-    """What the forms share: the last batch norm, the shortcut and the last ReLU.
+class Residual(nnx.Module):
+    """What blocks share: the shortcut, the sum and the last ReLU.
 
     Where width or size change, the shortcut is a 1x1 projection with batch norm
     (type B of He et al. 2016).
     """
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the shortcut."""
         self.spec = spec
-        self.norm3 = spec.options.norm(spec.out_features)
         self.shortcut = projection(spec, rngs=rngs) if spec.projects else None
 
     def transform(self, x: jax.Array) -> jax.Array:
-        """Apply the residual function up to its last convolution."""
+        """Apply the residual function, up to its last batch norm."""
         raise NotImplementedError
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
-        y = self.norm3(self.transform(x))
+        y = self.transform(x)
         if self.spec.residual:
             y = y + (x if self.shortcut is None else self.shortcut(x))
         return nnx.relu(y)
@@ -129,13 +135,15 @@ class _Residual(nnx.Module):
 
 def projection(spec: BlockSpec, *, rngs: nnx.Rngs) -> ConvNorm:
     """Make the shortcut of a block that changes width or size."""
+    pooled = spec.pooled_shortcut and spec.strides == 2
     conv = spec.options.conv(
-        spec.in_features, spec.out_features, 1, strides=spec.strides, rngs=rngs
+        spec.in_features, spec.out_features, 1, strides=1 if pooled else spec.strides, rngs=rngs
     )
-    return ConvNorm(conv, spec.options.norm(spec.out_features))
+    join = PooledConvNorm if pooled else ConvNorm
+    return join(conv, spec.options.norm(spec.out_features))
 
 
-class BottleneckA(_Residual):
+class BottleneckA(Residual):
     """C branches of 1x1, 3x3, 1x1, summed (paper Figure 3a).
 
     The last batch norm comes after the sum, before the shortcut is added.
@@ -146,14 +154,15 @@ class BottleneckA(_Residual):
         self.aggregation = Aggregation(
             [Branch(spec, returns_to_width=True, rngs=rngs) for _ in range(spec.cardinality)]
         )
+        self.norm3 = spec.options.norm(spec.out_features)
         super().__init__(spec, rngs=rngs)
 
     def transform(self, x: jax.Array) -> jax.Array:
         """Sum the branches."""
-        return self.aggregation(x)
+        return self.norm3(self.aggregation(x))
 
 
-class BottleneckB(_Residual):
+class BottleneckB(Residual):
     """C branches of 1x1, 3x3, concatenated, and one 1x1 (paper Figure 3b)."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
@@ -162,14 +171,16 @@ class BottleneckB(_Residual):
             [Branch(spec, returns_to_width=False, rngs=rngs) for _ in range(spec.cardinality)]
         )
         self.conv3 = spec.options.conv(spec.width, spec.out_features, 1, rngs=rngs)
+        self.norm3 = spec.options.norm(spec.out_features)
         super().__init__(spec, rngs=rngs)
 
     def transform(self, x: jax.Array) -> jax.Array:
         """Concatenate the branches and map them back to the block's width."""
-        return self.conv3(jnp.concatenate([branch(x) for branch in self.branches], axis=-1))
+        y = jnp.concatenate([branch(x) for branch in self.branches], axis=-1)
+        return self.norm3(self.conv3(y))
 
 
-class BottleneckC(_Residual):
+class BottleneckC(Residual):
     """1x1, grouped 3x3, 1x1 (paper Figure 3c)."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
@@ -182,21 +193,110 @@ class BottleneckC(_Residual):
         )
         self.norm2 = options.norm(width)
         self.conv3 = options.conv(width, spec.out_features, 1, rngs=rngs)
+        self.norm3 = options.norm(spec.out_features)
         super().__init__(spec, rngs=rngs)
 
     def transform(self, x: jax.Array) -> jax.Array:
         """Apply the three convolutions."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = nnx.relu(self.norm2(self.conv2(y)))
-        return self.conv3(y)
+        return self.norm3(self.conv3(y))
 
 
-Bottleneck = BottleneckA | BottleneckB | BottleneckC
-BLOCKS: dict[Form, type[BottleneckA] | type[BottleneckB] | type[BottleneckC]] = {
-    "a": BottleneckA,
-    "b": BottleneckB,
-    "c": BottleneckC,
-}
+class Basic(Residual):
+    """3x3, 3x3, both as wide as the block (ResNet-18 and 34, He et al. 2016)."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the block; the stride is that of the first convolution."""
+        options, width = spec.options, spec.out_features
+        self.conv1 = options.conv(spec.in_features, width, 3, strides=spec.strides, rngs=rngs)
+        self.norm1 = options.norm(width)
+        self.conv2 = options.conv(width, width, 3, rngs=rngs)
+        self.norm2 = options.norm(width)
+        super().__init__(spec, rngs=rngs)
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """Apply the two convolutions."""
+        return self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
+
+
+class SqueezeExcitation(nnx.Module):
+    """Weigh each channel by what all of them have on average (Hu et al. 2018).
+
+    The average over positions goes through two layers, of a sixteenth of the
+    channels and of all, to a factor between 0 and 1 for each channel.
+    """
+
+    def __init__(self, features: int, options: LayerOptions, *, rngs: nnx.Rngs):
+        """Make the two layers, which compute in float32 at least."""
+        self.fc1 = options.linear(features, squeezed(features), he_fan_out, rngs=rngs)
+        self.fc2 = options.linear(squeezed(features), features, he_fan_out, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scale the channels of `[N, H, W, features]`."""
+        mean = x.astype(self.fc1.dtype).mean(axis=(1, 2))
+        gate = nnx.sigmoid(self.fc2(nnx.relu(self.fc1(mean))))
+        return x * gate[:, None, None].astype(x.dtype)
+
+
+def squeezed(features: int) -> int:
+    """Width between the two layers: a sixteenth, rounded to a multiple of 8 above 0, as in timm."""
+    return max(8, (features // 16 + 4) // 8 * 8)
+
+
+class WithSqueezeExcitation(Residual):
+    """Mixed into a block: squeeze-and-excitation after the last batch norm, before the sum."""
+
+    def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
+        """Make the block and its squeeze-and-excitation."""
+        super().__init__(spec, rngs=rngs)
+        self.se = SqueezeExcitation(spec.out_features, spec.options, rngs=rngs)
+
+    def transform(self, x: jax.Array) -> jax.Array:
+        """Apply the block's residual function, and scale its channels."""
+        return self.se(super().transform(x))
+
+
+class SEBottleneckA(WithSqueezeExcitation, BottleneckA):
+    """`BottleneckA` with squeeze-and-excitation."""
+
+
+class SEBottleneckB(WithSqueezeExcitation, BottleneckB):
+    """`BottleneckB` with squeeze-and-excitation."""
+
+
+class SEBottleneckC(WithSqueezeExcitation, BottleneckC):
+    """`BottleneckC` with squeeze-and-excitation."""
+
+
+class SEBasic(WithSqueezeExcitation, Basic):
+    """`Basic` with squeeze-and-excitation."""
+
+
+class BlockForms(NamedTuple):
+    """A kind of block: the class of each form that it exists in, called as `BottleneckC` is."""
+
+    c: type[Residual]
+    a: type[Residual] | None = None
+    b: type[Residual] | None = None
+
+    def of(self, form: Form) -> type[Residual]:
+        """Return the class of a form.
+
+        Raises:
+          ValueError: the block does not exist in this form.
+        """
+        block: type[Residual] | None = getattr(self, form)
+        if block is None:
+            raise ValueError(f"{self.c.__name__} blocks do not exist in form {form!r}; use 'c'.")
+        return block
+
+
+BLOCKS: dict[Form, type[Residual]] = {"a": BottleneckA, "b": BottleneckB, "c": BottleneckC}
+BOTTLENECK = BlockForms(**BLOCKS)
+BASIC = BlockForms(Basic)
+SE_BOTTLENECK = BlockForms(SEBottleneckC, SEBottleneckA, SEBottleneckB)
+SE_BASIC = BlockForms(SEBasic)
 
 
 class TwoLayerA(nnx.Module):

@@ -109,7 +109,8 @@ def complexity(
     )
     model.eval()
     graphdef, params, batch_stats = split(model)
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    channels = model.spec.architecture.in_channels
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
 
     def apply(params: Any, batch_stats: Any, images: Any) -> Any:
         return merge(graphdef, params, batch_stats)(images)

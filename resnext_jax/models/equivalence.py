@@ -2,12 +2,15 @@
 
 Branch i of forms a and b is group i of form c. What a layer has of its own for
 each of the C * d bottleneck channels is cut into C parts or joined from them;
-everything else is the same in all forms. Nothing is computed, so a conversion
-and its inverse give back every bit. The same cuts apply to parameters,
-batch-norm statistics and optimiser buffers, which are named alike.
+everything else (such as squeeze-and-excitation) is the same in all forms.
+Nothing is computed, so a conversion and its inverse give back every bit. The
+same cuts apply to parameters, batch-norm statistics and optimiser buffers,
+which are named alike.
 """
 
 import dataclasses
+import functools
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -17,8 +20,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from resnext_jax.models.blocks import (
-    BLOCKS,
+    BOTTLENECK,
     FORMS,
+    SE_BOTTLENECK,
+    BlockForms,
+    BlockSpec,
     Form,
     TwoLayerA,
     TwoLayerDense,
@@ -41,6 +47,10 @@ _BRANCHED = {
 }
 _PREFIX = {"a": "aggregation.branches", "b": "branches"}
 
+# What the names of a block's own layers begin with; nothing where the block is alone. A block may
+# hold other modules, whose layers may have the same names.
+_BLOCK = r"(|stages\.\w+\.\d+\.)"
+
 # The axis of the bottleneck channels. A grouped kernel [3, 3, d, C * d] is cut
 # along its outputs only: its inputs are one group's already.
 _AXIS = {"conv1.kernel": 3, "conv2.kernel": 3, "conv3.kernel": 2}
@@ -50,7 +60,7 @@ def convert_form(model: Any, to: Form) -> Any:
     """Give a block or a whole network another form: the same function, the same statistics.
 
     Args:
-      model: a `ResNeXt` or one of the three bottleneck blocks of `models.blocks`.
+      model: a `ResNeXt`, or a bottleneck block of `models.blocks`.
       to: "a", "b" or "c".
 
     Returns:
@@ -58,7 +68,7 @@ def convert_form(model: Any, to: Form) -> Any:
       same mode (training or evaluation).
 
     Raises:
-      ValueError: no such form.
+      ValueError: no such form, or none of the network's blocks.
       TypeError: `model` has no other form, such as a block over unlike
         branches, or a pre-activation network.
     """
@@ -86,10 +96,14 @@ def _anatomy(model: Any) -> tuple[Form, int, Build]:
             spec.architecture.cardinality,
             lambda form, rngs: ResNeXt(dataclasses.replace(spec, form=form), rngs=rngs),
         )
-    for form, block in BLOCKS.items():
-        if type(model) is block:
-            return form, spec.cardinality, lambda form, rngs: BLOCKS[form](spec, rngs=rngs)
+    for form, block in itertools.product(FORMS, (BOTTLENECK, SE_BOTTLENECK)):
+        if type(model) is block.of(form):
+            return form, spec.cardinality, functools.partial(_build_block, block, spec)
     raise _no_other_form(model)
+
+
+def _build_block(block: BlockForms, spec: BlockSpec, form: Form, rngs: nnx.Rngs) -> nnx.Module:
+    return block.of(form)(spec, rngs=rngs)
 
 
 def _check_uniform(model: Any, build: Build, source: Form) -> None:
@@ -176,7 +190,7 @@ def _join_branches(
     into: str,
 ) -> Arrays:
     """Join what stands below `prefix.0`, `prefix.1`, ..., under the name `into`."""
-    of_branch = re.compile(rf"(|.*\.){re.escape(prefix)}\.(\d+)\.(.+)")
+    of_branch = re.compile(rf"{_BLOCK}{re.escape(prefix)}\.(\d+)\.(.+)")
     joined: Arrays = {}
     for name, array in arrays.items():
         match = of_branch.fullmatch(name)
@@ -191,8 +205,7 @@ def _join_branches(
 
 def _cut(arrays: Mapping[str, jax.Array], cardinality: int, to: Form) -> Arrays:
     """Form c to form `to`."""
-    # Blocks alone have layers of these names; the stem and the shortcuts do not.
-    pattern = re.compile(rf"(|.*\.)({_BRANCHED[to]})\.(\w+)")
+    pattern = re.compile(rf"{_BLOCK}({_BRANCHED[to]})\.(\w+)")
     cut: Arrays = {}
     for name, array in arrays.items():
         match = pattern.fullmatch(name)

@@ -109,12 +109,23 @@ class LayerOptions:
 
     def classifier(self, in_features: int, num_classes: int, *, rngs: nnx.Rngs) -> nnx.Linear:
         """Make the last layer, which computes in float32 at least."""
+        return self.linear(in_features, num_classes, uniform_fan_in, rngs=rngs)
+
+    def linear(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_init: nnx.Initializer,
+        *,
+        rngs: nnx.Rngs,
+    ) -> nnx.Linear:
+        """Make a linear layer, which computes in float32 at least; its bias starts at zero."""
         return nnx.Linear(
             in_features,
-            num_classes,
+            out_features,
             dtype=jnp.promote_types(jnp.float32, self.param_dtype),
             param_dtype=self.param_dtype,
-            kernel_init=uniform_fan_in,
+            kernel_init=kernel_init,
             rngs=rngs,
         )
 
@@ -130,6 +141,44 @@ class ConvNorm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Apply both, without ReLU."""
         return self.norm(self.conv(x))
+
+
+class PooledConvNorm(ConvNorm):
+    """Average 2x2 positions to one, then convolve and normalise: the projections of ResNet-D."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[N, H, W, Cin]` to `[N, ceil(H / 2), ceil(W / 2), Cout]`."""
+        # An odd side's last windows average the positions that exist: the same as repeating them.
+        odd = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
+        if x.shape[1] % 2 or x.shape[2] % 2:
+            x = jnp.pad(x, odd, mode="edge")
+        return super().__call__(nnx.avg_pool(x, (2, 2), strides=(2, 2)))
+
+
+class DeepStem(ConvNorm):
+    """Three 3x3 convolutions in place of one 7x7, the first two half as wide: ResNet-D's stem.
+
+    `conv` and `norm` are the last ones (He, T. et al. 2019, "Bag of Tricks for Image
+    Classification with Convolutional Neural Networks", Figure 2).
+    """
+
+    def __init__(self, in_features: int, width: int, options: LayerOptions, *, rngs: nnx.Rngs):
+        """Make the layers; the first one has stride 2."""
+        half = width // 2
+        self.first = ConvNorm(
+            options.conv(in_features, half, 3, strides=2, rngs=rngs), options.norm(half)
+        )
+        self.second = ConvNorm(options.conv(half, half, 3, rngs=rngs), options.norm(half))
+        super().__init__(options.conv(half, width, 3, rngs=rngs), options.norm(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Apply all three, without the last ReLU."""
+        return super().__call__(nnx.relu(self.second(nnx.relu(self.first(x)))))
+
+
+def he_fan_out(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Draw weights `[in, out]` as those of the convolutions are, see `Conv`."""
+    return math.sqrt(2.0 / shape[1]) * jax.random.normal(key, shape, dtype)
 
 
 def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The networks of the paper's Tables 1, 3, 4, 5 and 7: ResNeXt, and ResNet as C = 1.
+"""The networks of the paper's Tables 1, 3, 4, 5 and 7: ResNeXt, ResNet as C = 1, and relatives.
 
 A network is a stem, stages of equal blocks, global average pooling and a
 classifier. The two rules of Sec. 3.1 set every width: blocks that make maps of
@@ -11,10 +11,11 @@ from typing import Literal
 import jax
 from flax import nnx
 
-from resnext_jax.models.blocks import BLOCKS, BlockSpec, Bottleneck, Form
+from resnext_jax.models.blocks import BOTTLENECK, Basic, BlockForms, BlockSpec, Form, Residual
 from resnext_jax.models.execution import Execution, apply_stages
 from resnext_jax.models.layers import (
     ConvNorm,
+    DeepStem,
     LayerOptions,
     pool_and_classify,
     pool_and_classify_densely,
@@ -32,9 +33,12 @@ class Architecture:
       cardinality: C, groups a 3x3 convolution.
       group_width: d, channels a group in the first stage.
       preactivation: batch norm and ReLU before each convolution (`models.preact`).
-      basic: two 3x3 layers a block, as in Wide ResNet, in place of a bottleneck.
-      stem_width: channels of the first convolution.
+      stem_width: channels of the stem's result.
       template_width: output channels of the first stage's blocks.
+      block: kind of block, in the forms that it exists in.
+      deep: ResNet-D: a stem of three 3x3 convolutions, and shortcuts that average where
+        maps are halved.
+      in_channels: channels of the images.
     """
 
     stem: Literal["imagenet", "cifar"]
@@ -42,9 +46,16 @@ class Architecture:
     cardinality: int
     group_width: int
     preactivation: bool = False
-    basic: bool = False
     stem_width: int = 64
     template_width: int = 256
+    block: BlockForms = BOTTLENECK
+    deep: bool = False
+    in_channels: int = 3
+
+    @property
+    def basic(self) -> bool:
+        """Whether a block has two 3x3 layers, in place of a bottleneck."""
+        return issubclass(self.block.c, Basic)
 
     @property
     def usual_image_size(self) -> int:
@@ -78,6 +89,7 @@ class Architecture:
                     group_width=self.group_width * 2**stage,
                     strides=2 if stage > 0 and index == 0 else 1,
                     residual=residual,
+                    pooled_shortcut=self.deep,
                     options=options,
                 )
                 specs.append(spec)
@@ -85,9 +97,11 @@ class Architecture:
         return stages
 
     def make_stem(self, options: LayerOptions, *, rngs: nnx.Rngs) -> ConvNorm:
-        """Make the first convolution and its batch norm."""
+        """Make the first convolution (of ResNet-D: three) and its batch norm."""
+        if self.deep:
+            return DeepStem(self.in_channels, self.stem_width, options, rngs=rngs)
         size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
-        conv = options.conv(3, self.stem_width, size, strides=strides, rngs=rngs)
+        conv = options.conv(self.in_channels, self.stem_width, size, strides=strides, rngs=rngs)
         return ConvNorm(conv, options.norm(self.stem_width))
 
     @jax.named_scope("stem")
@@ -119,8 +133,8 @@ class ResNeXt(nnx.Module):
         self.spec = spec
         options, architecture = spec.options, spec.architecture
         self.stem = architecture.make_stem(options, rngs=rngs)
-        block, features = BLOCKS[spec.form], architecture.stem_width
-        self.stages: nnx.Dict[nnx.List[Bottleneck]] = nnx.Dict()
+        block, features = architecture.block.of(spec.form), architecture.stem_width
+        self.stages: nnx.Dict[nnx.List[Residual]] = nnx.Dict()
         for name, specs in architecture.block_specs(options, residual=spec.residual).items():
             self.stages[name] = nnx.List([block(block_spec, rngs=rngs) for block_spec in specs])
             features = specs[-1].out_features
@@ -130,7 +144,7 @@ class ResNeXt(nnx.Module):
         """Return the feature map at the end of each stage.
 
         Args:
-          images: `[N, H, W, 3]`, normalised.
+          images: `[N, H, W, 3]`, normalised (or of the network's `in_channels`).
 
         Returns:
           `{"conv2": ..., "conv3": ..., ...}`, up to "conv5" for ImageNet

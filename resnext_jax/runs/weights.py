@@ -175,6 +175,11 @@ class FileEntrant:
         except WeightsError:
             self._tell_misfit()
             raise
+        if identity.in_channels is not None:
+            raise WeightsError(
+                f"{self._source} is of a network with in_channels={identity.in_channels}; images "
+                "are read in RGB here, so give weights for 3 channels."
+            )
         model.name, model.residual, model.preactivation = identity.name, identity.residual, None
         model.stem_width, model.template_width = identity.stem_width, identity.template_width
         self.num_classes = identity.num_classes

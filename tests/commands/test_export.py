@@ -16,7 +16,8 @@ from resnext_jax.commands.export import check, export, main, read_export
 from resnext_jax.config import build
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.errors import UserError
-from resnext_jax.models.variables import merge
+from resnext_jax.models import create_model
+from resnext_jax.models.variables import merge, skeleton, split
 from resnext_jax.ops import cpu
 from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.runs.weights import load_single
@@ -104,6 +105,16 @@ def test_normalised_images_and_other_networks() -> None:
     assert (found.shape, found.dtype) == ((2, 3), jnp.float32)
     model.eval()
     np.testing.assert_array_equal(found, jax.jit(lambda x: model(x))(normalised))
+
+
+def test_a_network_for_grey_images_takes_them() -> None:
+    model = skeleton(lambda rngs: create_model("resnext11_2x1d", in_channels=1, rngs=rngs))
+    arrays = (
+        {name: jnp.ones(like.shape, like.dtype) for name, like in tree.items()}
+        for tree in split(model)[1:]
+    )
+    exported = export(merge(split(model)[0], *arrays), image_size=SIZE, batch_size=1)
+    assert exported.in_avals[0].shape == (1, SIZE, SIZE, 1)
 
 
 def test_other_platforms(model: nnx.Module) -> None:

@@ -18,6 +18,7 @@ from resnext_jax.commands.predict import find_images, main
 from resnext_jax.config import build
 from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
+from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import write_state_dict
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import merge
@@ -244,6 +245,16 @@ def test_imagenets_classes_have_wordnet_ids(folder: Path) -> None:
     names, remark = predict.class_names(load_single(file=folder / "thousand.safetensors"), None)
     assert (len(names), names[0], names[999]) == (1000, "n01440764", "n15075141")
     assert "WordNet ids" in remark
+
+
+def test_weights_for_grey_images_are_refused(folder: Path) -> None:
+    """Images are read in RGB; `export` and `create_model` take such networks."""
+    spec = network_spec("cifar_resnet20", in_channels=1, stem_width=4, template_width=4)
+    write_state_dict(random_state_dict(spec), folder / "grey.safetensors")
+    with pytest.raises(
+        WeightsError, match=r"of a network with in_channels=1; images are read in RGB"
+    ):
+        load_single(file=folder / "grey.safetensors")
 
 
 def test_arguments_stand_for_files(tmp_path: Path) -> None:

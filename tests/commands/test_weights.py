@@ -175,14 +175,13 @@ def test_inspects(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_inspects_what_fits_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.safetensors"
-    write_state_dict({"conv1.0.weight": np.zeros((32, 3, 3, 3), np.float16)}, path)
+    write_state_dict({"maxpool.0.weight": np.zeros((32, 3, 3, 3), np.float16)}, path)
     main(["inspect", str(path)])
     assert capsys.readouterr().out == (
-        "conv1.0.weight  float16   (32, 3, 3, 3)\n"
+        "maxpool.0.weight  float16   (32, 3, 3, 3)\n"
         "arrays: 1 with 864 numbers\n"
         f"model: no model of this package fits weights file {path}: it is of a network "
-        "with a stem of three convolutions (such as timm's resnet50d and "
-        "resnext50d_32x4d).\n"
+        "with ResNet-RS's stem, which convolves in place of max-pooling.\n"
     )
     assert "no averaged weights" in refused(capsys, "inspect", str(path), "--ema")
     assert "No such file" in refused(capsys, "inspect", str(tmp_path / "none"))

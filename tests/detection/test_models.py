@@ -160,7 +160,28 @@ def test_positions_of_the_map_are_in_the_order_of_the_anchors() -> None:
     np.testing.assert_array_equal(deltas[0], expected.reshape(18, 4))
 
 
-@pytest.mark.parametrize("name", ["resnext29_8x64d", "resnet200"])
+@pytest.mark.parametrize(
+    ("name", "shared", "region"),
+    [("resnet18", 256, 512), ("resnet34d", 256, 512), ("seresnext50_32x4d", 1024, 2048)],
+)
+def test_other_backbones(name: str, shared: int, region: int) -> None:
+    detector = skeleton(lambda rngs: FastRCNN(network_spec(name, num_classes=81), rngs=rngs))
+    detector.eval()
+    images = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
+    found = nnx.eval_shape(lambda model, x: model.shared_map(x), detector, images)
+    assert found.shape == (1, 4, 6, shared)
+    assert detector.cls.kernel.shape == (region, 81)
+    classifier = skeleton(lambda rngs: create_model(name, rngs=rngs))
+    (own, _), (params, _) = split(detector)[1:], split(classifier)[1:]
+    assert {each for each in own if each not in params} == {
+        "cls.kernel",
+        "cls.bias",
+        "box.kernel",
+        "box.bias",
+    }
+
+
+@pytest.mark.parametrize("name", ["resnext29_8x64d", "resnet200", "cifar_resnet20"])
 def test_other_networks_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="a network of ImageNet's design"):
         skeleton(lambda rngs: FastRCNN(network_spec(name), rngs=rngs))

@@ -1,19 +1,24 @@
 """Writes what PyTorch computes and saves to tests/interop/golden.
 
-Run as `python -m tests.interop.make_golden`. Needs PyTorch and safetensors, which the tests that
-read the files do not. Weights and images are drawn again by the tests (tests/interop/weights.py),
-so that only results are stored.
+Run as `python -m tests.interop.make_golden`. Needs PyTorch, safetensors and timm, which the tests
+that read the files do not. Weights and images are drawn again by the tests
+(tests/interop/weights.py), so that only results are stored.
 """
 
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
+import timm
 import torch
+from timm.models import resnet as timm_resnet
 
+from resnext_jax.models.resnext import NetworkSpec
 from tests.interop import recipe, reference
 from tests.interop.weights import (
     CIFAR_SPEC,
+    FAMILY,
+    FAMILY_SIZE,
     IMAGENET_SPEC,
     random_images,
     random_state_dict,
@@ -46,6 +51,37 @@ def write_networks() -> None:
         if name == "imagenet":  # CIFAR's are large
             arrays |= {f"{name}/{stage}": maps for stage, maps in features.items()}
     np.savez_compressed(FOLDER / "networks.npz", **arrays)  # type: ignore[arg-type]
+
+
+def timm_network(spec: NetworkSpec, seed: int = 0) -> torch.nn.Module:
+    """Build what timm has for a small network of the ImageNet design, with weights."""
+    architecture = spec.architecture
+    basic = architecture.basic
+    channels = architecture.template_width // (1 if basic else 4)
+    network = timm_resnet.ResNet(
+        timm_resnet.BasicBlock if basic else timm_resnet.Bottleneck,
+        architecture.blocks,
+        num_classes=spec.num_classes,
+        in_chans=architecture.in_channels,
+        cardinality=architecture.cardinality,
+        base_width=64 if basic else 64 * architecture.group_width // channels,
+        channels=tuple(channels * 2**stage for stage in range(4)),
+        stem_width=architecture.stem_width // 2,
+        stem_type="deep" if architecture.deep else "",
+        avg_down=architecture.deep,
+        block_args={"attn_layer": "se" if "SE" in architecture.block.c.__name__ else None},
+    )
+    return reference.load(network, random_state_dict(spec, seed)).eval()
+
+
+def write_family() -> None:
+    """Write logits of small relatives of the paper's networks, as timm computes them."""
+    logits = {}
+    for name, spec in FAMILY.items():
+        images = random_images(2, FAMILY_SIZE, channels=spec.architecture.in_channels)
+        with torch.no_grad():
+            logits[name] = timm_network(spec)(reference.images_of(images)).numpy()
+    np.savez_compressed(FOLDER / "family.npz", **logits)
 
 
 def write_weights() -> None:
@@ -89,7 +125,9 @@ def write_training() -> None:
 if __name__ == "__main__":
     torch.use_deterministic_algorithms(True)
     FOLDER.mkdir(exist_ok=True)
+    print(f"timm {timm.__version__}, PyTorch {torch.__version__}")
     write_networks()
+    write_family()
     write_weights()
     write_training()
     for path in sorted(FOLDER.iterdir()):

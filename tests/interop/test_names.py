@@ -1,14 +1,16 @@
 """The table of names: the one part where a wrong line would go unseen by shapes alone."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
 from resnext_jax.interop.errors import WeightsError
-from resnext_jax.interop.names import TORCH7, TORCHVISION, Row, counters, model_name, table
+from resnext_jax.interop.names import TORCH7, TORCHVISION, Row, counters, table
 from resnext_jax.models import create_model, list_models
-from resnext_jax.models.registry import parse_name
+from resnext_jax.models.blocks import BlockForms, SEBottleneckC
+from resnext_jax.models.registry import model_name, network_spec, parse_name
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import skeleton, split
 
@@ -21,6 +23,10 @@ from resnext_jax.models.variables import skeleton, split
         ("resnext101_64x4d", True),
         ("resnext29_8x64d", True),
         ("resnext11_4x8d", False),
+        ("resnet18", True),
+        ("seresnet18", False),
+        ("resnet26d", True),
+        ("seresnext26d_32x4d", True),
     ],
 )
 def test_rows_are_the_networks_arrays(name: str, residual: bool) -> None:
@@ -109,6 +115,64 @@ def test_layouts() -> None:
     back = row.to_torch(np.ascontiguousarray(row.from_torch(matrix)))
     np.testing.assert_array_equal(back, matrix)
     assert back.flags.c_contiguous
+
+
+# What timm 1.0.31's networks count themselves. Rounded to two places of a million, they are those
+# of its results/benchmark-infer-amp-nchw-pt113-cu117-rtx3090.csv (param_count), where resnext101's
+# 32x16d to 32x48d stand as ig_resnext101; timm has 32x48d no more, whose count is torchvision's.
+TIMMS_PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet18d": 11_708_744,
+    "resnet34d": 21_816_904,
+    "resnet26d": 16_014_408,
+    "resnet50d": 25_576_264,
+    "resnet101d": 44_568_392,
+    "resnet152d": 60_212_040,
+    "resnet200d": 64_693_064,
+    "wide_resnet50_2": 68_883_240,
+    "wide_resnet101_2": 126_886_696,
+    "resnext50d_32x4d": 25_048_136,
+    "resnext101_32x16d": 194_026_792,
+    "resnext101_32x32d": 468_530_472,
+    "resnext101_32x48d": 828_411_176,
+    "seresnet18": 11_779_624,
+    "seresnet34": 21_960_416,
+    "seresnet50": 28_088_024,
+    "seresnet152d": 66_841_080,
+    "seresnet200d": 71_855_096,
+    "seresnet269d": 113_672_760,
+    "seresnext26d_32x4d": 16_809_512,
+    "seresnext50_32x4d": 27_559_896,
+    "seresnext101_32x4d": 48_955_416,
+    "seresnext101_32x8d": 93_569_048,
+    "seresnext101_64x4d": 88_232_984,
+    "seresnext101d_32x8d": 93_588_280,
+}
+
+
+@pytest.mark.parametrize(("name", "count"), TIMMS_PARAMETERS.items())
+def test_parameters_are_timms(name: str, count: int) -> None:
+    rows = table(network_spec(name))
+    assert sum(math.prod(row.shape) for row in rows if row.collection == "params") == count
+
+
+def test_names_of_deep_stems_pooled_shortcuts_and_squeezes() -> None:
+    rows = {row.theirs: row for row in table(network_spec("seresnext50d_32x4d"))}
+    assert rows["conv1.0.weight"].shape == (3, 3, 3, 32)
+    assert rows["conv1.6.weight"].ours == "stem.conv.kernel"
+    assert rows["bn1.running_var"].ours == "stem.norm.var"
+    assert rows["layer1.0.downsample.1.weight"].ours == "stages.conv2.0.shortcut.conv.kernel"
+    assert rows["layer2.0.se.fc1.weight"].torch_shape == (32, 512, 1, 1)
+    kernel = np.arange(32 * 512, dtype=np.float32).reshape(32, 512, 1, 1)
+    ours = rows["layer2.0.se.fc1.weight"].from_torch(kernel)
+    assert ours[3, 5] == kernel[5, 3, 0, 0]
+    np.testing.assert_array_equal(rows["layer2.0.se.fc1.weight"].to_torch(ours), kernel)
+
+
+def test_blocks_of_one_s_own_are_refused() -> None:
+    with pytest.raises(WeightsError, match="SEBottleneckC blocks have no usual names"):
+        table(network_spec("resnet50", block=BlockForms(SEBottleneckC)))
 
 
 def test_model_names_are_found_again() -> None:

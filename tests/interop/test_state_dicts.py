@@ -19,12 +19,14 @@ from resnext_jax.interop.state_dicts import (
     weights_to_torch,
 )
 from resnext_jax.models import create_model
-from resnext_jax.models.blocks import FORMS, Form
+from resnext_jax.models.blocks import FORMS, BottleneckC, Form
 from resnext_jax.models.layers import LayerOptions
 from resnext_jax.models.resnext import NetworkSpec, ResNeXt
 from resnext_jax.models.variables import skeleton, split
 from tests.interop.weights import (
     CIFAR_SPEC,
+    FAMILY,
+    FAMILY_SIZE,
     IMAGENET_SPEC,
     empty_model,
     random_images,
@@ -162,7 +164,9 @@ def test_a_model_is_filled_in_place() -> None:
     assert model.stem is stem
     assert model.stem.conv.kernel is kernel
     assert model.stem.norm.use_running_average
-    assert not model.stages["conv2"][0].norm3.use_running_average
+    block = model.stages["conv2"][0]
+    assert isinstance(block, BottleneckC)
+    assert not block.norm3.use_running_average
     assert model.fc.kernel.get_value().devices() == {elsewhere}
 
 
@@ -236,24 +240,59 @@ def test_another_number_of_classes_is_told_first() -> None:
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
-        ("conv1.0.weight", "a stem of three convolutions"),
-        ("layer1.0.se.fc1.weight", "attention in its blocks"),
+        ("layer1.0.se.conv.weight", "ECA attention"),
+        ("layer1.0.se_module.fc1.weight", "the names, stem and strides of the first SENets"),
+        ("layer1.0.conv2.conv.weight", "split attention"),
+        ("maxpool.0.weight", "ResNet-RS's stem"),
         ("stages.0.blocks.0.conv1.weight", "timm's resnetv2"),
     ],
 )
 def test_known_strangers_are_named(name: str, kind: str) -> None:
     message = str(misfit(random_state_dict(CIFAR_SPEC) | {name: np.zeros(1)}))
     assert f"it is of a network with {kind}" in message
-    assert "use weights of a plain ResNet or ResNeXt" in message
+    assert "use weights of a network that list_models() names" in message
 
 
-def test_basic_blocks_are_named() -> None:
-    state_dict = {
-        name: array
-        for name, array in random_state_dict(CIFAR_SPEC).items()
-        if ".conv3." not in name and ".bn3." not in name
-    }
-    assert "blocks of two convolutions (such as resnet18" in str(misfit(state_dict))
+def test_stems_and_norms_of_strangers_are_named() -> None:
+    deep = {"conv1.0.weight": np.zeros((2, 3, 3, 3)), "conv1.6.weight": np.zeros((4, 2, 3, 3))}
+    assert "plain shortcuts (timm's -C and -S)" in str(misfit(random_state_dict(CIFAR_SPEC) | deep))
+    tiered = deep | {"conv1.6.weight": np.zeros((6, 3, 3, 3))}
+    assert "widen one by one (timm's -T)" in str(misfit(random_state_dict(CIFAR_SPEC) | tiered))
+    group_norm = random_state_dict(CIFAR_SPEC)
+    del group_norm["bn1.running_mean"]
+    assert "group norm" in str(misfit(group_norm))
+
+
+def test_relatives_are_no_strangers() -> None:
+    """They do not fit, but which network they fit can be found."""
+    message = str(misfit(random_state_dict(FAMILY["seresnext14_4x1d"])))
+    assert "names unexpected" in message
+    assert "of a network with" not in message
+    assert "inspect FILE tells which model" in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet34d")),
+        "resnet26d_1x4d",
+        pytest.param("seresnext14_4x1d", marks=pytest.mark.slow),
+        "seresnet18",
+        pytest.param("seresnext26d_2x2d", marks=pytest.mark.slow),
+    ],
+)
+def test_relatives_compute_what_timm_does(name: str) -> None:
+    spec = FAMILY[name]
+    state_dict = random_state_dict(spec)
+    model = empty_model(spec)
+    load_state_dict(model, state_dict)
+    images = random_images(2, FAMILY_SIZE, channels=spec.architecture.in_channels)
+    logits = jax.jit(lambda images: model(images))(jnp.asarray(images))
+    with np.load(GOLDEN.with_name("family.npz")) as golden:
+        assert relative_difference(logits, golden[name]) < 1e-4
+    ours = to_state_dict(model)
+    for array_name, array in without_counters(state_dict).items():
+        np.testing.assert_array_equal(ours[array_name], array)
 
 
 def test_a_misfit_leaves_the_model_as_it_was() -> None:

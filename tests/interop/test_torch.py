@@ -212,3 +212,28 @@ def test_imagenet_networks_compute_what_pytorch_does(name: str, reference: Modul
     worst = {part: relative_difference(actual[part], expected[part]) for part in expected}
     print(name, {part: f"{value:.1e}" for part, value in worst.items()})
     assert max(worst.values()) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18", "resnet34", "wide_resnet50_2", "resnet50d", "seresnet50", "seresnext50_32x4d"],
+)
+def test_relatives_compute_what_timm_does(
+    name: str, torch: ModuleType, reference: ModuleType
+) -> None:
+    """At full size, where timm is installed; `test_state_dicts` has small ones."""
+    network = pytest.importorskip("timm").create_model(name)
+    spec = NetworkSpec(parse_name(name), 1000)
+    state_dict, images = random_state_dict(spec), random_images(2, 224)
+    reference.load(network, state_dict)
+    with torch.no_grad():
+        logits = network.eval()(reference.images_of(images)).numpy()
+    model = empty_model(spec)
+    interop.load_state_dict(model, network.state_dict())
+    for array_name, array in interop.to_state_dict(model).items():
+        np.testing.assert_array_equal(array, state_dict[array_name])
+    found = jax.jit(lambda images: model(images))(jnp.asarray(images))
+    difference = relative_difference(found, logits)
+    print(name, f"{difference:.1e}")
+    assert difference < 1e-4

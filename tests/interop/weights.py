@@ -1,5 +1,7 @@
 """Weights and images that are the same wherever they are drawn."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +14,19 @@ from resnext_jax.models.variables import skeleton
 # Golden networks (see make_golden): with ImageNet's stem, and with CIFAR's.
 IMAGENET_SPEC = network_spec("resnext50_4x1d", stem_width=8, template_width=8, num_classes=5)
 CIFAR_SPEC = network_spec("resnext11_2x1d", stem_width=4, template_width=4, num_classes=3)
+
+# Relatives that timm's golden logits are of; plain stems are 64 wide there. The size has odd maps,
+# on which pooling meets a border.
+FAMILY_SIZE = 70
+_WIDTHS: dict[str, dict[str, Any]] = {
+    "resnet18": {"template_width": 8},
+    "resnet34d": {"stem_width": 8, "template_width": 8},
+    "resnet26d_1x4d": {"stem_width": 8, "template_width": 16, "in_channels": 1},
+    "seresnet18": {"template_width": 8},
+    "seresnext14_4x1d": {"template_width": 16},
+    "seresnext26d_2x2d": {"stem_width": 8, "template_width": 16},
+}
+FAMILY = {name: network_spec(name, num_classes=5, **widths) for name, widths in _WIDTHS.items()}
 
 
 def small_spec(dtype: str = "float32", num_classes: int = 5) -> NetworkSpec:
@@ -53,7 +68,9 @@ def random_state_dict(
     return state_dict
 
 
-def random_images(count: int, size: int, seed: int = 1, dtype: str = "float32") -> np.ndarray:
-    """Draw normalised images `[N, H, W, 3]`."""
-    draw = np.random.RandomState(seed).standard_normal((count, size, size, 3))
+def random_images(
+    count: int, size: int, seed: int = 1, dtype: str = "float32", channels: int = 3
+) -> np.ndarray:
+    """Draw normalised images `[N, H, W, channels]`."""
+    draw = np.random.RandomState(seed).standard_normal((count, size, size, channels))
     return draw.astype(dtype)

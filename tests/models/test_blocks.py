@@ -14,13 +14,15 @@ from resnext_jax.models.blocks import (
     BLOCKS,
     FORMS,
     Aggregation,
+    Basic,
     BlockSpec,
     Branch,
     Form,
+    SqueezeExcitation,
     TwoLayerA,
     TwoLayerDense,
 )
-from resnext_jax.models.layers import Conv, LayerOptions
+from resnext_jax.models.layers import Conv, DeepStem, LayerOptions, PooledConvNorm
 from resnext_jax.models.variables import merge, split
 from tests.numerics import relative_difference
 
@@ -172,3 +174,62 @@ def test_two_layer_blocks_are_figure_4() -> None:
     assert dense.wide.conv1.kernel.shape == (3, 3, 6, 12)
     y = convolve(relu(normalise(convolve(x, dense.wide.conv1, 2))), dense.wide.conv2)
     assert relative_difference(dense(jnp.asarray(x)), normalise(y)) < 1e-12
+
+
+def draw(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_basic_block_is_two_convolutions_and_a_shortcut(stride: int) -> None:
+    block = Basic(BlockSpec(4, 6, 1, 4, strides=stride, options=DOUBLE), rngs=nnx.Rngs(0))
+    x = draw(2, 6, 6, 4)
+    y = normalise(convolve(relu(normalise(convolve(x, block.conv1, stride))), block.conv2))
+    assert block.shortcut is not None
+    expected = relu(y + normalise(convolve(x, block.shortcut.conv, stride)))
+    assert relative_difference(block(jnp.asarray(x)), expected) < 1e-12
+
+
+@pytest.mark.usefixtures("float64")
+def test_squeeze_and_excitation_scales_channels() -> None:
+    layer = SqueezeExcitation(256, DOUBLE, rngs=nnx.Rngs(0))
+    x = draw(2, 3, 5, 256)
+    hidden = relu(x.mean((1, 2)) @ np.asarray(layer.fc1.kernel))
+    assert hidden.shape == (2, 16)
+    gate = 1 / (1 + np.exp(-hidden @ np.asarray(layer.fc2.kernel)))
+    assert relative_difference(layer(jnp.asarray(x)), x * gate[:, None, None]) < 1e-12
+
+
+def test_squeeze_and_excitation_keeps_half_precision() -> None:
+    options = LayerOptions(dtype=jnp.bfloat16)
+    layer = SqueezeExcitation(64, options, rngs=nnx.Rngs(0))
+    assert layer.fc1.kernel.shape == (64, 8)
+    assert layer(jnp.ones((1, 2, 2, 64), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("size", [(4, 6), (5, 6), (7, 3)])
+def test_pooled_projections_average_the_positions_that_exist(size: tuple[int, int]) -> None:
+    conv = Conv(2, 3, 1, dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+    x = draw(2, *size, 2)
+    rows, columns = (range(0, side, 2) for side in size)
+    pooled = np.stack(
+        [
+            np.stack([x[:, i : i + 2, j : j + 2].mean((1, 2)) for j in columns], axis=1)
+            for i in rows
+        ],
+        axis=1,
+    )
+    actual = PooledConvNorm(conv, DOUBLE.norm(3))(jnp.asarray(x))
+    assert relative_difference(actual, normalise(convolve(pooled, conv))) < 1e-12
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_deep_stem_is_three_convolutions() -> None:
+    stem = DeepStem(1, 8, DOUBLE, rngs=nnx.Rngs(0))
+    x = draw(2, 9, 9, 1)
+    y = relu(normalise(convolve(x, stem.first.conv, 2)))
+    assert y.shape == (2, 5, 5, 4)
+    y = relu(normalise(convolve(y, stem.second.conv)))
+    assert relative_difference(stem(jnp.asarray(x)), normalise(convolve(y, stem.conv))) < 1e-12

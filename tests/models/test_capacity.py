@@ -23,6 +23,7 @@ complexity = functools.cache(models.complexity)
         ("resnext50_8x14d", 4.267),
         ("resnext50_32x4d", 4.230),
         ("resnet101", 7.801),
+        ("wide_resnet101_2", 22.753),
         ("resnext101_32x4d", 7.970),
         ("resnext101_64x4d", 15.460),
         ("resnext29_8x64d", 5.387),
@@ -41,6 +42,20 @@ def test_golden_parameters(name: str, classes: int, count: int) -> None:
     usual = classes in (10, 1000)
     cost = complexity(name) if usual else complexity(name, num_classes=classes)
     assert cost.params == count
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"),
+    [
+        ("resnet18", 1_814_073_344),
+        ("resnet26d", 2_581_897_216),
+        pytest.param("seresnext50_32x4d", 4_232_994_816, marks=pytest.mark.slow),
+        pytest.param("resnext50d_32x4d", 4_470_120_448, marks=pytest.mark.slow),
+    ],
+)
+def test_multiply_adds_of_timms_networks(name: str, macs: int) -> None:
+    """Counted in timm 1.0.31's own modules, by hooks on their convolutions and linear layers."""
+    assert complexity(name).macs == macs
 
 
 def test_table_1_as_the_paper_rounds_it() -> None:

@@ -13,17 +13,20 @@ from resnext_jax.models import convert_form, create_model
 from resnext_jax.models.blocks import (
     BLOCKS,
     FORMS,
+    SE_BOTTLENECK,
     Aggregation,
     BlockSpec,
     BottleneckA,
     BottleneckC,
     Branch,
     Form,
+    Residual,
+    SEBottleneckC,
     TwoLayerA,
 )
 from resnext_jax.models.equivalence import convert_arrays, convert_state, widen_two_layers
 from resnext_jax.models.layers import LayerOptions
-from resnext_jax.models.variables import merge, split
+from resnext_jax.models.variables import merge, skeleton, split
 from resnext_jax.ops import BatchNorm
 from resnext_jax.optim.optimizers import sgd
 from tests.numerics import relative_difference, worst_difference
@@ -84,21 +87,36 @@ BLOCK_CASES = [
 ]
 
 
-def block_of(case: tuple[int, int, int, int, int], form: Form, dtype: str) -> Any:
+def block_of(
+    case: tuple[int, int, int, int, int],
+    form: Form,
+    dtype: str,
+    block: type[Residual] = BottleneckC,
+) -> Any:
     cardinality, width, stride, inputs, outputs = case
     spec = BlockSpec(inputs, outputs, cardinality, width, strides=stride, options=options_of(dtype))
-    block = randomise(BottleneckC(spec, rngs=nnx.Rngs(0)))
-    return convert_form(block, form)
+    return convert_form(randomise(block(spec, rngs=nnx.Rngs(0))), form)
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("case", BLOCK_CASES)
-def test_blocks_agree_in_float64(case: tuple[int, int, int, int, int]) -> None:
+@pytest.mark.parametrize(
+    ("case", "block"),
+    [
+        *((case, BottleneckC) for case in BLOCK_CASES),
+        (BLOCK_CASES[1], SEBottleneckC),
+        pytest.param(BLOCK_CASES[3], SEBottleneckC, marks=pytest.mark.slow),
+    ],
+)
+def test_blocks_agree_in_float64(
+    case: tuple[int, int, int, int, int], block: type[Residual]
+) -> None:
     cardinality, inputs = case[0], case[3]
     x = images(inputs, "float64")
-    y, dx, gradients, stats = evaluate(block_of(case, "c", "float64"), x)
+    y, dx, gradients, stats = evaluate(block_of(case, "c", "float64", block), x)
     for form in ("a", "b"):
-        y_form, dx_form, gradients_form, stats_form = evaluate(block_of(case, form, "float64"), x)
+        y_form, dx_form, gradients_form, stats_form = evaluate(
+            block_of(case, form, "float64", block), x
+        )
         assert relative_difference(y_form, y) < 1e-9
         assert relative_difference(dx_form, dx) < 1e-9
         mapped = convert_arrays(gradients_form, cardinality, form, "c")
@@ -274,6 +292,45 @@ def test_initialised_as_the_conversion_of_form_c(form: Form) -> None:
     expected = split(convert_form(small_network("c", "float32"), form))[1]
     actual = split(small_network(form, "float32"))[1]
     assert all((actual[name] == expected[name]).all() for name in expected)
+
+
+@pytest.mark.parametrize("form", ["a", "b"])
+def test_squeeze_and_excitation_is_not_touched(form: Form) -> None:
+    params = split(block_of(BLOCK_CASES[1], "c", "float32", SEBottleneckC))[1]
+    converted = block_of(BLOCK_CASES[1], form, "float32", SEBottleneckC)
+    assert type(converted) is SE_BOTTLENECK.of(form)
+    own = {name: array for name, array in split(converted)[1].items() if name.startswith("se.")}
+    assert own.keys() == {name for name in params if name.startswith("se.")}
+    assert all((array == params[name]).all() for name, array in own.items())
+
+
+def test_networks_of_the_family_change_form() -> None:
+    """With deep stem, pooled shortcuts and squeeze-and-excitation."""
+
+    def build(form: Form) -> Any:
+        model = create_model("seresnext14d_3x2d", template_width=8, rngs=nnx.Rngs(0))
+        return convert_form(convert_form(model, form), "c")
+
+    expected = skeleton(lambda rngs: create_model("seresnext14d_3x2d", template_width=8, rngs=rngs))
+    for form in ("a", "b"):
+        again = nnx.eval_shape(lambda form=form: build(form))
+        assert [split(again)[i] == split(expected)[i] for i in (1, 2)] == [True, True]
+
+
+def test_layers_of_other_modules_are_not_mistaken_for_the_block_s() -> None:
+    """Whatever a block of one's own calls its layers."""
+    own = {
+        "stages.conv2.0.gate.conv1.kernel": jnp.ones((1, 1, 2, 3)),
+        "gate.norm1.bias": jnp.ones(5),
+    }
+    for form in ("a", "b"):
+        assert convert_arrays(own, 2, "c", form).keys() == own.keys()
+
+
+def test_basic_blocks_have_one_form() -> None:
+    model = skeleton(lambda rngs: create_model("resnet18", rngs=rngs))
+    with pytest.raises(ValueError, match="Basic blocks do not exist in form 'a'"):
+        convert_form(model, "a")
 
 
 def test_the_mode_is_kept() -> None:

@@ -14,10 +14,14 @@ MODEL = "resnext29_2x4d"  # stages of three blocks: a first, and two equal ones
 
 
 def build(
-    *, scan_blocks: bool = False, remat: bool = False, preactivation: bool = False
+    *,
+    name: str = MODEL,
+    scan_blocks: bool = False,
+    remat: bool = False,
+    preactivation: bool = False,
 ) -> nnx.Module:
     return create_model(
-        MODEL,
+        name,
         num_classes=3,
         rngs=nnx.Rngs(0),
         dtype=jnp.float64,
@@ -50,17 +54,25 @@ def step(model: nnx.Module, x: jax.Array) -> tuple[Arrays, Arrays, Arrays]:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
-    ("scan_blocks", "remat", "preactivation"),
+    ("name", "scan_blocks", "remat", "preactivation"),
     [
-        pytest.param(True, False, False, marks=pytest.mark.slow),
-        pytest.param(False, True, False, marks=pytest.mark.slow),
-        (True, True, True),
+        pytest.param(MODEL, True, False, False, marks=pytest.mark.slow),
+        pytest.param(MODEL, False, True, False, marks=pytest.mark.slow),
+        (MODEL, True, True, True),
+        *(
+            pytest.param(name, True, True, False, marks=pytest.mark.slow)
+            for name in ("cifar_resnet20", "seresnext29_2x4d", "seresnext26d_2x4d")
+        ),
     ],
 )
-def test_same_step_with_same_names(scan_blocks: bool, remat: bool, preactivation: bool) -> None:
+def test_same_step_with_same_names(
+    name: str, scan_blocks: bool, remat: bool, preactivation: bool
+) -> None:
     x = images()
-    plain = step(build(preactivation=preactivation), x)
-    other = step(build(preactivation=preactivation, scan_blocks=scan_blocks, remat=remat), x)
+    plain = step(build(name=name, preactivation=preactivation), x)
+    other = step(
+        build(name=name, preactivation=preactivation, scan_blocks=scan_blocks, remat=remat), x
+    )
     for expected, found in zip(plain, other, strict=True):
         assert found.keys() == expected.keys()
         assert worst_difference(found, expected) < 1e-9
@@ -79,8 +91,8 @@ def test_evaluation_leaves_statistics_alone() -> None:
         np.testing.assert_array_equal(after[name], array)
 
 
-def lowered(*, scan_blocks: bool = False, remat: bool = False) -> str:
-    model = nnx.eval_shape(lambda: build(scan_blocks=scan_blocks, remat=remat))
+def lowered(*, name: str = MODEL, scan_blocks: bool = False, remat: bool = False) -> str:
+    model = nnx.eval_shape(lambda: build(name=name, scan_blocks=scan_blocks, remat=remat))
     graphdef, params, batch_stats = split(model)
 
     def loss(params: Arrays, batch_stats: Arrays, x: jax.Array) -> jax.Array:
@@ -100,6 +112,12 @@ def test_scanned_blocks_are_compiled_once() -> None:
     # Of a stage's three blocks, the two equal ones are written once.
     assert convolutions(scanned) < 0.8 * convolutions(lowered())
     assert scanned.count("stablehlo.while") == 6  # three stages, forward and backward
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["cifar_resnet20", "seresnext29_2x4d"])
+def test_basic_blocks_and_squeezes_are_compiled_once_too(name: str) -> None:
+    assert lowered(name=name, scan_blocks=True).count("stablehlo.while") == 6
 
 
 @pytest.mark.usefixtures("float64")

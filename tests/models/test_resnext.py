@@ -46,6 +46,24 @@ def test_cifar_feature_shapes() -> None:
     assert shapes_of("resnext29_8x64d", 32) == (expected, (2, 10))
 
 
+@pytest.mark.parametrize(
+    ("name", "widths", "sides"),
+    [
+        ("resnet18", (64, 128, 256, 512), (57, 29, 15, 8)),
+        ("seresnext26d_32x4d", (256, 512, 1024, 2048), (57, 29, 15, 8)),
+        ("cifar_resnet20", (16, 32, 64), (225, 113, 57)),
+    ],
+)
+def test_feature_shapes_of_relatives(
+    name: str, widths: tuple[int, ...], sides: tuple[int, ...]
+) -> None:
+    maps, logits = shapes_of(name, 225)
+    assert logits == (2, 10)
+    assert [maps[stage] for stage in sorted(maps)] == [
+        (2, side, side, width) for side, width in zip(sides, widths, strict=True)
+    ]
+
+
 def test_odd_sizes_round_up() -> None:
     maps, _ = shapes_of("resnet50", 225)
     assert [maps[stage][1] for stage in sorted(maps)] == [57, 29, 15, 8]
