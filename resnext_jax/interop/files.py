@@ -25,8 +25,10 @@ _AVERAGES = ("state_dict_ema", "model_ema", "teacher")
 
 # What AveragedModel has beside the names.
 _AVERAGED = "n_averaged"
+# What (Distributed)DataParallel and AveragedModel, and torch.compile, put before all names.
+_WRAPPERS = ("module", "_orig_mod")
 # A first part of names that is no prefix: it belongs to the names of some scheme.
-_OWN_PART = re.compile(r"(conv|bn|norm|layer|fc|stage|features|downsample)\d*")
+_OWN_PART = re.compile(r"(conv|bn|norm|maxpool|layer|fc|stem|stages?|features|downsample)\d*")
 
 # Beginnings of files.
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -173,8 +175,11 @@ def _find_state_dict(saved: Any, ema: bool, source: str) -> Mapping[str, Any]:
 def _common_prefix(names: Sequence[str]) -> str:
     """Return the first parts, with their dots, that all names have before a part of their own."""
     shared = ""
-    for parts in zip(*(name.split(".")[:-1] for name in names), strict=False):
-        if len({*parts}) > 1 or _OWN_PART.fullmatch(parts[0]):
+    # Of a name's last two parts, its layer's and its array's, none is a prefix but a wrapper's.
+    depth = min((name.count(".") for name in names), default=0)
+    for at, parts in enumerate(zip(*(name.split(".") for name in names), strict=False)):
+        inner = parts[0] in _WRAPPERS or at < depth - 1
+        if len({*parts}) > 1 or _OWN_PART.fullmatch(parts[0]) or not inner or at == depth:
             break
         shared += f"{parts[0]}."
     return shared
