@@ -74,9 +74,9 @@ test: install
 	$(QUICK_TESTS)
 
 # What depends on the version of JAX, and one short training with worker processes.
-FLOOR_TESTS := tests/ops tests/ops/cpu/test_cpu.py tests/test_configs.py tests/config/test_cli.py \
+FLOOR_TESTS := tests/ops tests/optim tests/test_configs.py tests/config/test_cli.py \
 	tests/commands/test_export.py tests/commands/test_predict.py tests/data/test_pipeline.py \
-	$(addprefix tests/training/test_,step.py checkpoint.py optimizer.py mesh.py ema.py)
+	tests/parallel/test_mesh.py tests/runs/test_checkpoint.py tests/training/test_step.py
 
 test-floor:
 	@test -n "$(call find_python,$(FLOOR))" || { echo "error: Python $(FLOOR) was not found"; exit 2; }
