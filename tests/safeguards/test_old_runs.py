@@ -25,7 +25,7 @@ def old() -> Iterator[Runs]:
         yield old
 
 
-def tested(old: Runs, recipe: Recipe) -> list[dict[str, Any]]:
+def scores_of(old: Runs, recipe: Recipe) -> list[dict[str, Any]]:
     """Return the test records of the step that an old run stopped at."""
     records = old.records(recipe, "metrics.jsonl")
     return [r for r in records if r["step"] == recipe.steps // 2 and r["split"] == "test"]
@@ -34,7 +34,7 @@ def tested(old: Runs, recipe: Recipe) -> list[dict[str, Any]]:
 def test_a_classifier_is_evaluated(old: Runs) -> None:
     evaluations = old.evaluated(CLASSIFIER)["evaluations"].values()
     scored = {row["members"][0]["weights"]: row for row in evaluations}
-    for expected in tested(old, CLASSIFIER):
+    for expected in scores_of(old, CLASSIFIER):
         found = scored[expected["weights"]]
         assert found["members"][0]["step"] == expected["step"]
         for name in ("loss", "top1_error", "top5_error"):
@@ -43,7 +43,7 @@ def test_a_classifier_is_evaluated(old: Runs) -> None:
 
 def test_a_detector_is_evaluated(old: Runs) -> None:
     found = old.evaluated(DETECTOR)
-    (expected,) = tested(old, DETECTOR)
+    (expected,) = scores_of(old, DETECTOR)
     assert (found["step"], found["weights"]) == (expected["step"], "raw")
     for name in ("AP", "AP50", "AP75"):
         assert_close(100 * found["scores"][name], expected[name])
