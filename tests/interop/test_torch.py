@@ -226,6 +226,11 @@ def test_relatives_compute_what_timm_does(
     network = pytest.importorskip("timm").create_model(name)
     spec = NetworkSpec(parse_name(name), 1000)
     state_dict, images = random_state_dict(spec), random_images(2, 224)
+    # As drawn, sums grow from block to block until what squeeze-and-excitation gets is in the
+    # hundreds: its sigmoid is then a step, and rounding decides on which side of it a channel is.
+    for array_name, array in state_dict.items():
+        if array_name.endswith("bn3.weight"):
+            state_dict[array_name] = np.float32(0.2) * array
     reference.load(network, state_dict)
     with torch.no_grad():
         logits = network.eval()(reference.images_of(images)).numpy()
