@@ -15,9 +15,7 @@ Exit status 1: there is a collective other than an all-reduce.
 """
 
 import argparse
-import contextlib
 import dataclasses
-import importlib
 import os
 import re
 import sys
@@ -25,7 +23,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-from unittest import mock
 
 if __name__ == "__main__":
     # Read when JAX is imported: errors alone, of which that there is no GPU is none.
@@ -41,14 +38,12 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 from benchmarks import hlo, measure, plain_flax
+from benchmarks.conv_layers import lowered_by
 from benchmarks.run_steps import eval_step, network_flops, train_step
 from resnext_jax.config import build, cli
 from resnext_jax.config.checks import validate
 from resnext_jax.errors import UserError, one_line, reports_user_errors
 from resnext_jax.models.registry import parse_name
-
-# By name, because the package's attribute of that name is the function.
-_LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
 
 # For libtpu, which would look for a TPU, and refuse a second process that compiles.
 _NO_TPU = {
@@ -152,24 +147,6 @@ def lowering(text: str) -> tuple[str, int | None]:
             f"{text!r} is none of auto, native, packed@CHANNELS, grouped_packs@CHANNELS"
         )
     return (match[1], None) if match[1] else (match[2], int(match[3]))
-
-
-def lowered_by(name: str, pack_channels: int | None) -> contextlib.AbstractContextManager[object]:
-    """While a step is traced, lower grouped convolutions so; "auto" changes nothing."""
-    if name == "auto":
-        return contextlib.nullcontext()
-    usual = _LOWERINGS.measured_lowering
-
-    def chosen(dtype: Any, *, portable: bool = False) -> Any:
-        row = usual(dtype, portable=portable)
-        return dataclasses.replace(
-            row,
-            grouped=name,
-            pack_channels=pack_channels or row.pack_channels,
-            one_pack_channels=0,
-        )
-
-    return mock.patch.object(_LOWERINGS, "measured_lowering", chosen)
 
 
 def compile_step(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import aot, hlo, measure
-from benchmarks.conv_layers import Layer, layers_of
+from benchmarks.conv_layers import Layer, layers_of, lowered_by
 from resnext_jax.errors import reports_user_errors
 from resnext_jax.ops.grouped_conv import grouped_conv
 from resnext_jax.ops.target import compiling_for
@@ -52,7 +52,7 @@ def compile_layer(
         return grouped_conv(x, after, groups=1, padding=no_padding)
 
     def step(x: jax.Array, kernels: Sequence[jax.Array], dy: jax.Array) -> Any:
-        with compiling_for("tpu"), aot.lowered_by(*lowering):
+        with compiling_for("tpu"), lowered_by(*lowering):
             y, pull = jax.vjp(network, x, kernels)
             return y, pull(dy)
 

@@ -1,9 +1,16 @@
-"""The 3x3 convolutions of a network, for `grouped_conv.py` to time."""
+"""The 3x3 convolutions of a network, for benchmarks, and another choice of their lowering."""
 
+import contextlib
 import dataclasses
+import importlib
 import math
+from typing import Any
+from unittest import mock
 
 from resnext_jax.models.registry import parse_name
+
+# By name, because the package's attribute of that name is the function.
+_LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
 
 # How many times smaller than the image the maps of the first stage are.
 _STEM_STRIDE = {"imagenet": 4, "cifar": 1}
@@ -67,3 +74,28 @@ def layers_of(network: str, image_size: int | None = None) -> list[Layer]:
         if same_size:
             layers.append(Layer(name, size, *shape, strides=1, uses=same_size))
     return layers
+
+
+def lowered_by(
+    name: str = "auto", pack_channels: int | None = None
+) -> contextlib.AbstractContextManager[object]:
+    """While a computation is traced, have `auto` lower grouped convolutions in another way.
+
+    Args:
+      name: of the lowering; "auto" is the table's own.
+      pack_channels: of its packs, at least; None is the table's own. With neither nothing changes.
+    """
+    if name == "auto" and pack_channels is None:
+        return contextlib.nullcontext()
+    usual = _LOWERINGS.measured_lowering
+
+    def chosen(dtype: Any, *, portable: bool = False) -> Any:
+        row = usual(dtype, portable=portable)
+        return dataclasses.replace(
+            row,
+            grouped=row.grouped if name == "auto" else name,
+            pack_channels=pack_channels or row.pack_channels,
+            one_pack_channels=0,
+        )
+
+    return mock.patch.object(_LOWERINGS, "measured_lowering", chosen)

@@ -13,7 +13,6 @@ timed in turn with ours.
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import importlib
@@ -22,7 +21,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +30,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure, torch_device
-from benchmarks.conv_layers import Layer, layers_of
+from benchmarks.conv_layers import Layer, layers_of, lowered_by
 from resnext_jax.ops import cpu
 from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
-
-# By name, because the package's attribute of that name is the function.
-_LOWERINGS = importlib.import_module("resnext_jax.ops.grouped_conv")
 
 _PASSES = ("forward", "input grad", "kernel grad")
 
@@ -133,7 +128,7 @@ def trace_pass(
         input_gradient, kernel_gradient = jax.vjp(conv, x, kernel)[1](cotangent)
         return input_gradient if direction == "input grad" else kernel_gradient
 
-    with _narrowest_pack(variant.pack_channels, operands[0].dtype.name):
+    with lowered_by(pack_channels=variant.pack_channels):
         return jax.jit(run).lower(*operands)
 
 
@@ -150,16 +145,6 @@ def draw_operands(layer: Layer, dense: bool, batch: int, dtype: str) -> Operands
 
 def _random(shape: tuple[int, ...], dtype: str) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32), dtype)
-
-
-def _narrowest_pack(channels: int | None, dtype: str) -> contextlib.AbstractContextManager[object]:
-    """While a computation is traced, pack at least so many channels; None changes nothing."""
-    if channels is None:
-        return contextlib.nullcontext()
-    lowering = dataclasses.replace(
-        _LOWERINGS.measured_lowering(dtype), pack_channels=channels, one_pack_channels=0
-    )
-    return mock.patch.object(_LOWERINGS, "measured_lowering", return_value=lowering)
 
 
 def compile_layer(
@@ -181,7 +166,7 @@ def compile_layer(
                 inputs = operands[variant.dense]
                 key = direction, variant.name
                 try:
-                    # Tracing stays in this thread: `_narrowest_pack` changes a global table.
+                    # Tracing stays in this thread: `lowered_by` changes a global table.
                     lowered = trace_pass(layer, variant, direction, inputs)
                 except Exception as error:
                     failures[key] = measure.shortened(error)
