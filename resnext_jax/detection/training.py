@@ -26,6 +26,7 @@ from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import make_anchors
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.detector import Detector, JointDetector, propose_in_batch
+from resnext_jax.detection.evaluate import Row
 from resnext_jax.detection.loading import Proposals, detection_batches, training_order
 from resnext_jax.detection.losses import fast_rcnn_loss, rpn_loss
 from resnext_jax.detection.models import STRIDE
@@ -160,7 +161,7 @@ def train(
     for split in ("train", "test"):
         check_there(config, split)
     check_start(config)
-    return loop.run(config, workdir, lambda: prepare(config, mesh), process_ends=process_ends)
+    return loop.run(workdir, lambda: prepare(config, mesh), process_ends=process_ends)
 
 
 def training_mesh(config: ConfigDict) -> Mesh:
@@ -311,6 +312,17 @@ def _say_metrics(labels: Mapping[str, str], record: Mapping[str, Any]) -> Iterat
     yield f"final test{average}: {numbers}"
 
 
+def _coco_test(split: CocoSplit, find: Callable[..., list[Row]]) -> Test:
+    """Make a test by COCO's metrics, in percent, of what is found with some weights."""
+
+    def test(
+        params: Arrays, batch_stats: Arrays, between_batches: Callable[[], None]
+    ) -> dict[str, float]:
+        return logged_metrics(split, find((params, batch_stats), between_batches))
+
+    return test
+
+
 def _rpn(config: ConfigDict, splits: Splits) -> Stage:
     """The region proposal network (Ren et al. 2015)."""
     spec = rpn_target_spec(config.targets)
@@ -372,17 +384,9 @@ def _fast_rcnn(config: ConfigDict, splits: Splits) -> Stage:
         return class_loss + box_loss, metrics
 
     def make_test(graphdef: Any, mesh: Mesh) -> Test:
-        """Test by COCO's metrics, in percent."""
         detector = Detector(config, graphdef, mesh)
-
-        def test(
-            params: Arrays, batch_stats: Arrays, between_batches: Callable[[], None]
-        ) -> dict[str, float]:
-            weights = (params, batch_stats)
-            rows = find_objects(detector, splits.test, test_proposals, weights, between_batches)
-            return logged_metrics(splits.test, rows)
-
-        return test
+        find = functools.partial(find_objects, detector, splits.test, test_proposals)
+        return _coco_test(splits.test, find)
 
     return Stage(
         title=f"Fast R-CNN with {config.model.name}",
@@ -417,17 +421,9 @@ def _faster_rcnn(config: ConfigDict, splits: Splits) -> Stage:
         return sum(losses.values(), start=jnp.zeros(())), losses | {"foreground": foreground}
 
     def make_test(graphdef: Any, mesh: Mesh) -> Test:
-        """Test by COCO's metrics, in percent."""
         detector = JointDetector(config, graphdef, mesh)
-
-        def test(
-            params: Arrays, batch_stats: Arrays, between_batches: Callable[[], None]
-        ) -> dict[str, float]:
-            weights = (params, batch_stats)
-            rows = find_objects_jointly(detector, splits.test, weights, between_batches)
-            return logged_metrics(splits.test, rows)
-
-        return test
+        find = functools.partial(find_objects_jointly, detector, splits.test)
+        return _coco_test(splits.test, find)
 
     pyramid = " and a feature pyramid" if config.pyramid.enabled else ""
     return Stage(

@@ -47,7 +47,7 @@ def train(
     mesh = build.training_mesh(config)
     check_available(config.data.name, config.data.data_dir)
     check_start(config)
-    return loop.run(config, workdir, lambda: prepare(config, mesh), process_ends=process_ends)
+    return loop.run(workdir, lambda: prepare(config, mesh), process_ends=process_ends)
 
 
 def prepare(config: ConfigDict, mesh: Mesh) -> tuple[Task, TrainState]:

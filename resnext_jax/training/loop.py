@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from resnext_jax.config import build
 from resnext_jax.data.augment import Batch
@@ -52,7 +51,6 @@ class InterruptedRunError(Exception):
 
 
 def run(
-    config: ConfigDict,
     workdir: str | os.PathLike[str],
     prepare: Callable[[], tuple[Task, TrainState]],
     *,
@@ -61,7 +59,6 @@ def run(
     """Train, resuming where `workdir` has a checkpoint.
 
     Args:
-      config: of the run, checked.
       workdir: folder for config, metrics, checkpoints, TensorBoard and plots.
       prepare: opens the data and builds the run and its fresh state, once the workdir is locked.
       process_ends: the process ends soon after this: signals that ask for that are
@@ -78,7 +75,7 @@ def run(
     folder = open_workdir(workdir)
     stop = StopRequest(process_ends=process_ends)
     with locked(folder), contextlib.ExitStack() as noting, contextlib.ExitStack() as closing:
-        run = _Run(config, prepare, folder, stop, closing)
+        run = _Run(prepare, folder, stop, closing)
         # Not earlier: until the first step there is nothing to lose. And until all is closed:
         # the last checkpoint is written to its end, however many signals come.
         noting.enter_context(stop)
@@ -91,16 +88,16 @@ class _Run:
 
     def __init__(
         self,
-        config: ConfigDict,
         prepare: Callable[[], tuple[Task, TrainState]],
         folder: Path,
         stop: StopRequest,
         closing: contextlib.ExitStack,
     ):
         """Build everything, and restore what is there; `closing` closes it."""
-        self.config, self.folder, self.stop = config, folder, stop
+        self.folder, self.stop = folder, stop
         self.task, state = prepare()
         task, images = self.task, self.task.num_images
+        self.config = config = task.config
         self.epoch_steps = build.steps_per_epoch(config, images)
         self.calendar = make_calendar(config, self.epoch_steps, build.num_steps(config, images))
 
