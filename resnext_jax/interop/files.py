@@ -174,12 +174,14 @@ def _find_state_dict(saved: Any, ema: bool, source: str) -> Mapping[str, Any]:
 
 def _common_prefix(names: Sequence[str]) -> str:
     """Return the first parts, with their dots, that all names have before a part of their own."""
+    layers = [name.split(".")[:-1] for name in names]
+    innermost = min(map(len, layers), default=0) - 1
     shared = ""
-    # Of a name's last two parts, its layer's and its array's, none is a prefix but a wrapper's.
-    depth = min((name.count(".") for name in names), default=0)
-    for at, parts in enumerate(zip(*(name.split(".") for name in names), strict=False)):
-        inner = parts[0] in _WRAPPERS or at < depth - 1
-        if len({*parts}) > 1 or _OWN_PART.fullmatch(parts[0]) or not inner or at == depth:
+    for at, parts in enumerate(zip(*layers, strict=False)):
+        if len({*parts}) > 1 or _OWN_PART.fullmatch(parts[0]):
+            break
+        # A layer's own name is no prefix, unless it is a wrapper's.
+        if at == innermost and parts[0] not in _WRAPPERS:
             break
         shared += f"{parts[0]}."
     return shared
