@@ -46,11 +46,12 @@ def run(
     )
 
 
-# Imports what takes seconds, which starts nothing of JAX, and runs each script in a fork of itself.
+# Imports what takes seconds, without starting JAX, and runs each program in a fork of itself.
 _SERVER = """
-import json, os, runpy, signal, sys, traceback
-import resnext_jax.evaluation.run, resnext_jax.training.loop
+import importlib, json, os, runpy, signal, sys, traceback
 
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 for line in sys.stdin:
     arguments, flags, *files = json.loads(line)
     process = os.fork()
@@ -59,9 +60,15 @@ for line in sys.stdin:
         for number, name in zip((0, 1, 2), (os.devnull, *files)):
             os.dup2(os.open(name, os.O_RDWR), number)
         os.environ["XLA_FLAGS"] = flags
-        sys.argv, status = arguments, 0
+        status = 0
         try:
-            runpy.run_path(arguments[0], run_name="__main__")
+            if arguments[0] == "-m":
+                sys.argv = arguments[1:]
+                sys.modules.pop(sys.argv[0], None)
+                runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+            else:
+                sys.argv = arguments
+                runpy.run_path(arguments[0], run_name="__main__")
         except SystemExit as end:
             status = end.code or 0
         except BaseException:
@@ -73,16 +80,26 @@ for line in sys.stdin:
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
 
+Served = Callable[..., subprocess.CompletedProcess[str]]
+
 
 @contextlib.contextmanager
-def serving() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Give a `run` for scripts that end before JAX computes: without importing it each time."""
+def serving(
+    *imports: str, folder: Path = ROOT, env: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """Give a `run` that does not import the same modules each time.
+
+    Args:
+      *imports: modules that take seconds to import; they must not start JAX.
+      folder: to run in.
+      env: all variables; None: this process's own, on the CPU, and XLA's flags as `run` has them.
+    """
     with (
-        tempfile.TemporaryDirectory(prefix="commands-") as folder,
+        tempfile.TemporaryDirectory(prefix="commands-") as outputs_folder,
         subprocess.Popen(
-            [sys.executable, "-c", _SERVER],
-            cwd=ROOT,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            [sys.executable, "-c", _SERVER, *imports],
+            cwd=folder,
+            env=os.environ | {"JAX_PLATFORMS": "cpu"} if env is None else env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -91,13 +108,14 @@ def serving() -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
         asked, answered = server.stdin, server.stdout
         assert asked is not None
         assert answered is not None
-        outputs = [Path(folder, name) for name in ("stdout", "stderr")]
+        outputs = [Path(outputs_folder, name) for name in ("stdout", "stderr")]
 
         def run(*arguments: str | Path, devices: int = 1) -> subprocess.CompletedProcess[str]:
             for path in outputs:
                 path.write_text("")
             words = [str(argument) for argument in arguments]
-            task = json.dumps([words, xla_flags(devices), *map(str, outputs)])
+            flags = xla_flags(devices) if env is None else env["XLA_FLAGS"]
+            task = json.dumps([words, flags, *map(str, outputs)])
             print(task, file=asked, flush=True)
             status = int(answered.readline())
             return subprocess.CompletedProcess(words, status, *(p.read_text() for p in outputs))

@@ -35,7 +35,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Run]:
-    with serving() as run:
+    with serving("resnext_jax.evaluation.run", "resnext_jax.training.loop") as run:
         yield run
 
 

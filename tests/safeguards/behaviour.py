@@ -18,9 +18,10 @@ if __name__ == "__main__":
 
 from ml_collections import ConfigDict
 
+from tests.programs import Served
 from tests.safeguards.command_lines import HELP, ROOT, WRONG, lines, words, write_others
 from tests.safeguards.inputs import write_all
-from tests.safeguards.serving import Result, Server, serving
+from tests.safeguards.serving import serving
 
 GOLDEN = Path(__file__).parent / "golden"
 COMMANDS, CONFIGS = GOLDEN / "commands.json", GOLDEN / "configs.json"
@@ -70,14 +71,14 @@ def differences(configs: dict[str, dict[str, str]]) -> dict[str, dict[str, str |
     return found
 
 
-def observed(server: Server, line: str, folder: Path) -> dict[str, Any]:
+def observed(server: Served, line: str, folder: Path) -> dict[str, Any]:
     """Run a line; return what it says, as it is stored."""
-    result: Result = server.run(*words(line))
+    result = server(*words(line))
     texts = {
         name: text.replace(str(folder), "{folder}").replace(str(ROOT), "{root}").splitlines()
-        for name, text in (("out", result.out), ("err", result.err))
+        for name, text in (("out", result.stdout), ("err", result.stderr))
     }
-    return {"status": result.status, **{name: text for name, text in texts.items() if text}}
+    return {"status": result.returncode, **{name: text for name, text in texts.items() if text}}
 
 
 def commands() -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.programs import ROOT, Served
 from tests.safeguards.inputs import write_all
 from tests.safeguards.recipes import CLASSIFIER, RPN, Recipe
-from tests.safeguards.serving import ROOT, Server, serving
+from tests.safeguards.serving import serving
 
 STORED = Path(__file__).parent / "golden" / "old_runs.json"
 
@@ -23,14 +24,14 @@ _TIMES = ("images_per_second", "data_wait_fraction")
 class Runs:
     """The old runs in a folder, and commands there."""
 
-    def __init__(self, folder: Path, server: Server):
+    def __init__(self, folder: Path, server: Served):
         """Use a folder of `inputs.write_all`."""
         self.folder, self._server = folder, server
 
     def _run(self, *arguments: str) -> list[str]:
-        result = self._server.run(*arguments)
-        assert result.status == 0, result.err
-        return result.out.splitlines()
+        result = self._server(*arguments)
+        assert result.returncode == 0, result.stderr
+        return result.stdout.splitlines()
 
     def evaluated(self, recipe: Recipe) -> Any:
         """Return what eval.py writes of a run."""

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import Served
 from tests.safeguards.behaviour import COMMANDS, CONFIGS, differences, observed, recipes
 from tests.safeguards.command_lines import HELP, WRONG, lines, write_others
 from tests.safeguards.inputs import write_all
-from tests.safeguards.serving import Server, serving
+from tests.safeguards.serving import serving
 
 _ADVICE = (
     "where that is meant, say why in the commit and store it: "
@@ -31,14 +32,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
+def server(folder: Path) -> Iterator[Served]:
     with serving(folder) as server:
         yield server
 
 
 @same_python
 @pytest.mark.parametrize("line", [*lines(HELP), *lines(WRONG)])
-def test_a_command_says_what_it_said(line: str, server: Server, folder: Path) -> None:
+def test_a_command_says_what_it_said(line: str, server: Served, folder: Path) -> None:
     assert observed(server, line, folder) == _COMMANDS[line], _ADVICE
 
 
