@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
     """Evaluate."""
     del argv
     values = flags.FLAGS
-    # Imported late, so that a wrong flag is told at once.
+    # Imported here, so that a wrong flag is reported without waiting for these imports.
     from resnext_jax.ops import cpu
     from resnext_jax.parallel.distributed import connected
 

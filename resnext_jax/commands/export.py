@@ -61,7 +61,7 @@ def export(
     Args:
       model: of `create_model`, with its weights; used as in testing, and left as it is.
       image_size: S, side of the images.
-      batch_size: N; None for any, told when the function is called.
+      batch_size: N; None exports a function of any batch size.
       preprocess: from `{"image": uint8 [N, S, S, 3]}` to normalised images, such as
         `DeviceTransform.test`: the function then takes uint8 pixels, RGB. None: it takes
         normalised images, float32.
@@ -158,7 +158,7 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
 
     expected, actual = (np.asarray(run(pixels)) for run in (logits, exported.call))
     found = Check(count, float(np.max(abs(actual - expected))), float(np.max(abs(expected))))
-    # Compiled anew, and lowered otherwise, sums are taken in another order.
+    # A second compilation with other lowerings adds in another order.
     if not found.difference <= 1e-3 * max(found.largest, 1.0):
         raise UserError(
             f"the export's logits differ from the network's by {found.difference:.3g} of "

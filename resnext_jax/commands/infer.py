@@ -5,8 +5,8 @@
 
 draws boxes with names and scores on a picture of each image, and writes all of them to
 `detections.json`, both in the folder `detections`. A network that makes its own proposals goes
-without `--rpn`. An image that cannot be read is told, and the others are done all the same; the
-exit status is 2 then. Images are taken as they are stored: a mark to turn one (EXIF) is not
+without `--rpn`. Unreadable images are reported on stderr and skipped; the exit status is then 2.
+Images are taken as they are stored: a mark to turn one (EXIF) is not
 followed.
 """
 
@@ -95,7 +95,7 @@ class _Output:
     """A folder of pictures, and of a JSON file of all that was found."""
 
     def __init__(self, folder: Path, images: Iterable[str]):
-        """Make the folder, in which the pictures shall not replace the images themselves."""
+        """Make the folder; pictures get names that replace none of the images."""
         self._folder = folder
         self._rows: list[dict[str, Any]] = []
         self._taken = {Path(image).resolve() for image in images}

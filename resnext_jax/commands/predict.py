@@ -5,8 +5,8 @@
 
 Images are made as for testing: of a run as its config says, in one crop from the centre; for a
 file of weights the short side becomes 256 and the centre 224 (in proportion, for another
-`--image_size`), bicubic. An image that cannot be read is told, and the others are predicted all
-the same; the exit status is 2 then.
+`--image_size`), bicubic. Unreadable images are reported on stderr and skipped; the
+exit status is then 2.
 """
 
 import argparse
@@ -206,7 +206,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
             if not files:
                 raise DataError(f"no file fits the pattern {argument!r}; check it.")
         else:
-            files = [argument]  # one that is not there is told with those that cannot be read
+            files = [argument]  # a missing file is reported with the unreadable ones
         found += files
     return found
 

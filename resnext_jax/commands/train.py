@@ -32,7 +32,7 @@ def _define_flags() -> None:
 def main(argv: Sequence[str]) -> None:
     """Train."""
     del argv
-    # Imported late, so that a wrong flag is told at once.
+    # Imported here, so that a wrong flag is reported without waiting for these imports.
     from resnext_jax.ops import cpu
     from resnext_jax.parallel.distributed import connected, is_first_host
 

@@ -30,7 +30,8 @@ _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 # Files of a folder that are taken for images.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
-# An image longer than so many times its width (or the reverse) would be resized to gigabytes.
+# Largest ratio of the longer to the shorter side: cropping from a thinner image would first resize
+# it to gigabytes.
 _LARGEST_RATIO = 50
 
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"

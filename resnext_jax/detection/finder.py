@@ -47,7 +47,7 @@ def draw_detections(
       boxes: `[n, 4]`, x1, y1, x2, y2 in its pixels; what is outside is cut off.
       names: n, of the objects. A name's colour is always the same.
       scores: `[n]`, from 0 to 1; None draws names alone, as for annotations.
-      enlarge: the picture is so many times as large as the image, for legible text on small ones.
+      enlarge: scale factor from the image to the picture, so that text on small images is legible.
 
     Returns:
       uint8 `[enlarge * H, enlarge * W, 3]`.
