@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from resnext_jax.config.fields import field, field_names, optional_fields, set_field
+from resnext_jax.config.fields import field, field_names, fields_of, set_field
 from resnext_jax.errors import UserError, did_you_mean, fail
 
 # Flags defined here belong to the program that asks for them, and stand in its --help.
@@ -195,6 +195,7 @@ def last_overrides(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], 
     Raises:
       UserError: a value is empty.
     """
+    may_be_none = [name for name, row in fields_of(config).items() if row.kind]
     others: list[str] = []
     words: dict[str, list[str]] = {}
     values: dict[str, str | None] = {}
@@ -215,10 +216,9 @@ def last_overrides(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], 
         if value == "":
             raise UserError(
                 f"--config.{name}= has no value; leave it out, or give one"
-                f"{' (=None for none)' if name in optional_fields(config) else ''}."
+                f"{' (=None for none)' if name in may_be_none else ''}."
             )
         values[name] = value
-    may_be_none = optional_fields(config)
     nones = [name for name in values if values[name] in _NONE and name in may_be_none]
     kept = [word for name in words if name not in nones for word in words[name]]
     place = others.index("--") if "--" in others else len(others)
