@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.config.fields import IMMATERIAL, base_config, field, field_names, fields_of
 from resnext_jax.errors import WorkdirError
-from resnext_jax.evaluation.record import EVAL_FILE, read_evaluations
+from resnext_jax.evaluation.eval_file import EVAL_FILE, read_evaluations
 from resnext_jax.files import user_path
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import Architecture
@@ -48,7 +48,7 @@ class Run:
       classes: number of classes it was trained on.
       data_version: version of its data set.
       records: the lines of `metrics.jsonl`.
-      evaluations: those of `eval.json`, see `evaluation.record`.
+      evaluations: those of `eval.json`, see `evaluation.eval_file`.
     """
 
     workdir: str

@@ -178,7 +178,7 @@ def test_compiled_steps_gather_nothing(group: int, implementation: Implementatio
         .compile()
         .as_text()
     )
-    assert "all-reduce" in evaluation
+    assert "all-reduce" not in evaluation
     assert "all-gather" not in evaluation
 
 
