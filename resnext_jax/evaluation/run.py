@@ -77,8 +77,8 @@ class Evaluation:
         Args:
           networks: of as many classes as the data has.
           ensembles: of each result, which networks: one, or several whose probabilities are
-            averaged (see `metrics.ensemble`; a network's own logits are averaged over crops, positions
-            and scales before that). None: each by itself.
+            averaged (see `metrics.ensemble`; a network's own logits are averaged over crops,
+            positions and scales before that). None: each by itself.
           between_batches: called before each batch; what it raises ends the scoring.
 
         Returns:

@@ -127,7 +127,7 @@ def test_images_of_a_shape_are_neighbours_by_aspect() -> None:
     order = by_aspect(sizes)
     assert sorted(order) == [index for index in range(300) if index != 7]
     for side in (8, 14, 40):
-        shapes = [TRANSFORM.shape(*sizes[index].tolist(), side) for index in order]
+        shapes = [TRANSFORM.shape(height, width, side) for height, width in sizes[order].tolist()]
         changes = sum(one != other for one, other in itertools.pairwise(shapes))
         assert changes == len(set(shapes)) - 1
 
