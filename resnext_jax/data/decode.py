@@ -28,8 +28,6 @@ cv2.setNumThreads(1)
 # Not turned by EXIF: the paper's pipeline did not know of it, and neither does Pillow's `convert`.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
-# Files of a folder that are taken for images.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Largest ratio of the longer to the shorter side: cropping from a thinner image would first resize
 # it to gigabytes.
 _LARGEST_RATIO = 50

@@ -91,7 +91,9 @@ def test_photographs_are_predicted_as_they_are_tested(
 ) -> None:
     weights, names = f"--weights={folder}/weights.safetensors", f"--classes={folder}/names.txt"
     out, err, status = told(weights, names, "--json", folder)
-    assert (err, status) == ("", 0)
+    assert status == 0
+    assert err.startswith(f"ignored: 3 files (.safetensors 2, .txt 1) in {folder}, where images")
+    assert err.count("\n") == 1
     lines = list(map(json.loads, out.splitlines()))
     assert [line["image"] for line in lines] == [f"{folder}/{name}.jpg" for name in PHOTOGRAPHS]
     wanted = expected(folder, 256, 224)
@@ -257,13 +259,26 @@ def test_weights_for_grey_images_are_refused(folder: Path) -> None:
         load_single(file=folder / "grey.safetensors")
 
 
-def test_arguments_stand_for_files(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", "more/c.webp", "[x].png"):
+def test_arguments_stand_for_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "d.avif",
+        "._b.png",
+        "more/c.webp",
+        "more/@eaDir/c.webp",
+        "[x].png",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert find_images([str(tmp_path)]) == [
         f"{tmp_path}/{name}" for name in ("[x].png", "a.JPG", "b.png")
     ]
+    assert capsys.readouterr().err.startswith(
+        f"ignored: 2 files (.avif 1, .txt 1) in {tmp_path}, where images end in .jpg, "
+    )
+    assert find_images([f"{tmp_path}/more/@eaDir/*"]) == [f"{tmp_path}/more/@eaDir/c.webp"]
     assert find_images([f"{tmp_path}/**/*.webp"]) == [f"{tmp_path}/more/c.webp"]
     assert find_images([f"{tmp_path}/[x].png"]) == [f"{tmp_path}/[x].png"]
     assert find_images(["nowhere.jpg", f"{tmp_path}/notes.txt"]) == [
