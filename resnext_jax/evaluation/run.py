@@ -130,6 +130,7 @@ def evaluate_all(
     checkpoint: str = "latest",
     ema: bool = False,
     guesses: bool = False,
+    any_class_names: bool = False,
 ) -> Report:
     """Score checkpoints of workdirs and files of PyTorch's weights, and their ensemble.
 
@@ -143,6 +144,7 @@ def evaluate_all(
       checkpoint: of the workdirs: "latest", "best" (that of `best.json`), or a step.
       ema: of the files, the average that a training saved beside the weights.
       guesses: whether to tell of each image.
+      any_class_names: score by label where the weights' classes have other names than the data's.
 
     Raises:
       UserError: config, data, workdirs, checkpoints or files are unusable.
@@ -162,7 +164,9 @@ def evaluate_all(
         entrants += [FileEntrant(config, path, ema=ema) for path in files]
         source = open_split(config, "test")
         check_hosts_agree(lambda: config_facts(config) | source.facts())
-        loaded = [_load(entrant, source, mesh) for entrant in entrants]
+        for found in entrants:
+            found.check_data(source, any_class_names=any_class_names)
+        loaded = [found.load(source.num_classes, mesh) for found in entrants]
     members = [member for group in loaded for member in group]
     check_hosts_agree(lambda: {f"weights {n}": one.hash() for n, one in enumerate(members, 1)})
     networks = [member.network for member in members]
@@ -176,11 +180,6 @@ def evaluate_all(
         for row, result in zip(rows, results, strict=True)
     ]
     return Report(source, Protocol.of(config), tuple(scored))
-
-
-def _load(entrant: Entrant, source: Source, mesh: Mesh) -> list[Member]:
-    entrant.check_data(source)
-    return entrant.load(source.num_classes, mesh)
 
 
 def evaluate_workdir(

@@ -241,6 +241,16 @@ def test_a_run_knows_its_images_and_classes(
     assert "has no average of the weights" in err
 
 
+def test_a_file_may_have_names_of_classes(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "named.safetensors"
+    state_dict = random_state_dict(SMALL)
+    write_state_dict(state_dict, path, NAMES)
+    assert predict.class_names(load_single(file=path), None) == (list(NAMES), "")
+    # Whoever changed the classifier left the names.
+    write_state_dict(state_dict, path, NAMES[:-1])
+    assert predict.class_names(load_single(file=path), None)[0][0] == "class 0"
+
+
 def test_imagenets_classes_have_wordnet_ids(folder: Path) -> None:
     spec = network_spec("resnext50_4x1d", stem_width=4, template_width=4)
     write_state_dict(random_state_dict(spec), folder / "thousand.safetensors")

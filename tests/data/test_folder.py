@@ -137,6 +137,29 @@ def test_a_single_class_is_noted(
         assert note in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("classes", "noted"),
+    [
+        (range(12), "label 2 is class 10; weights that"),
+        ((1, 2, 3, 4, 5, 50, 6), "label 5 is class 50; weights that"),
+        (range(10), ""),
+        (["00", "01", "10"], ""),
+        (["1", "10", "2", "other"], ""),
+    ],
+)
+def test_numbers_that_are_in_order_as_text_only_are_noted(
+    tmp_path: Path, classes: Any, noted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in SPLITS.values():
+        for name in classes:
+            add(tmp_path / "raw" / split / str(name) / "1.png")
+    for _ in range(2):
+        Folder.create(Inputs(manual_dir=tmp_path / "raw"), str(tmp_path / "data"))
+        written = capsys.readouterr().err
+        assert ("are numbers" in written) == bool(noted)
+        assert noted in written
+
+
 def test_finds_images_in_folders_in_a_class(root: Path) -> None:
     add(root / "train" / "cat" / "b" / "deep" / "1.png")
     add(root / "train" / "cat" / "a" / "1.png")

@@ -119,14 +119,7 @@ class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
                 "on the test images",
                 file=sys.stderr,
             )
-        if len(listing.classes) == 1:
-            train = listing.folder / listing.folders["train"]
-            print(
-                f"note: {train} has one class, {listing.classes[0]!r}, so that there is nothing to "
-                "tell apart; if the classes are the folders in it, move them up into "
-                f"{train}",
-                file=sys.stderr,
-            )
+        _note_classes(listing)
         note_ignored(listing.folder, listing.ignored, listing.outside)
         slug = re.sub(r"[^a-z0-9]+", "_", listing.folder.resolve().name.lower()).strip("_")
         config = FolderConfig(
@@ -191,6 +184,36 @@ class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
             hashes = b"".join(self._hashes.values())
             record = Record.of(self.listing.identity, self.listing.files, hashes)
             record.write(Path(self.data_path))
+
+
+def _note_classes(listing: Listing) -> None:
+    """Say on stderr what may be wrong with the classes."""
+    if len(listing.classes) == 1:
+        train = listing.folder / listing.folders["train"]
+        print(
+            f"note: {train} has one class, {listing.classes[0]!r}, so that there is nothing to "
+            "tell apart; if the classes are the folders in it, move them up into "
+            f"{train}",
+            file=sys.stderr,
+        )
+    pairs = zip(listing.classes, _by_number(listing.classes), strict=True)
+    label, (here, there) = next(
+        ((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1]), (0, ("", ""))
+    )
+    if here != there:
+        print(
+            f"note: the classes of {listing.folder} are numbers, and labels follow their order "
+            f"as text: label {label} is class {here}; weights that were trained elsewhere in "
+            f"the order of numbers have class {there} there and are scored wrongly",
+            file=sys.stderr,
+        )
+
+
+def _by_number(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Put names that are all numbers into the order of these."""
+    if not all(name.isascii() and name.isdecimal() for name in names):
+        return names
+    return tuple(sorted(names, key=int))
 
 
 def _copy_name(slug: str, listing: Listing) -> str:
