@@ -49,7 +49,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
     """Decode an image file.
 
     Args:
-      data: a JPEG (grey, RGB or CMYK), a PNG, or anything else that Pillow opens.
+      data: a JPEG (grey, RGB or CMYK), a PNG, or another file of `deep_images.decode`.
 
     Returns:
       uint8 `[H, W, 3]`, RGB, not turned by EXIF (but by a TIFF's own mark); of several frames or

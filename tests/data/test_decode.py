@@ -1,7 +1,9 @@
 """Every kind of 8-bit image file is decoded as by Pillow, or refused; deeper ones elsewhere."""
 
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +13,9 @@ from PIL import Image
 
 from resnext_jax.data import decode
 from resnext_jax.data.decode import ImageFile, UndecodableImageError, decode_rgb
+from resnext_jax.data.reading import DecodedExamples
+from resnext_jax.data.shapes import image_sizes
+from resnext_jax.data.sources import Source
 from tests.data.images import PHOTOGRAPHS, encoded, photograph, photograph_file
 
 
@@ -94,7 +99,7 @@ def test_opencv_decodes_the_usual_kinds(kind: str, monkeypatch: pytest.MonkeyPat
     class AskedPillowError(Exception):
         pass
 
-    def refuse(file: io.BytesIO) -> None:
+    def refuse(file: io.BytesIO, formats: tuple[str, ...]) -> None:
         raise AskedPillowError
 
     monkeypatch.setattr(decode.Image, "open", refuse)
@@ -134,6 +139,20 @@ def test_a_whole_jpeg_followed_by_garbage_is_accepted() -> None:
 def test_what_is_no_image_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImageError, match=reason):
         decode_rgb(data)
+
+
+def test_no_program_is_run_for_postscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is called: Pillow would run the first `gs` of PATH."""
+    script = tmp_path / "gs"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    data = encoded(photograph("china", 8, 8), "EPS")
+    with pytest.raises(UndecodableImageError, match="it is no image of a known kind"):
+        decode_rgb(data)
+    source = Source("postscript", "test", [{"image": data, "label": 0}], ("a",))
+    assert image_sizes(DecodedExamples(source)).tolist() == [[0, 0]]
+    assert not (tmp_path / "was_run").exists()
 
 
 @pytest.mark.parametrize("kind", ["BMP", "JPEG", "grey JPEG", "CMYK JPEG", "PNG", "grey PNG"])
