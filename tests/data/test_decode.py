@@ -127,6 +127,60 @@ def test_a_whole_jpeg_followed_by_garbage_is_accepted() -> None:
         np.testing.assert_array_equal(decode_rgb(data + garbage), decode_rgb(data))
 
 
+def telephone_file(kind: str, data: bytes) -> bytes:
+    """A photograph with what telephones put behind it, whose end looks like that of a JPEG."""
+    if kind == "second picture":
+        return data + encoded(photograph("flower", 300, 200), "JPEG")
+    if kind == "film":
+        return data + b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 9 + b"\xff\xd9" + bytes(50)
+    pictures = photograph("china", 61, 83), photograph("flower", 61, 83)
+    return encoded(pictures[0], "MPO", save_all=True, append_images=[pictures[1]])
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("kind", ["second picture", "film", "MPO"])
+def test_a_telephones_photograph_ends_where_it_ends(
+    kind: str, options: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = encoded(photograph("china", 61, 83), "JPEG", **options)
+    data = telephone_file(kind, alone)
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(ImageFile(data)[:20, :], expected[:20])
+    np.testing.assert_array_equal(decode_rgb(data), expected)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "grey JPEG", "CMYK JPEG"])
+@pytest.mark.parametrize("share", [0.6, 0.95])
+def test_what_follows_does_not_make_a_cut_jpeg_whole(
+    kind: str, share: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A second picture, or the zeros that a download which broke off left."""
+    data = FILES[kind]()
+    cut = data[: int(share * len(data))]
+    for more in (data, data[:200], b"\0" * 10_000, b"\xff" + data):
+        for read in (decode_rgb, lambda file: ImageFile(file)[:9, :]):
+            with pytest.raises(UndecodableImageError, match=r"^the image is cut short$"):
+                read(cut + more)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("default_image", [False, True])
+def test_the_still_image_of_an_animation_is_taken(default_image: bool) -> None:
+    """It is what programs show that do not know of animations, and may not be a frame of it."""
+    colours = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
+    still, *frames = (Image.new("RGB", (8, 6), colour) for colour in colours)
+    options: dict[str, Any] = {"save_all": True, "append_images": frames}
+    for kind, mode in (("PNG", "RGB"), ("PNG", "L"), ("GIF", "RGB")):
+        chosen = options | ({"default_image": default_image} if kind == "PNG" else {})
+        data = encoded(still.convert(mode), kind, **chosen)
+        with Image.open(io.BytesIO(data)) as picture:
+            expected = np.asarray(picture.convert("RGB"))
+        assert tuple(expected[0, 0]) == tuple(np.asarray(still.convert(mode).convert("RGB"))[0, 0])
+        np.testing.assert_array_equal(decode_rgb(data), expected)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
