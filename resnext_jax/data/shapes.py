@@ -2,12 +2,11 @@
 
 import collections
 import dataclasses
-import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
+from resnext_jax.data.deep_images import open_picture
 from resnext_jax.data.reading import BAD, DecodedExamples
 from resnext_jax.data.transforms import DenseTransform
 
@@ -45,7 +44,7 @@ def image_sizes(examples: DecodedExamples) -> np.ndarray:
 
     def size(index: int) -> tuple[int, int]:
         try:
-            with Image.open(io.BytesIO(examples.source.examples[index]["image"])) as picture:
+            with open_picture(examples.source.examples[index]["image"]) as picture:
                 return picture.height, picture.width
         except Exception:
             # Pillow's readers raise anything. What they refuse, the decoder may still read.

@@ -66,6 +66,7 @@ def evaluate(
     output: str | None = None,
     per_class: str | None = None,
     confusion: str | None = None,
+    any_class_names: bool = False,
 ) -> None:
     """Score, print a table, and write what is asked for; the first host prints and writes.
 
@@ -79,6 +80,7 @@ def evaluate(
         otherwise none.
       per_class: see `Outputs`.
       confusion: likewise.
+      any_class_names: see `run.evaluate_all`.
 
     Raises:
       UserError: config, data, workdirs, files or outputs are unusable.
@@ -93,7 +95,14 @@ def evaluate(
     )
     if is_first_host():
         outputs.check()
-    report = evaluate_all(config, workdirs, files, checkpoint=checkpoint, ema=ema)
+    report = evaluate_all(
+        config,
+        workdirs,
+        files,
+        checkpoint=checkpoint,
+        ema=ema,
+        any_class_names=any_class_names,
+    )
     if is_first_host():
         print("\n".join(render(report)), flush=True)
         _write(report, outputs)

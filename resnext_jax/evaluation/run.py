@@ -127,6 +127,7 @@ def evaluate_all(
     *,
     checkpoint: str = "latest",
     ema: bool = False,
+    any_class_names: bool = False,
 ) -> Report:
     """Score checkpoints of workdirs and files of PyTorch's weights, and their ensemble.
 
@@ -139,6 +140,7 @@ def evaluate_all(
       files: `.safetensors` or `.pth`.
       checkpoint: of the workdirs: "latest", "best" (that of `best.json`), or a step.
       ema: of the files, the average that a training saved beside the weights.
+      any_class_names: score by label where the weights' classes have other names than the data's.
 
     Raises:
       UserError: config, data, workdirs, checkpoints or files are unusable.
@@ -158,7 +160,9 @@ def evaluate_all(
         entrants += [FileEntrant(config, path, ema=ema) for path in files]
         source = open_split(config, "test")
         check_hosts_agree(lambda: config_facts(config) | source.facts())
-        loaded = [_load(entrant, source, mesh) for entrant in entrants]
+        for found in entrants:
+            found.check_data(source, any_class_names=any_class_names)
+        loaded = [found.load(source.num_classes, mesh) for found in entrants]
     members = [member for group in loaded for member in group]
     check_hosts_agree(lambda: {f"weights {n}": one.hash() for n, one in enumerate(members, 1)})
     networks = [member.network for member in members]
@@ -172,11 +176,6 @@ def evaluate_all(
         for ensemble, result in zip(ensembles, results, strict=True)
     ]
     return Report(source, Protocol.of(config), tuple(scored))
-
-
-def _load(entrant: Entrant, source: Source, mesh: Mesh) -> list[Member]:
-    entrant.check_data(source)
-    return entrant.load(source.num_classes, mesh)
 
 
 def evaluate_workdir(

@@ -217,14 +217,8 @@ def stored_config(workdir: Path) -> ConfigDict:
     return config
 
 
-def check_same_data(source: DataSet, workdir: Path, *, same_images: bool) -> None:
-    """Check that a workdir's run was trained on this data.
-
-    Args:
-      source: of now.
-      workdir: of the run.
-      same_images: whether to resume, which needs the very images; to be tested
-        it is enough that the classes are the same.
+def check_same_data(source: DataSet, workdir: Path) -> None:
+    """Check that a workdir's run was trained on this data, of which it needs the very images.
 
     Raises:
       DataError: other classes, or other images.
@@ -246,7 +240,7 @@ def check_same_data(source: DataSet, workdir: Path, *, same_images: bool) -> Non
             f"the run in {workdir} was trained on other classes than data set {source.name!r} has "
             "now; use the run's data, or another --workdir to start over."
         )
-    if same_images and version not in (source.version, *source.former_versions):
+    if version not in (source.version, *source.former_versions):
         raise DataError(
             f"the run in {workdir} was trained on {version!r} of data set {source.name!r}, now it "
             f"is {source.version!r}: images were added, removed or renamed, or have other labels; "

@@ -91,7 +91,9 @@ def test_photographs_are_predicted_as_they_are_tested(
 ) -> None:
     weights, names = f"--weights={folder}/weights.safetensors", f"--classes={folder}/names.txt"
     out, err, status = told(weights, names, "--json", folder)
-    assert (err, status) == ("", 0)
+    assert status == 0
+    assert err.startswith(f"ignored: 3 files (.safetensors 2, .txt 1) in {folder}, where images")
+    assert err.count("\n") == 1
     lines = list(map(json.loads, out.splitlines()))
     assert [line["image"] for line in lines] == [f"{folder}/{name}.jpg" for name in PHOTOGRAPHS]
     wanted = expected(folder, 256, 224)
@@ -239,6 +241,16 @@ def test_a_run_knows_its_images_and_classes(
     assert "has no average of the weights" in err
 
 
+def test_a_file_may_have_names_of_classes(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "named.safetensors"
+    state_dict = random_state_dict(SMALL)
+    write_state_dict(state_dict, path, NAMES)
+    assert predict.class_names(load_single(file=path), None) == (list(NAMES), "")
+    # Whoever changed the classifier left the names.
+    write_state_dict(state_dict, path, NAMES[:-1])
+    assert predict.class_names(load_single(file=path), None)[0][0] == "class 0"
+
+
 def test_imagenets_classes_have_wordnet_ids(folder: Path) -> None:
     spec = network_spec("resnext50_4x1d", stem_width=4, template_width=4)
     write_state_dict(random_state_dict(spec), folder / "thousand.safetensors")
@@ -257,13 +269,26 @@ def test_weights_for_grey_images_are_refused(folder: Path) -> None:
         load_single(file=folder / "grey.safetensors")
 
 
-def test_arguments_stand_for_files(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", "more/c.webp", "[x].png"):
+def test_arguments_stand_for_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "d.avif",
+        "._b.png",
+        "more/c.webp",
+        "more/@eaDir/c.webp",
+        "[x].png",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert find_images([str(tmp_path)]) == [
         f"{tmp_path}/{name}" for name in ("[x].png", "a.JPG", "b.png")
     ]
+    assert capsys.readouterr().err.startswith(
+        f"ignored: 2 files (.avif 1, .txt 1) in {tmp_path}, where images end in .jpg, "
+    )
+    assert find_images([f"{tmp_path}/more/@eaDir/*"]) == [f"{tmp_path}/more/@eaDir/c.webp"]
     assert find_images([f"{tmp_path}/**/*.webp"]) == [f"{tmp_path}/more/c.webp"]
     assert find_images([f"{tmp_path}/[x].png"]) == [f"{tmp_path}/[x].png"]
     assert find_images(["nowhere.jpg", f"{tmp_path}/notes.txt"]) == [

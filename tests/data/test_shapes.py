@@ -1,6 +1,5 @@
 """Test images of many shapes come in batches of one shape, each image once."""
 
-import io
 import itertools
 from collections.abc import Iterable
 from typing import Any
@@ -79,10 +78,10 @@ def test_bad_images_have_no_size_unless_their_header_is_good() -> None:
 
 
 def test_an_image_whose_header_pillow_refuses_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(file: io.BytesIO) -> None:
+    def too_large(data: bytes) -> None:
         raise Image.DecompressionBombError("image size exceeds limit")
 
-    monkeypatch.setattr("resnext_jax.data.shapes.Image.open", too_large)
+    monkeypatch.setattr("resnext_jax.data.shapes.open_picture", too_large)
     assert image_sizes(DecodedExamples(shapes_source())).tolist() == list(map(list, SIZES))
 
 
