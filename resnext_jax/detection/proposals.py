@@ -8,7 +8,6 @@ writes the proposals for the training and for the test images, which configs of 
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from ml_collections import ConfigDict
 from resnext_jax.data.augment import Batch
 from resnext_jax.detection import boxes as geometry
 from resnext_jax.detection.anchors import make_anchors
-from resnext_jax.detection.coco import CocoSplit
+from resnext_jax.detection.coco import CocoSplit, hash_of
 from resnext_jax.detection.models import STRIDE
 from resnext_jax.detection.nms import nms
 from resnext_jax.detection.setup import ImagePass, anchor_spec
@@ -175,11 +174,11 @@ class StoredProposals:
                 f"there are no whole proposals in {self._folder} ({one_line(error)}); make them "
                 "with python -m resnext_jax.detection.proposals --workdir=... --out=..."
             ) from error
-        if images != _digest(split.image_ids):
+        if images != split.images_digest():
             raise DataError(
                 f"the proposals in {self._folder} are of other images than {split.annotations} "
-                "names; make them again from these, with python -m "
-                "resnext_jax.detection.proposals."
+                "names (ids, file names, sizes and crowds are compared), or of an earlier version "
+                "of this package; make them again, with python -m resnext_jax.detection.proposals."
             )
 
     def __call__(self, index: int) -> np.ndarray:
@@ -237,8 +236,8 @@ def store(
         scores.flush()
         np.save(draft / _COUNTS, counts)
         info = {
-            "images": _digest(split.image_ids),
-            "digest": _digest(counts, *boxes),
+            "images": split.images_digest(),
+            "digest": hash_of([counts, *boxes]),
             "proposals": int(counts.sum()),
         }
         (draft / _INFO).write_text(json.dumps(info, indent=2) + "\n")
@@ -251,13 +250,6 @@ def store(
             "room there or name another folder with --out=..."
         ) from error
     return int(counts.sum())
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -223,6 +223,28 @@ def test_proposals_of_other_images_are_refused(split: CocoSplit, tmp_path: Path)
         assert "\n" not in str(caught.value)
 
 
+# What a split may differ in although its image ids are the same.
+CHANGES: dict[str, Callable[[CocoSplit], CocoSplit]] = {
+    "file names": lambda split: dataclasses.replace(
+        split, file_names=(*split.file_names[1:], split.file_names[0])
+    ),
+    "heights": lambda split: dataclasses.replace(split, heights=split.heights + 1),
+    "widths": lambda split: dataclasses.replace(split, widths=split.widths + 1),
+    "crowds": lambda split: dataclasses.replace(
+        split, objects=dataclasses.replace(split.objects, crowd=~split.objects.crowd)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_proposals_of_images_that_have_changed_are_refused(
+    change: str, split: CocoSplit, tmp_path: Path
+) -> None:
+    store(tmp_path / "test", split, 10, drawn(split))
+    with pytest.raises(DataError, match="are of other images than"):
+        StoredProposals(tmp_path, "test", CHANGES[change](split))
+
+
 DAMAGE = {
     "proposals.json": (None, b"", b"{", b"[1]", b"{}", b"\xff"),
     "boxes.npy": (None, b"", b"text", "half"),
