@@ -168,7 +168,8 @@ def _common() -> ConfigDict:
     config.data.short_side = 600
     config.data.long_side = 1000
     config.data.flip = True
-    config.data.max_boxes = 128
+    # Places for an image's objects; None: as many as the annotations need.
+    config.data.max_boxes = config_dict.placeholder(int)
     config.data.num_workers = 0  # decoding processes; 0: threads
     config.data.mean, config.data.std = mean, std
 

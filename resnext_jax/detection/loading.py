@@ -19,11 +19,14 @@ from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.pipeline import HostBatch, read_ahead
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.sizes import ImageSpec, prepare_image, resized_boxes
-from resnext_jax.errors import DataError, one_line
+from resnext_jax.errors import ConfigError, DataError, one_line
 
 # Of the image at an index of the split: float32 `[n, 4]`, in pixels of the image as it is stored,
 # best first. Sent to worker processes, so it must be picklable.
 Proposals = Callable[[int], np.ndarray]
+
+# Places for an image's objects are a multiple of it.
+_PLACES = 8
 
 BLANK = -1
 _BAD, _DIM = "bad_index", "dim_index"
@@ -115,6 +118,28 @@ def training_order(
     )
 
 
+def box_places(split: CocoSplit, max_boxes: int | None = None) -> int:
+    """Return how many places a batch has for the objects of an image, crowds included.
+
+    Args:
+      split: the training images.
+      max_boxes: that many; None: the largest number of objects in an image, rounded up.
+
+    Raises:
+      ConfigError: some image has more objects.
+    """
+    counts = np.diff(split.offsets)
+    fullest = int(np.argmax(counts))
+    most = int(counts[fullest])
+    if max_boxes is not None and most > max_boxes:
+        raise ConfigError(
+            f"config.data.max_boxes={max_boxes} is too small: {(counts > max_boxes).sum():,} "
+            f"images of {split.annotations} have more objects, image id "
+            f"{split.image_ids[fullest]} has {most}; give at least {most}, or None."
+        )
+    return max_boxes or -(-most // _PLACES) * _PLACES
+
+
 def detection_batches(
     split: CocoSplit,
     spec: ImageSpec,
@@ -125,6 +150,7 @@ def detection_batches(
     start_step: int,
     num_steps: int,
     num_workers: int = 0,
+    max_boxes: int | None = None,
     proposals: Proposals | None = None,
     max_proposals: int = 2000,
 ) -> Generator[HostBatch, None, None]:
@@ -139,6 +165,7 @@ def detection_batches(
       start_step: first batch; batch k is the same whatever this is.
       num_steps: batches in the whole run.
       num_workers: decoding processes, at most; 0 decodes in threads of this one.
+      max_boxes: see `box_places`, which gives G.
       proposals: of each image, to be resized and mirrored with it.
       max_proposals: P, places for an image's proposals; of more, the first ones are taken.
 
@@ -156,11 +183,12 @@ def detection_batches(
         proposals: float32 `[b, P, 4]`, and proposals_valid: bool `[b, P]`, where there are some.
 
     Raises:
+      ConfigError: see `box_places`.
       DataError: an image cannot be decoded or is not as large as its annotations say, or none can
         be trained on.
     """
     order = training_order(split, spec, seed=seed, batch_size=batch_size)
-    padding = _Padding(spec, proposals, max_proposals)
+    padding = _Padding(spec, proposals, max_proposals, box_places(split, max_boxes))
     source = _TrainingBatches(split, padding, order, np.asarray(positions), num_steps)
     return _checked(read_ahead(grain.MapDataset.source(source)[start_step:], num_workers), split)
 
@@ -242,6 +270,7 @@ class _Padding:
     spec: ImageSpec
     proposals: Proposals | None
     max_proposals: int
+    max_boxes: int = 0
 
     def image(self, split: CocoSplit, index: int, *, mirrored: bool) -> dict[str, Any]:
         file = _opened(split, index)
@@ -276,17 +305,13 @@ class _Padding:
     def objects(
         self, split: CocoSplit, index: int, scale: float, *, mirrored: bool
     ) -> dict[str, Any]:
-        truth, places = split.ground_truth(index), self.spec.max_boxes
+        truth, places = split.ground_truth(index), self.max_boxes
         boxes = resized_boxes(truth.boxes, float(split.widths[index]), scale, mirrored=mirrored)
-        kept = np.arange(len(boxes))
-        if len(kept) > places:
-            areas = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(axis=1)
-            kept = np.sort(np.lexsort((-areas, truth.crowd))[:places])
         return {
-            "boxes": _padded(boxes[kept], places),
-            "classes": _padded(truth.classes[kept], places),
-            "valid": np.arange(places) < len(kept),
-            "crowd": _padded(truth.crowd[kept], places),
+            "boxes": _padded(boxes, places),
+            "classes": _padded(truth.classes, places),
+            "valid": np.arange(places) < len(boxes),
+            "crowd": _padded(truth.crowd, places),
         }
 
     def _padded_proposals(self, boxes: np.ndarray) -> dict[str, Any]:

@@ -60,7 +60,6 @@ def image_spec(config: ConfigDict) -> ImageSpec:
     return ImageSpec(
         short_side=data.short_side,
         long_side=data.long_side,
-        max_boxes=data.max_boxes,
         flip=data.flip,
     )
 

@@ -15,15 +15,12 @@ class ImageSpec:
       short_side: of the resized image, in pixels, unless the long side would be too long.
       long_side: of the resized image, in pixels, at most.
       stride: of the feature map; canvases are multiples of it.
-      max_boxes: G, places for an image's objects. Of an image with more, single objects come
-        before crowds, large before small, and the last are left out (COCO has 93 at most).
       flip: train on the mirrored images too, as images of their own: an epoch is twice as long.
     """
 
     short_side: int = 600
     long_side: int = 1000
     stride: int = 16
-    max_boxes: int = 128
     flip: bool = True
 
     @property

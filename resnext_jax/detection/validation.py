@@ -42,7 +42,7 @@ _RULES: dict[str, Rule] = {
     "data.proposals": NONE_OR_PATH,
     "data.short_side": AT_LEAST_ONE,
     "data.long_side": AT_LEAST_ONE,
-    "data.max_boxes": AT_LEAST_ONE,
+    "data.max_boxes": NONE_OR_AT_LEAST_ONE,
     "data.train_proposals": AT_LEAST_ONE,
     "data.test_proposals": AT_LEAST_ONE,
     "anchors.base": AT_LEAST_ONE,

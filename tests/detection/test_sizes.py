@@ -15,7 +15,7 @@ from tests.detection.coco_files import pixels
 
 PAPER = ImageSpec()
 # Images of 48x64 become 60x80.
-SMALL = ImageSpec(short_side=60, long_side=100, max_boxes=8)
+SMALL = ImageSpec(short_side=60, long_side=100)
 
 
 @pytest.mark.parametrize(
