@@ -173,7 +173,7 @@ def detection_batches(
       Dictionaries of arrays, all in pixels of the resized image:
         image: uint8 `[b, H, W, 3]`, on one of `spec.canvases`; not normalised.
         size: float32 `[b, 2]`, height and width without the padding.
-        scale: float32 `[b]`, of the resizing.
+        original_size: float32 `[b, 2]`, height and width of the image as it is stored.
         boxes: float32 `[b, G, 4]`.
         classes: int32 `[b, G]`.
         valid: bool `[b, G]`, there is an object, crowds included.
@@ -224,9 +224,8 @@ def eval_detection_batches(
       indices: `[n]`, of the images; None is all of them.
 
     Yields:
-      Dictionaries of arrays: `image`, `size`, `scale`, and `proposals` and `proposals_valid` where
-      there are some, as in `detection_batches`, and
-        original_size: float32 `[b, 2]`, height and width of the image as it is stored.
+      Dictionaries of arrays: `image`, `size`, `original_size`, and `proposals` and
+      `proposals_valid` where there are some, as in `detection_batches`, and
         index: int32 `[b]`, of the image in the split; -1 where the batch is filled up.
         mask: bool `[b]`, there is an image.
 
@@ -275,16 +274,15 @@ class _Padding:
     def image(self, split: CocoSplit, index: int, *, mirrored: bool) -> dict[str, Any]:
         file = _opened(split, index)
         image = np.asarray(file)
-        size = np.array(image.shape[:2], np.float32)
-        image, resized, scale = prepare_image(image[:, ::-1] if mirrored else image, self.spec)
-        element: dict[str, Any] = {"image": image, "size": resized, "scale": np.float32(scale)}
+        original_size = np.array(image.shape[:2], np.float32)
+        image, size = prepare_image(image[:, ::-1] if mirrored else image, self.spec)
+        element: dict[str, Any] = {"image": image, "size": size, "original_size": original_size}
         if self.proposals is not None:
             boxes = np.asarray(self.proposals(index), np.float32)[: self.max_proposals]
             element |= self._padded_proposals(
-                resized_boxes(boxes, size[1], scale, mirrored=mirrored)
+                resized_boxes(boxes, original_size, size, mirrored=mirrored)
             )
-        dim = np.int64(index if file.is_dim else -1)
-        return element | {"original_size": size, _BAD: np.int64(-1), _DIM: dim}
+        return element | {_BAD: np.int64(-1), _DIM: np.int64(index if file.is_dim else -1)}
 
     def blank(self, canvas: int, *, bad_index: int = -1) -> dict[str, Any]:
         """Return what stands where there is no image."""
@@ -292,21 +290,18 @@ class _Padding:
         element: dict[str, Any] = {
             "image": np.zeros((*shape, 3), np.uint8),
             "size": np.array(shape, np.float32),
-            "scale": np.float32(1),
+            "original_size": np.array(shape, np.float32),
         }
         if self.proposals is not None:
             element |= self._padded_proposals(np.zeros((0, 4), np.float32))
-        return element | {
-            "original_size": np.array(shape, np.float32),
-            _BAD: np.int64(bad_index),
-            _DIM: np.int64(-1),
-        }
+        return element | {_BAD: np.int64(bad_index), _DIM: np.int64(-1)}
 
     def objects(
-        self, split: CocoSplit, index: int, scale: float, *, mirrored: bool
+        self, split: CocoSplit, index: int, size: np.ndarray, *, mirrored: bool
     ) -> dict[str, Any]:
         truth, places = split.ground_truth(index), self.max_boxes
-        boxes = resized_boxes(truth.boxes, float(split.widths[index]), scale, mirrored=mirrored)
+        original_size = np.array([split.heights[index], split.widths[index]])
+        boxes = resized_boxes(truth.boxes, original_size, size, mirrored=mirrored)
         return {
             "boxes": _padded(boxes, places),
             "classes": _padded(truth.classes, places),
@@ -349,10 +344,8 @@ class _TrainingBatches:
             element = self.padding.image(self.split, index, mirrored=mirrored)
         except UndecodableImageError:
             element = self.padding.blank(canvas, bad_index=index)
-        scale = float(element["scale"])
-        element |= self.padding.objects(self.split, index, scale, mirrored=mirrored)
-        del element["original_size"]
-        return element
+        objects = self.padding.objects(self.split, index, element["size"], mirrored=mirrored)
+        return element | objects
 
 
 @dataclasses.dataclass(frozen=True)

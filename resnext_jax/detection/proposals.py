@@ -73,7 +73,7 @@ def propose(
     logits: jax.Array,
     deltas: jax.Array,
     size: jax.Array,
-    scale: jax.Array,
+    original_size: jax.Array,
     *,
     anchors: np.ndarray,
     spec: ProposalSpec,
@@ -84,7 +84,7 @@ def propose(
       logits: `[N, 2]`, of no object and of an object.
       deltas: `[N, 4]`.
       size: `[2]`, height and width of the resized image, without padding.
-      scale: of the resizing.
+      original_size: `[2]`, of the image as it is stored.
       anchors: `[N, 4]`.
       spec: which become proposals.
 
@@ -95,7 +95,8 @@ def propose(
     scores = jax.nn.softmax(logits)[:, 1]
     boxes = geometry.clip(geometry.decode(deltas, jnp.asarray(anchors)), size)
     sides = boxes[:, 2:] - boxes[:, :2]
-    valid = (sides >= spec.min_side * scale).all(axis=1)
+    shortest = spec.min_side * (size / original_size)[::-1]  # horizontally, vertically
+    valid = (sides >= shortest).all(axis=1)
     if spec.before is not None and spec.before < len(anchors):
         _, best = jax.lax.top_k(jnp.where(valid, scores, -1), spec.before)
         boxes, scores, valid = boxes[best], scores[best], valid[best]
@@ -123,7 +124,7 @@ class Proposer:
             anchors = make_anchors(height, width, anchor_spec(config))
             of_image = functools.partial(propose, anchors=anchors, spec=spec)
             boxes, scores, filled = jax.vmap(of_image)(
-                logits, deltas, batch["size"], batch["scale"]
+                logits, deltas, batch["size"], batch["original_size"]
             )
             return {"boxes": boxes, "scores": scores, "filled": filled}
 
@@ -143,9 +144,7 @@ class Proposer:
         found = self._pass.run(split, params, batch_stats, between_batches=between_batches)
         for index, image in found:
             filled = image["filled"]
-            boxes = original_boxes(
-                image["boxes"][filled], float(image["scale"]), image["original_size"]
-            )
+            boxes = original_boxes(image["boxes"][filled], image["size"], image["original_size"])
             yield index, boxes, image["scores"][filled].astype(np.float32)
 
 

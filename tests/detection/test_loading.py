@@ -143,7 +143,7 @@ def test_batches_hold_what_a_step_needs(split: CocoSplit) -> None:
         assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
             "image": ((BATCH, *canvas, 3), "uint8"),
             "size": ((BATCH, 2), "float32"),
-            "scale": ((BATCH,), "float32"),
+            "original_size": ((BATCH, 2), "float32"),
             "boxes": ((BATCH, 8, 4), "float32"),
             "classes": ((BATCH, 8), "int32"),
             "valid": ((BATCH, 8), "bool"),
@@ -165,9 +165,10 @@ def test_images_boxes_and_proposals_are_resized_and_mirrored_together(tmp_path: 
             height, width = int(split.heights[index]), int(split.widths[index])
             stored = pixels(int(split.image_ids[index]), height, width)
             stored = stored[:, ::-1] if mirrored else stored
-            new_height, new_width, scale = resized_shape(height, width, SMALL)
+            new_height, new_width = resized_shape(height, width, SMALL)
+            scales = np.tile([new_width / width, new_height / height], 2)
             np.testing.assert_array_equal(batch["size"][place], (new_height, new_width))
-            assert batch["scale"][place] == np.float32(scale)
+            np.testing.assert_array_equal(batch["original_size"][place], (height, width))
             np.testing.assert_array_equal(
                 batch["image"][place, :new_height, :new_width],
                 cv2.resize(stored, (new_width, new_height), interpolation=cv2.INTER_LINEAR),
@@ -177,13 +178,13 @@ def test_images_boxes_and_proposals_are_resized_and_mirrored_together(tmp_path: 
                 boxes: np.ndarray,
                 *,
                 width: int = width,
-                scale: float = scale,
+                scales: np.ndarray = scales,
                 mirrored: bool = mirrored,
             ) -> np.ndarray:
                 x1, y1, x2, y2 = boxes.T
                 if mirrored:
                     x1, x2 = width - x2, width - x1
-                return scale * np.stack([x1, y1, x2, y2], axis=1)
+                return scales * np.stack([x1, y1, x2, y2], axis=1)
 
             count = len(truth.boxes)
             np.testing.assert_array_equal(batch["valid"][place], np.arange(8) < count)
@@ -314,7 +315,6 @@ def test_evaluation_has_every_image_once(split: CocoSplit) -> None:
     assert kinds == {
         "image": ((64, 112, 3), "uint8"),
         "size": ((2,), "float32"),
-        "scale": ((), "float32"),
         "original_size": ((2,), "float32"),
         "index": ((), "int32"),
         "mask": ((), "bool"),
@@ -330,10 +330,10 @@ def test_evaluation_has_every_image_once(split: CocoSplit) -> None:
             continue
         size = split.heights[index], split.widths[index]
         np.testing.assert_array_equal(flat["original_size"][place], size)
-        assert flat["scale"][place] == 1.25
+        np.testing.assert_array_equal(flat["size"][place], 1.25 * np.array(size))
         count = min(index, 6)
         assert flat["proposals_valid"][place].sum() == count
-        back = original_boxes(flat["proposals"][place, :count], 1.25, np.array(size))
+        back = original_boxes(flat["proposals"][place, :count], flat["size"][place], np.array(size))
         np.testing.assert_allclose(back, proposals(index)[:6], atol=1e-4)
     first = prepare_image(pixels(1, 48, 64), SMALL)[0]
     np.testing.assert_array_equal(batches[0]["image"][0], first)
