@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnext_jax.config.fields import FIELDS, TASKS, Field, Task, defaults
+from resnext_jax.config.fields import FIELDS, MAY_CHANGE, TASKS, Field, Task, defaults
 from resnext_jax.config.rules import (
     AT_LEAST_ONE,
     AT_MOST_ONE,
@@ -73,7 +73,13 @@ _COMMON: dict[str, Field] = {
     "data.short_side": Field(600, "Images are resized to this short side, ...", AT_LEAST_ONE),
     "data.long_side": Field(1000, "... or to this long side, if less.", AT_LEAST_ONE),
     "data.flip": Field(True, "Mirror every second training image."),
-    "data.max_boxes": Field(128, "Objects of an image, at most.", AT_LEAST_ONE),
+    "data.max_boxes": Field(
+        None,
+        "Places for an image's objects; None: as many as the annotations need.",
+        AT_LEAST_ONE,
+        kind=int,
+        resume=MAY_CHANGE,
+    ),
     "data.num_workers": FIELDS["data.num_workers"],
 }
 
