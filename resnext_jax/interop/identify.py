@@ -51,10 +51,19 @@ class Identity:
         }
 
 
+def twins(name: str) -> str:
+    """Say in a line which other networks the weights of one fit, from names and shapes alone."""
+    return (
+        f"weights cannot tell {name} from networks that have its names and shapes and compute "
+        "something else: anti-aliased (timm's resnetaa50 and resnetblur50), dilated, with other "
+        "pooling, strides or activations"
+    )
+
+
 def identify(state_dict: Mapping[str, Any], source: str = "the state dict") -> Identity:
     """Find the network whose weights these are, from names and shapes.
 
-    What leaves no trace in the weights cannot be seen: see `interop.torch`.
+    What leaves no trace in the weights cannot be seen: see `twins`.
 
     Args:
       state_dict: arrays by PyTorch's name, unwrapped.
