@@ -39,7 +39,6 @@ def set_detection(config: ConfigDict) -> None:
     set_model(config)
     config.data.name = "digit_scenes"
     config.data.short_side = config.data.long_side = 128
-    config.data.max_boxes = 8
     config.data.flip = False  # a mirrored digit is another sign
     config.data.mean, config.data.std = MEAN, STD
     config.finetune.frozen_stages = 0

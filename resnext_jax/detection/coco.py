@@ -116,13 +116,18 @@ class CocoSplit:
             f"images of split {name}": len(self),
             f"objects of split {name}": len(self.objects.boxes),
             f"annotations of split {name}": self.digest(),
-            f"a sample of split {name}": _hash(map(_read, (self.path(int(p)) for p in places))),
+            f"a sample of split {name}": hash_of(map(_read, (self.path(int(p)) for p in places))),
         }
 
     def digest(self, details: str = "") -> str:
-        """Return a hash of images and objects, and of `details`, as 16 hexadecimal digits."""
-        arrays = (self.image_ids, self.offsets, self.objects.boxes, self.objects.classes)
-        return _hash([*(np.ascontiguousarray(x).tobytes() for x in arrays), details.encode()])
+        """Return a hash of images, their objects and `details`, as 16 hexadecimal digits."""
+        objects = (self.offsets, self.objects.boxes, self.objects.classes)
+        return hash_of([self.images_digest().encode(), *objects, details.encode()])
+
+    def images_digest(self) -> str:
+        """Return a hash of the images and of which objects are crowds; boxes may be corrected."""
+        arrays = (self.image_ids, self.heights, self.widths, self.objects.crowd)
+        return hash_of([json.dumps(self.file_names).encode(), *arrays])
 
     def class_names(self) -> tuple[str, ...]:
         """Return the name of each class, the background (class 0) first."""
@@ -145,10 +150,11 @@ class CocoSplit:
         )
 
 
-def _hash(parts: Iterable[bytes]) -> str:
+def hash_of(parts: Iterable[bytes | np.ndarray]) -> str:
+    """Return a hash of bytes and of arrays' contents, one after the other, as 16 digits."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(part)
+        digest.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()[:16]
 
 

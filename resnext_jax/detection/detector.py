@@ -77,7 +77,7 @@ def detections_of(image: Mapping[str, np.ndarray]) -> Detections:
       image: of `setup.ImagePass.run`.
     """
     valid = image["valid"]
-    boxes = original_boxes(image["boxes"][valid], float(image["scale"]), image["original_size"])
+    boxes = original_boxes(image["boxes"][valid], image["size"], image["original_size"])
     scores = image["scores"][valid].astype(np.float32)
     return Detections(boxes, scores, image["classes"][valid])
 
@@ -129,7 +129,7 @@ def propose_from_levels(
     logits: jax.Array,
     deltas: jax.Array,
     size: jax.Array,
-    scale: jax.Array,
+    original_size: jax.Array,
     *,
     anchors: Sequence[np.ndarray],
     spec: ProposalSpec,
@@ -143,7 +143,7 @@ def propose_from_levels(
       logits: `[N, 2]`, level after level.
       deltas: `[N, 4]`.
       size: `[2]`, see `propose`, also for the next.
-      scale: of the resizing.
+      original_size: `[2]`.
       anchors: of each level.
       spec: which become proposals.
 
@@ -155,7 +155,7 @@ def propose_from_levels(
     bounds = np.cumsum([len(each) for each in anchors])[:-1]
     levels = zip(jnp.split(logits, bounds), jnp.split(deltas, bounds), anchors, strict=True)
     found = [
-        propose(own_logits, own_deltas, size, scale, anchors=own_anchors, spec=spec)
+        propose(own_logits, own_deltas, size, original_size, anchors=own_anchors, spec=spec)
         for own_logits, own_deltas, own_anchors in levels
     ]
     if len(found) == 1:
@@ -188,7 +188,7 @@ def propose_in_batch(
         boxes, _, filled = propose_from_levels(*image, anchors=anchors, spec=spec)
         return boxes, filled
 
-    return jax.vmap(of_image)(logits, deltas, batch["size"], batch["scale"])
+    return jax.vmap(of_image)(logits, deltas, batch["size"], batch["original_size"])
 
 
 class JointDetector:

@@ -19,11 +19,14 @@ from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.pipeline import HostBatch, read_ahead
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.sizes import ImageSpec, prepare_image, resized_boxes
-from resnext_jax.errors import DataError, one_line
+from resnext_jax.errors import ConfigError, DataError, one_line
 
 # Of the image at an index of the split: float32 `[n, 4]`, in pixels of the image as it is stored,
 # best first. Sent to worker processes, so it must be picklable.
 Proposals = Callable[[int], np.ndarray]
+
+# Places for an image's objects are a multiple of it.
+_PLACES = 8
 
 BLANK = -1
 _BAD, _DIM = "bad_index", "dim_index"
@@ -115,6 +118,28 @@ def training_order(
     )
 
 
+def box_places(split: CocoSplit, max_boxes: int | None = None) -> int:
+    """Return how many places a batch has for the objects of an image, crowds included.
+
+    Args:
+      split: the training images.
+      max_boxes: that many; None: the largest number of objects in an image, rounded up.
+
+    Raises:
+      ConfigError: some image has more objects.
+    """
+    counts = np.diff(split.offsets)
+    fullest = int(np.argmax(counts))
+    most = int(counts[fullest])
+    if max_boxes is not None and most > max_boxes:
+        raise ConfigError(
+            f"config.data.max_boxes={max_boxes} is too small: {(counts > max_boxes).sum():,} "
+            f"images of {split.annotations} have more objects, image id "
+            f"{split.image_ids[fullest]} has {most}; give at least {most}, or None."
+        )
+    return max_boxes or -(-most // _PLACES) * _PLACES
+
+
 def detection_batches(
     split: CocoSplit,
     spec: ImageSpec,
@@ -125,6 +150,7 @@ def detection_batches(
     start_step: int,
     num_steps: int,
     num_workers: int = 0,
+    max_boxes: int | None = None,
     proposals: Proposals | None = None,
     max_proposals: int = 2000,
 ) -> Generator[HostBatch, None, None]:
@@ -139,6 +165,7 @@ def detection_batches(
       start_step: first batch; batch k is the same whatever this is.
       num_steps: batches in the whole run.
       num_workers: decoding processes, at most; 0 decodes in threads of this one.
+      max_boxes: see `box_places`, which gives G.
       proposals: of each image, to be resized and mirrored with it.
       max_proposals: P, places for an image's proposals; of more, the first ones are taken.
 
@@ -146,7 +173,7 @@ def detection_batches(
       Dictionaries of arrays, all in pixels of the resized image:
         image: uint8 `[b, H, W, 3]`, on one of `spec.canvases`; not normalised.
         size: float32 `[b, 2]`, height and width without the padding.
-        scale: float32 `[b]`, of the resizing.
+        original_size: float32 `[b, 2]`, height and width of the image as it is stored.
         boxes: float32 `[b, G, 4]`.
         classes: int32 `[b, G]`.
         valid: bool `[b, G]`, there is an object, crowds included.
@@ -156,11 +183,12 @@ def detection_batches(
         proposals: float32 `[b, P, 4]`, and proposals_valid: bool `[b, P]`, where there are some.
 
     Raises:
+      ConfigError: see `box_places`.
       DataError: an image cannot be decoded or is not as large as its annotations say, or none can
         be trained on.
     """
     order = training_order(split, spec, seed=seed, batch_size=batch_size)
-    padding = _Padding(spec, proposals, max_proposals)
+    padding = _Padding(spec, proposals, max_proposals, box_places(split, max_boxes))
     source = _TrainingBatches(split, padding, order, np.asarray(positions), num_steps)
     return _checked(read_ahead(grain.MapDataset.source(source)[start_step:], num_workers), split)
 
@@ -196,9 +224,8 @@ def eval_detection_batches(
       indices: `[n]`, of the images; None is all of them.
 
     Yields:
-      Dictionaries of arrays: `image`, `size`, `scale`, and `proposals` and `proposals_valid` where
-      there are some, as in `detection_batches`, and
-        original_size: float32 `[b, 2]`, height and width of the image as it is stored.
+      Dictionaries of arrays: `image`, `size`, `original_size`, and `proposals` and
+      `proposals_valid` where there are some, as in `detection_batches`, and
         index: int32 `[b]`, of the image in the split; -1 where the batch is filled up.
         mask: bool `[b]`, there is an image.
 
@@ -242,20 +269,20 @@ class _Padding:
     spec: ImageSpec
     proposals: Proposals | None
     max_proposals: int
+    max_boxes: int = 0
 
     def image(self, split: CocoSplit, index: int, *, mirrored: bool) -> dict[str, Any]:
         file = _opened(split, index)
         image = np.asarray(file)
-        size = np.array(image.shape[:2], np.float32)
-        image, resized, scale = prepare_image(image[:, ::-1] if mirrored else image, self.spec)
-        element: dict[str, Any] = {"image": image, "size": resized, "scale": np.float32(scale)}
+        original_size = np.array(image.shape[:2], np.float32)
+        image, size = prepare_image(image[:, ::-1] if mirrored else image, self.spec)
+        element: dict[str, Any] = {"image": image, "size": size, "original_size": original_size}
         if self.proposals is not None:
             boxes = np.asarray(self.proposals(index), np.float32)[: self.max_proposals]
             element |= self._padded_proposals(
-                resized_boxes(boxes, size[1], scale, mirrored=mirrored)
+                resized_boxes(boxes, original_size, size, mirrored=mirrored)
             )
-        dim = np.int64(index if file.is_dim else -1)
-        return element | {"original_size": size, _BAD: np.int64(-1), _DIM: dim}
+        return element | {_BAD: np.int64(-1), _DIM: np.int64(index if file.is_dim else -1)}
 
     def blank(self, canvas: int, *, bad_index: int = -1) -> dict[str, Any]:
         """Return what stands where there is no image."""
@@ -263,30 +290,23 @@ class _Padding:
         element: dict[str, Any] = {
             "image": np.zeros((*shape, 3), np.uint8),
             "size": np.array(shape, np.float32),
-            "scale": np.float32(1),
+            "original_size": np.array(shape, np.float32),
         }
         if self.proposals is not None:
             element |= self._padded_proposals(np.zeros((0, 4), np.float32))
-        return element | {
-            "original_size": np.array(shape, np.float32),
-            _BAD: np.int64(bad_index),
-            _DIM: np.int64(-1),
-        }
+        return element | {_BAD: np.int64(bad_index), _DIM: np.int64(-1)}
 
     def objects(
-        self, split: CocoSplit, index: int, scale: float, *, mirrored: bool
+        self, split: CocoSplit, index: int, size: np.ndarray, *, mirrored: bool
     ) -> dict[str, Any]:
-        truth, places = split.ground_truth(index), self.spec.max_boxes
-        boxes = resized_boxes(truth.boxes, float(split.widths[index]), scale, mirrored=mirrored)
-        kept = np.arange(len(boxes))
-        if len(kept) > places:
-            areas = (truth.boxes[:, 2:] - truth.boxes[:, :2]).prod(axis=1)
-            kept = np.sort(np.lexsort((-areas, truth.crowd))[:places])
+        truth, places = split.ground_truth(index), self.max_boxes
+        original_size = np.array([split.heights[index], split.widths[index]])
+        boxes = resized_boxes(truth.boxes, original_size, size, mirrored=mirrored)
         return {
-            "boxes": _padded(boxes[kept], places),
-            "classes": _padded(truth.classes[kept], places),
-            "valid": np.arange(places) < len(kept),
-            "crowd": _padded(truth.crowd[kept], places),
+            "boxes": _padded(boxes, places),
+            "classes": _padded(truth.classes, places),
+            "valid": np.arange(places) < len(boxes),
+            "crowd": _padded(truth.crowd, places),
         }
 
     def _padded_proposals(self, boxes: np.ndarray) -> dict[str, Any]:
@@ -324,10 +344,8 @@ class _TrainingBatches:
             element = self.padding.image(self.split, index, mirrored=mirrored)
         except UndecodableImageError:
             element = self.padding.blank(canvas, bad_index=index)
-        scale = float(element["scale"])
-        element |= self.padding.objects(self.split, index, scale, mirrored=mirrored)
-        del element["original_size"]
-        return element
+        objects = self.padding.objects(self.split, index, element["size"], mirrored=mirrored)
+        return element | objects
 
 
 @dataclasses.dataclass(frozen=True)

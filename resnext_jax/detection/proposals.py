@@ -8,7 +8,6 @@ writes the proposals for the training and for the test images, which configs of 
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import shutil
@@ -26,7 +25,7 @@ from ml_collections import ConfigDict
 from resnext_jax.data.augment import Batch
 from resnext_jax.detection import boxes as geometry
 from resnext_jax.detection.anchors import make_anchors
-from resnext_jax.detection.coco import CocoSplit
+from resnext_jax.detection.coco import CocoSplit, hash_of
 from resnext_jax.detection.models import STRIDE
 from resnext_jax.detection.nms import nms
 from resnext_jax.detection.setup import ImagePass, anchor_spec
@@ -74,7 +73,7 @@ def propose(
     logits: jax.Array,
     deltas: jax.Array,
     size: jax.Array,
-    scale: jax.Array,
+    original_size: jax.Array,
     *,
     anchors: np.ndarray,
     spec: ProposalSpec,
@@ -85,7 +84,7 @@ def propose(
       logits: `[N, 2]`, of no object and of an object.
       deltas: `[N, 4]`.
       size: `[2]`, height and width of the resized image, without padding.
-      scale: of the resizing.
+      original_size: `[2]`, of the image as it is stored.
       anchors: `[N, 4]`.
       spec: which become proposals.
 
@@ -96,7 +95,8 @@ def propose(
     scores = jax.nn.softmax(logits)[:, 1]
     boxes = geometry.clip(geometry.decode(deltas, jnp.asarray(anchors)), size)
     sides = boxes[:, 2:] - boxes[:, :2]
-    valid = (sides >= spec.min_side * scale).all(axis=1)
+    shortest = spec.min_side * (size / original_size)[::-1]  # horizontally, vertically
+    valid = (sides >= shortest).all(axis=1)
     if spec.before is not None and spec.before < len(anchors):
         _, best = jax.lax.top_k(jnp.where(valid, scores, -1), spec.before)
         boxes, scores, valid = boxes[best], scores[best], valid[best]
@@ -124,7 +124,7 @@ class Proposer:
             anchors = make_anchors(height, width, anchor_spec(config))
             of_image = functools.partial(propose, anchors=anchors, spec=spec)
             boxes, scores, filled = jax.vmap(of_image)(
-                logits, deltas, batch["size"], batch["scale"]
+                logits, deltas, batch["size"], batch["original_size"]
             )
             return {"boxes": boxes, "scores": scores, "filled": filled}
 
@@ -144,9 +144,7 @@ class Proposer:
         found = self._pass.run(split, params, batch_stats, between_batches=between_batches)
         for index, image in found:
             filled = image["filled"]
-            boxes = original_boxes(
-                image["boxes"][filled], float(image["scale"]), image["original_size"]
-            )
+            boxes = original_boxes(image["boxes"][filled], image["size"], image["original_size"])
             yield index, boxes, image["scores"][filled].astype(np.float32)
 
 
@@ -175,11 +173,11 @@ class StoredProposals:
                 f"there are no whole proposals in {self._folder} ({one_line(error)}); make them "
                 "with python -m resnext_jax.detection.proposals --workdir=... --out=..."
             ) from error
-        if images != _digest(split.image_ids):
+        if images != split.images_digest():
             raise DataError(
                 f"the proposals in {self._folder} are of other images than {split.annotations} "
-                "names; make them again from these, with python -m "
-                "resnext_jax.detection.proposals."
+                "names (ids, file names, sizes and crowds are compared), or of an earlier version "
+                "of this package; make them again, with python -m resnext_jax.detection.proposals."
             )
 
     def __call__(self, index: int) -> np.ndarray:
@@ -237,8 +235,8 @@ def store(
         scores.flush()
         np.save(draft / _COUNTS, counts)
         info = {
-            "images": _digest(split.image_ids),
-            "digest": _digest(counts, *boxes),
+            "images": split.images_digest(),
+            "digest": hash_of([counts, *boxes]),
             "proposals": int(counts.sum()),
         }
         (draft / _INFO).write_text(json.dumps(info, indent=2) + "\n")
@@ -251,13 +249,6 @@ def store(
             "room there or name another folder with --out=..."
         ) from error
     return int(counts.sum())
-
-
-def _digest(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -60,7 +60,6 @@ def image_spec(config: ConfigDict) -> ImageSpec:
     return ImageSpec(
         short_side=data.short_side,
         long_side=data.long_side,
-        max_boxes=data.max_boxes,
         flip=data.flip,
     )
 
@@ -305,7 +304,7 @@ class ImagePass:
         max_proposals: int = 0,
         between_batches: Callable[[], None] = lambda: None,
     ) -> Generator[tuple[int, dict[str, np.ndarray]], None, None]:
-        """Yield the index of each image, and its results, with `scale` and `original_size`.
+        """Yield the index of each image, and its results, with `size` and `original_size`.
 
         Every image comes once, on all hosts, in the order of batches.
 
@@ -333,7 +332,7 @@ class ImagePass:
             for batch in on_devices:
                 between_batches()
                 found = self._step(params, batch_stats, batch)
-                known = {name: batch[name] for name in ("index", "mask", "scale", "original_size")}
+                known = {name: batch[name] for name in ("index", "mask", "size", "original_size")}
                 pending.append(found | known)
                 if len(pending) > _AHEAD:
                     yield from _images(pending.popleft())

@@ -15,15 +15,12 @@ class ImageSpec:
       short_side: of the resized image, in pixels, unless the long side would be too long.
       long_side: of the resized image, in pixels, at most.
       stride: of the feature map; canvases are multiples of it.
-      max_boxes: G, places for an image's objects. Of an image with more, single objects come
-        before crowds, large before small, and the last are left out (COCO has 93 at most).
       flip: train on the mirrored images too, as images of their own: an epoch is twice as long.
     """
 
     short_side: int = 600
     long_side: int = 1000
     stride: int = 16
-    max_boxes: int = 128
     flip: bool = True
 
     @property
@@ -41,16 +38,16 @@ class ImageSpec:
         return min(self.short_side, self.long_side), self.long_side
 
 
-def resized_shape(height: int, width: int, spec: ImageSpec) -> tuple[int, int, float]:
-    """Return height and width of an image when resized, and the scale that boxes are resized by."""
+def resized_shape(height: int, width: int, spec: ImageSpec) -> tuple[int, int]:
+    """Return height and width of an image when resized."""
     short, long = sorted((height, width))
     scale = spec.short_side / short
     if round(scale * long) > spec.long_side:
         scale = spec.long_side / long
-    return max(1, round(height * scale)), max(1, round(width * scale)), scale
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def prepare_image(image: np.ndarray, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray, float]:
+def prepare_image(image: np.ndarray, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
     """Resize an image and pad it at the bottom and right with zeros.
 
     Args:
@@ -58,24 +55,28 @@ def prepare_image(image: np.ndarray, spec: ImageSpec) -> tuple[np.ndarray, np.nd
       spec: of the result.
 
     Returns:
-      The padded image, uint8 `[H, W, 3]`; the resized height and width, float32 `[2]`; the scale.
+      The padded image, uint8 `[H, W, 3]`, and the resized height and width, float32 `[2]`.
     """
     height, width = image.shape[:2]
     padded = np.zeros((*spec.canvases[spec.canvas_of(height, width)], 3), np.uint8)
-    height, width, scale = resized_shape(height, width, spec)
+    height, width = resized_shape(height, width, spec)
     padded[:height, :width] = resize(
         image, height, width, interpolation="bilinear", antialias=False
     )
-    return padded, np.array([height, width], np.float32), scale
+    return padded, np.array([height, width], np.float32)
 
 
-def resized_boxes(boxes: np.ndarray, width: float, scale: float, *, mirrored: bool) -> np.ndarray:
+def resized_boxes(
+    boxes: np.ndarray, original_size: np.ndarray, size: np.ndarray, *, mirrored: bool
+) -> np.ndarray:
     """Take boxes from the image as it is stored to the resized one.
+
+    Both sides are whole pixels, so each axis has its own scale.
 
     Args:
       boxes: `[n, 4]`, in pixels of the image as it is stored.
-      width: of that image, in pixels.
-      scale: of the resizing.
+      original_size: `[2]`, height and width of that image.
+      size: `[2]`, of the resized one.
       mirrored: whether the image is mirrored left to right.
 
     Returns:
@@ -83,21 +84,26 @@ def resized_boxes(boxes: np.ndarray, width: float, scale: float, *, mirrored: bo
     """
     if mirrored:
         x1, y1, x2, y2 = boxes.T
-        boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
-    return (boxes * scale).astype(np.float32)
+        boxes = np.stack([original_size[1] - x2, y1, original_size[1] - x1, y2], axis=1)
+    return (boxes * _scales(original_size, size)).astype(np.float32)
 
 
-def original_boxes(boxes: np.ndarray, scale: float, original_size: np.ndarray) -> np.ndarray:
+def original_boxes(boxes: np.ndarray, size: np.ndarray, original_size: np.ndarray) -> np.ndarray:
     """Take boxes from a resized image back to the image as it is stored, and clip them to it.
 
     Args:
       boxes: `[..., 4]`, in pixels of the resized image.
-      scale: of the resizing.
-      original_size: `[2]`, height and width.
+      size: `[2]`, its height and width.
+      original_size: `[2]`, of the image as it is stored.
 
     Returns:
       float32 `[..., 4]`.
     """
-    height, width = original_size
-    limits = np.array([width, height, width, height], np.float32)
-    return np.clip(boxes / np.float32(scale), 0, limits).astype(np.float32)
+    limits = np.tile(np.asarray(original_size)[::-1], 2)
+    return np.clip(boxes * _scales(size, original_size), 0, limits).astype(np.float32)
+
+
+def _scales(size: np.ndarray, new_size: np.ndarray) -> np.ndarray:
+    """Return what x1, y1, x2, y2 are multiplied by, float64 `[4]`."""
+    vertical, horizontal = np.asarray(new_size, np.float64) / np.asarray(size)
+    return np.array([horizontal, vertical, horizontal, vertical])

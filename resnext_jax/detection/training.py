@@ -27,7 +27,7 @@ from resnext_jax.detection.anchors import make_anchors
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.detector import Detector, JointDetector, propose_in_batch
 from resnext_jax.detection.evaluate import Row
-from resnext_jax.detection.loading import Proposals, detection_batches, training_order
+from resnext_jax.detection.loading import Proposals, box_places, detection_batches, training_order
 from resnext_jax.detection.losses import fast_rcnn_loss, rpn_loss
 from resnext_jax.detection.models import STRIDE
 from resnext_jax.detection.proposals import Proposer, StoredProposals
@@ -216,6 +216,7 @@ def prepare(config: ConfigDict, mesh: Mesh) -> tuple[Task, TrainState]:
       UserError: the data cannot be used, or the hosts disagree.
     """
     splits = open_splits(config)
+    places = box_places(splits.train, config.data.max_boxes)
     stage = make_stage(config, splits)
     version = splits.train.digest(stage.data_details)
     data = DataVersion(config.data.name, version, splits.train.category_names)
@@ -241,7 +242,7 @@ def prepare(config: ConfigDict, mesh: Mesh) -> tuple[Task, TrainState]:
     task = Task(
         config=config,
         title=f"{stage.title} on {config.data.name}",
-        batch_note=", batch norms fixed",
+        batch_note=f", batch norms fixed, places for {places} objects an image",
         measure=stage.measure,
         data=data,
         num_images=splits.num_images,
@@ -299,6 +300,7 @@ def _batches(
         start_step=start_step,
         num_steps=num_steps,
         num_workers=config.data.num_workers,
+        max_boxes=config.data.max_boxes,
         proposals=stage.proposals,
         max_proposals=stage.max_proposals,
     )

@@ -215,6 +215,8 @@ def kind_of_stranger(state_dict: Mapping[str, Any]) -> str | None:
         return (
             "the names, stem and strides of the first SENets (timm's legacy_seresnet and senet154)"
         )
+    if any(".conv1_1x1." in name for name in state_dict):
+        return "the stages and stem of timm's ByobNet (such as resnet33ts and resnet50_clip)"
     if any(".conv2.conv." in name or ".conv2.attn." in name for name in state_dict):
         return "split attention (such as ResNeSt and SKNet)"
     if "maxpool.0.weight" in state_dict:
@@ -222,7 +224,7 @@ def kind_of_stranger(state_dict: Mapping[str, Any]) -> str | None:
     if "conv1.6.weight" in state_dict and 2 * width("conv1.0.weight") != width("conv1.6.weight"):
         return "a stem whose convolutions widen one by one (timm's -T)"
     if "conv1.0.weight" in state_dict and "layer2.0.downsample.0.weight" in state_dict:
-        return "a deep stem and plain shortcuts (timm's -C and -S)"
+        return "a deep stem and plain shortcuts (timm's -C and -S, and senet154)"
     if "bn1.weight" in state_dict and "bn1.running_mean" not in state_dict:
         return "norms without running statistics (such as group norm)"
     return None

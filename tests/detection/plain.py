@@ -75,12 +75,12 @@ def network_of(weights: StoredWeights) -> Network:
 
 def canvas_of(
     split: CocoSplit, index: int, config: ConfigDict
-) -> tuple[np.ndarray, float, tuple[int, int]]:
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
     """Read an image that is to go on a square canvas.
 
     Returns:
-      It on its canvas, normalised, `[1, S, S, 3]`; the scale that it is resized by; its height
-      and width then.
+      It on its canvas, normalised, `[1, S, S, 3]`; what x1, y1, x2, y2 are multiplied by; its
+      height and width then.
     """
     side, image = config.data.short_side, read_image(split.path(index))
     scale = side / max(image.shape[:2])
@@ -88,7 +88,7 @@ def canvas_of(
     resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
     canvas = np.zeros((1, side, side, 3), np.float32)
     canvas[0, :height, :width] = (resized - np.array(config.data.mean)) / np.array(config.data.std)
-    return canvas, scale, (height, width)
+    return canvas, np.tile([width / image.shape[1], height / image.shape[0]], 2), (height, width)
 
 
 def read_image(path: Path) -> np.ndarray:

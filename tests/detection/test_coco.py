@@ -246,3 +246,22 @@ def test_facts_tell_copies_that_differ_from_those_that_do_not(tmp_path: Path) ->
     same.path(3).unlink()
     with pytest.raises(DataError, match="cannot be read"):
         same.facts("train")
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["image_ids", "file_names", "heights", "widths", "offsets", "boxes", "classes", "crowd"],
+)
+def test_a_digest_is_of_all_that_is_trained_on(tmp_path: Path, field: str) -> None:
+    """It is what a run compares when it resumes."""
+    split = random_split(tmp_path)
+    assert split.digest() != split.digest("details")
+    if field == "file_names":
+        changed = dataclasses.replace(split, file_names=split.file_names[::-1])
+    elif hasattr(split, field):
+        changed = dataclasses.replace(split, **{field: getattr(split, field)[::-1]})
+    else:
+        values = getattr(split.objects, field)[::-1]
+        objects = dataclasses.replace(split.objects, **{field: values})
+        changed = dataclasses.replace(split, objects=objects)
+    assert changed.digest() != split.digest()

@@ -28,7 +28,7 @@ def proposed(
     logits: np.ndarray,
     deltas: np.ndarray,
     size: Sequence[float],
-    scale: float,
+    scales: Any,
     anchors: Sequence[np.ndarray],
     spec: ProposalSpec,
 ) -> list[Proposal]:
@@ -40,7 +40,7 @@ def proposed(
         answers = zip(level, plain.softmax(logits[start:end]), deltas[start:end], strict=True)
         for box, say, change in answers:
             x1, y1, x2, y2 = plain.moved(box, change, *size)
-            if min(x2 - x1, y2 - y1) >= spec.min_side * scale:
+            if min((x2 - x1) / scales[0], (y2 - y1) / scales[1]) >= spec.min_side:
                 candidates.append((float(say[1]), [x1, y1, x2, y2]))
         candidates.sort(key=lambda each: -each[0])
         candidates = candidates[: spec.before]
@@ -75,11 +75,11 @@ def test_levels_are_suppressed_apart_and_chosen_from_together(
     answers: tuple[Any, ...], spec: ProposalSpec
 ) -> None:
     logits, deltas, anchors = answers
-    size, scale = jnp.array([50.0, 60.0]), jnp.asarray(1.5)
+    size, original_size = jnp.array([50.0, 60.0]), jnp.array([40.0, 40.0])
     boxes, scores, filled = jax.jit(
         lambda *image: propose_from_levels(*image, anchors=anchors, spec=spec)
-    )(logits, deltas, size, scale)
-    expected = proposed(logits, deltas, (50, 60), 1.5, anchors, spec)
+    )(logits, deltas, size, original_size)
+    expected = proposed(logits, deltas, (50, 60), (1.5, 1.25), anchors, spec)
     assert int(filled.sum()) == len(expected)
     assert not np.any(filled[len(expected) :])
     wanted_scores, wanted_boxes = zip(*expected, strict=True)
@@ -89,7 +89,7 @@ def test_levels_are_suppressed_apart_and_chosen_from_together(
 
 def test_one_level_is_that_of_the_two_networks(answers: tuple[Any, ...]) -> None:
     logits, deltas, anchors = answers
-    image = (logits, deltas, jnp.array([50.0, 60.0]), jnp.asarray(1.0))
+    image = (logits, deltas, *[jnp.array([50.0, 60.0])] * 2)
     together, spec = np.concatenate(anchors), ProposalSpec(most=20, min_side=4)
     found, expected = jax.jit(
         lambda *image: (

@@ -17,19 +17,20 @@ from resnext_jax.data.pipeline import HostBatch, host_positions, to_devices
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.loading import (
     TrainingOrder,
+    box_places,
     detection_batches,
     eval_detection_batches,
     num_eval_batches,
     training_order,
 )
 from resnext_jax.detection.sizes import ImageSpec, original_boxes, prepare_image, resized_shape
-from resnext_jax.errors import DataError
+from resnext_jax.errors import ConfigError, DataError
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.data.deep_files import png, tiff
 from tests.detection.coco_files import annotation, image, pixels, random_split, write_coco
 
 # Images of 48x64 become 60x80.
-SMALL = ImageSpec(short_side=60, long_side=100, max_boxes=8)
+SMALL = ImageSpec(short_side=60, long_side=100)
 BATCH, STEPS = 4, 10
 
 
@@ -142,7 +143,7 @@ def test_batches_hold_what_a_step_needs(split: CocoSplit) -> None:
         assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
             "image": ((BATCH, *canvas, 3), "uint8"),
             "size": ((BATCH, 2), "float32"),
-            "scale": ((BATCH,), "float32"),
+            "original_size": ((BATCH, 2), "float32"),
             "boxes": ((BATCH, 8, 4), "float32"),
             "classes": ((BATCH, 8), "int32"),
             "valid": ((BATCH, 8), "bool"),
@@ -164,9 +165,10 @@ def test_images_boxes_and_proposals_are_resized_and_mirrored_together(tmp_path: 
             height, width = int(split.heights[index]), int(split.widths[index])
             stored = pixels(int(split.image_ids[index]), height, width)
             stored = stored[:, ::-1] if mirrored else stored
-            new_height, new_width, scale = resized_shape(height, width, SMALL)
+            new_height, new_width = resized_shape(height, width, SMALL)
+            scales = np.tile([new_width / width, new_height / height], 2)
             np.testing.assert_array_equal(batch["size"][place], (new_height, new_width))
-            assert batch["scale"][place] == np.float32(scale)
+            np.testing.assert_array_equal(batch["original_size"][place], (height, width))
             np.testing.assert_array_equal(
                 batch["image"][place, :new_height, :new_width],
                 cv2.resize(stored, (new_width, new_height), interpolation=cv2.INTER_LINEAR),
@@ -176,13 +178,13 @@ def test_images_boxes_and_proposals_are_resized_and_mirrored_together(tmp_path: 
                 boxes: np.ndarray,
                 *,
                 width: int = width,
-                scale: float = scale,
+                scales: np.ndarray = scales,
                 mirrored: bool = mirrored,
             ) -> np.ndarray:
                 x1, y1, x2, y2 = boxes.T
                 if mirrored:
                     x1, x2 = width - x2, width - x1
-                return scale * np.stack([x1, y1, x2, y2], axis=1)
+                return scales * np.stack([x1, y1, x2, y2], axis=1)
 
             count = len(truth.boxes)
             np.testing.assert_array_equal(batch["valid"][place], np.arange(8) < count)
@@ -207,7 +209,7 @@ def test_a_box_still_frames_its_object(mirrored: bool, tmp_path: Path) -> None:
     picture = np.zeros((96, 128, 3), np.uint8)
     picture[40:70, 20:80] = 255
     split.path(0).write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-    spec = ImageSpec(short_side=48, long_side=64, max_boxes=1)
+    spec = ImageSpec(short_side=48, long_side=64)
     order = training_order(split, spec, seed=0, batch_size=1)
     step = next(n for n in range(9) if order.elements(n, np.arange(1))[1][0] == mirrored)
     batch = train(split, spec, seed=0, batch_size=1, start_step=step, num_steps=step + 1)[0]
@@ -218,23 +220,26 @@ def test_a_box_still_frames_its_object(mirrored: bool, tmp_path: Path) -> None:
     np.testing.assert_array_equal(edges, expected)
 
 
-def test_of_many_boxes_the_largest_single_ones_stay(tmp_path: Path) -> None:
+def test_every_object_has_a_place(tmp_path: Path) -> None:
+    """Also of an image with many; what had none would be learned as background."""
+    counts = (1, 130)
     annotations = [
-        annotation(n, 1, 1, [0, 0, side, side], iscrowd=crowd)
-        for n, (side, crowd) in enumerate([(5, 0), (40, 1), (9, 0), (30, 1), (7, 0), (8, 0)])
+        annotation(200 * number + place, number, 1, [0, 0, 2 + place % 30, 9], iscrowd=place % 2)
+        for number, count in enumerate(counts)
+        for place in range(count)
     ]
-    split = write_coco(tmp_path, [image(1)], annotations)
-
-    def widths(places: int) -> list[float]:
-        spec = dataclasses.replace(SMALL, max_boxes=places)
-        batch = train(split, spec, batch_size=1, num_steps=1)[0]
-        boxes = batch["boxes"][0][batch["valid"][0]] / 1.25
-        return (boxes[:, 2] - boxes[:, 0]).tolist()
-
-    # In the order of the file.
-    assert widths(6) == [5, 40, 9, 30, 7, 8]
-    assert widths(5) == [5, 40, 9, 7, 8]
-    assert widths(2) == [9, 8]
+    split = write_coco(tmp_path, [image(number) for number in range(2)], annotations)
+    for max_boxes, places in ((None, 136), (130, 130), (200, 200)):
+        assert box_places(split, max_boxes) == places
+        batch = train(split, batch_size=2, num_steps=1, max_boxes=max_boxes)[0]
+        assert batch["valid"].shape == (2, places)
+        assert sorted(batch["valid"].sum(axis=1)) == [1, 130]
+    with pytest.raises(
+        ConfigError,
+        match=r"config.data.max_boxes=129 is too small: 1 images of .* have more objects, image id "
+        r"1 has 130; give at least 130, or None\.",
+    ):
+        train(split, max_boxes=129)
 
 
 def test_seeds_on_the_device_follow_the_place_in_the_run(split: CocoSplit) -> None:
@@ -310,7 +315,6 @@ def test_evaluation_has_every_image_once(split: CocoSplit) -> None:
     assert kinds == {
         "image": ((64, 112, 3), "uint8"),
         "size": ((2,), "float32"),
-        "scale": ((), "float32"),
         "original_size": ((2,), "float32"),
         "index": ((), "int32"),
         "mask": ((), "bool"),
@@ -326,10 +330,10 @@ def test_evaluation_has_every_image_once(split: CocoSplit) -> None:
             continue
         size = split.heights[index], split.widths[index]
         np.testing.assert_array_equal(flat["original_size"][place], size)
-        assert flat["scale"][place] == 1.25
+        np.testing.assert_array_equal(flat["size"][place], 1.25 * np.array(size))
         count = min(index, 6)
         assert flat["proposals_valid"][place].sum() == count
-        back = original_boxes(flat["proposals"][place, :count], 1.25, np.array(size))
+        back = original_boxes(flat["proposals"][place, :count], flat["size"][place], np.array(size))
         np.testing.assert_allclose(back, proposals(index)[:6], atol=1e-4)
     first = prepare_image(pixels(1, 48, 64), SMALL)[0]
     np.testing.assert_array_equal(batches[0]["image"][0], first)

@@ -29,7 +29,7 @@ from tests.detection.workdirs import drawn_config, make_workdir
 
 # Of an image of 120x150 on a canvas of 128x160, twice as large as it is stored.
 ANCHORS = make_anchors(8, 10, AnchorSpec(scales=(1.0, 2.0, 4.0)))
-SIZE, SCALE = np.array([120, 150], np.float32), np.float32(2)
+SIZE, ORIGINAL_SIZE = np.array([120, 150], np.float32), np.array([60, 75], np.float32)
 # Many are too small, also of the best; after suppression fewer are left than there are places.
 SPEC = ProposalSpec(before=60, most=50, nms_iou=0.4, min_side=8.0)
 
@@ -45,7 +45,7 @@ def proposed(
     logits: np.ndarray, deltas: np.ndarray, spec: ProposalSpec = SPEC, **image: Any
 ) -> Found:
     """Return the boxes and scores of filled places; check that the others come after them."""
-    image = {"size": SIZE, "scale": SCALE} | image
+    image = {"size": SIZE, "original_size": ORIGINAL_SIZE} | image
     boxes, scores, filled = map(np.asarray, compiled(spec)(logits, deltas, **image))
     assert boxes.shape == (spec.most, 4)
     assert scores.shape == filled.shape == (spec.most,)
@@ -58,14 +58,14 @@ def loop(
     deltas: np.ndarray,
     anchors: np.ndarray,
     size: Any,
-    scale: float,
+    scales: Any,
     spec: ProposalSpec,
 ) -> Found:
     """Make proposals one by one, in float64."""
     candidates = []
     for score, change, anchor in zip(plain.softmax(logits)[:, 1], deltas, anchors, strict=True):
         box = plain.moved(anchor, change, *map(float, size))
-        if min(box[2] - box[0], box[3] - box[1]) >= spec.min_side * scale:
+        if min((box[2] - box[0]) / scales[0], (box[3] - box[1]) / scales[1]) >= spec.min_side:
             candidates.append((box, float(score)))
     candidates.sort(key=lambda candidate: -candidate[1])
     boxes, scores = map(list, zip(*candidates[: spec.before], strict=True))
@@ -94,7 +94,7 @@ def test_proposals_are_those_of_a_loop(spec: ProposalSpec) -> None:
     for seed in range(3):
         logits, deltas = draw(seed)
         boxes, scores = proposed(logits, deltas, spec)
-        expected_boxes, expected_scores = loop(logits, deltas, ANCHORS, SIZE, 2.0, spec)
+        expected_boxes, expected_scores = loop(logits, deltas, ANCHORS, SIZE, (2.0, 2.0), spec)
         assert len(boxes) == len(expected_boxes) > 25
         assert (len(boxes) == spec.most) == (spec.before is None)
         np.testing.assert_allclose(boxes, expected_boxes, atol=1e-3)
@@ -109,11 +109,11 @@ def test_the_shortest_side_is_one_of_the_stored_image() -> None:
     logits[square, 1] = 5
     assert SPEC.min_side == 8
     assert proposed(logits, deltas)[0][0].tolist() == [32, 32, 48, 48]
-    best = proposed(logits, deltas, scale=np.float32(2.01))[0]
+    best = proposed(logits, deltas, original_size=SIZE / np.float32(2.01))[0]
     assert best[0].tolist() != [32, 32, 48, 48]
     assert (best[:, 2:] - best[:, :2]).min() > 16
     # Where all are too small, there is none.
-    assert proposed(logits, deltas, scale=np.float32(100))[0].shape == (0, 4)
+    assert proposed(logits, deltas, original_size=SIZE / np.float32(100))[0].shape == (0, 4)
 
 
 def test_of_equals_the_first_anchors_are_taken() -> None:
@@ -221,6 +221,28 @@ def test_proposals_of_other_images_are_refused(split: CocoSplit, tmp_path: Path)
             StoredProposals(tmp_path, "test", wrong)
         assert str(tmp_path / "test") in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+# What a split may differ in although its image ids are the same.
+CHANGES: dict[str, Callable[[CocoSplit], CocoSplit]] = {
+    "file names": lambda split: dataclasses.replace(
+        split, file_names=(*split.file_names[1:], split.file_names[0])
+    ),
+    "heights": lambda split: dataclasses.replace(split, heights=split.heights + 1),
+    "widths": lambda split: dataclasses.replace(split, widths=split.widths + 1),
+    "crowds": lambda split: dataclasses.replace(
+        split, objects=dataclasses.replace(split.objects, crowd=~split.objects.crowd)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_proposals_of_images_that_have_changed_are_refused(
+    change: str, split: CocoSplit, tmp_path: Path
+) -> None:
+    store(tmp_path / "test", split, 10, drawn(split))
+    with pytest.raises(DataError, match="are of other images than"):
+        StoredProposals(tmp_path, "test", CHANGES[change](split))
 
 
 DAMAGE = {

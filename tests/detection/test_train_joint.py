@@ -137,11 +137,11 @@ def test_its_losses_are_those_of_both_stages_on_the_same_proposals(drawn: Drawn)
     def separately(image: Batch) -> tuple[jax.Array, ...]:
         """Losses of one image, as of a batch of one."""
         pixels, (key,) = normalised(image, config), keys_of(image)
-        names = ("boxes", "classes", "valid", "crowd", "size", "scale")
-        boxes, classes, valid, crowd, size, scale = (image[name][0] for name in names)
+        names = ("boxes", "classes", "valid", "crowd", "size", "original_size")
+        boxes, classes, valid, crowd, size, original_size = (image[name][0] for name in names)
         logits, deltas = (each[0] for each in of_anchors(pixels))
         proposals, _, filled = propose_from_levels(
-            logits, deltas, size, scale, anchors=anchors, spec=chosen
+            logits, deltas, size, original_size, anchors=anchors, spec=chosen
         )
         keys = jax.random.split(key)
         first = rpn_targets(

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.detection import training
 from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate
-from resnext_jax.errors import DataError, UserError, WorkdirError
+from resnext_jax.errors import ConfigError, DataError, UserError, WorkdirError
 from resnext_jax.optim.freezing import Freezing
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from resnext_jax.runs.log import read_metrics
@@ -130,7 +130,15 @@ def test_an_epoch_may_be_all_images(config: ConfigDict) -> None:
     changed.ema.decay = 0.9
     task, _ = training.prepare(changed, training.training_mesh(changed))
     assert task.num_images == 12  # not mirrored
+    assert task.batch_note.endswith(", places for 4 objects an image")
     assert callable(task.train_step)
+
+
+def test_too_few_places_for_objects_are_refused_at_the_start(config: ConfigDict) -> None:
+    changed = config.copy_and_resolve_references()
+    changed.data.max_boxes = 1
+    with pytest.raises(ConfigError, match=r"max_boxes=1 is too small: .* has 2; give at least 2"):
+        training.prepare(changed, training.training_mesh(changed))
 
 
 def test_other_categories_to_test_on_are_refused(config: ConfigDict, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which model a state dict fits."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ from resnext_jax.interop.names import TORCH7, TORCHVISION, Scheme, table
 from resnext_jax.models.blocks import BOTTLENECK
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import NetworkSpec
-from tests.interop.weights import CIFAR_SPEC, IMAGENET_SPEC, random_state_dict, small_spec
+from tests.interop.weights import (
+    CIFAR_SPEC,
+    IMAGENET_SPEC,
+    STRANGERS,
+    random_state_dict,
+    small_spec,
+    stranger,
+)
 
 
 def shapes_only(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> dict[str, np.ndarray]:
@@ -89,10 +97,10 @@ def test_others_are_not(kind: str) -> None:
         identify(strangers()[kind], "FILE")
 
 
-def test_known_strangers_are_named() -> None:
-    state_dict = random_state_dict(CIFAR_SPEC) | {"layer1.0.se.conv.weight": np.zeros((1, 1, 3))}
-    with pytest.raises(WeightsError, match="of a network with ECA attention in its blocks"):
-        identify(state_dict)
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_known_strangers_are_named(kind: str) -> None:
+    with pytest.raises(WeightsError, match=re.escape(f": it is of a network with {kind}")):
+        identify(stranger(kind))
 
 
 def changed(name: str, change: str, **options: Any) -> dict[str, np.ndarray]:

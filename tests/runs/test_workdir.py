@@ -197,8 +197,11 @@ def test_a_field_that_the_old_run_did_not_have(tmp_path: Path) -> None:
     old = run_config()
     del old.optimizer["nesterov"]
     write_config(old, tmp_path)
-    with pytest.raises(ConfigError, match=r"optimizer\.nesterov is True, was None"):
-        check_same_run(run_config(), tmp_path)
+    check_same_run(run_config(), tmp_path)  # it did as the default says
+    other = run_config()
+    other.optimizer.nesterov = False
+    with pytest.raises(ConfigError, match=r"optimizer\.nesterov is False, was True"):
+        check_same_run(other, tmp_path)
 
 
 @pytest.mark.parametrize("text", ['{"a":', "3", "[]"])
