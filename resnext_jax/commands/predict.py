@@ -39,6 +39,7 @@ from resnext_jax.errors import (
     reports_user_errors,
 )
 from resnext_jax.files import path_argument, user_path
+from resnext_jax.interop.identify import twins
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.runs.weights import Single, load_single
 
@@ -271,6 +272,8 @@ def main(argv: Sequence[str]) -> None:
         ema=options.ema,
     )
     _set_data(network, options.image_size, options.interpolation)
+    if options.weights and network.class_names is None:  # otherwise it was exported from a run
+        print(f"note: {twins(network.member.model)}", file=sys.stderr)
     names, remark = class_names(network, options.classes)
     if remark:
         print(f"note: {remark}", file=sys.stderr)

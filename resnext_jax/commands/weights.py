@@ -16,7 +16,7 @@ from resnext_jax.interop.files import (
     source,
     write_state_dict,
 )
-from resnext_jax.interop.identify import identify
+from resnext_jax.interop.identify import identify, twins
 from resnext_jax.interop.state_dicts import weights_to_torch
 from resnext_jax.models.registry import model_name
 
@@ -85,6 +85,8 @@ def _inspect(path: Path, *, ema: bool) -> None:
     options = "".join(f", {what}={value}" for what, value in arguments.items() if what != "name")
     print(f"names: {identity.scheme}'s")
     print(f"model: create_model({identity.name!r}{options}, ...)")
+    if names is None:  # otherwise it was exported from a run
+        print(f"note: {twins(identity.name)}")
 
 
 def _summary(arrays: dict[str, np.ndarray]) -> str:

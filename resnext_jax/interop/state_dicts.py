@@ -174,6 +174,16 @@ class Difference(NamedTuple):
     unexpected: list[str]
     misshapen: dict[str, tuple[Shape, Shape]]
 
+    def told(self, **options: int) -> list[str]:
+        """Say what differs, as `errors.listed` does with these options."""
+        shapes = (f"{name} is {found}, not {own}" for name, (found, own) in self.misshapen.items())
+        parts = (
+            listed("name", "missing", self.missing, **options),
+            listed("name", "unexpected", self.unexpected, **options),
+            listed("array", "of another shape", shapes, **options),
+        )
+        return [part for part in parts if part]
+
 
 def compare(
     state_dict: Mapping[str, Any], rows: list[Row], passed_over: set[str] | None = None
@@ -229,15 +239,7 @@ def _misfit(
 ) -> WeightsError:
     missing, unexpected, misshapen = difference
     name = model_name(spec.architecture) or "the network"
-    told = [
-        listed("name", "missing", missing),
-        listed("name", "unexpected", unexpected),
-        listed(
-            "array",
-            "of another shape",
-            (f"{name} is {found}, not {wanted}" for name, (found, wanted) in misshapen.items()),
-        ),
-    ]
+    told = difference.told()
     remedy = "python -m resnext_jax.interop.torch inspect FILE tells which model a file fits"
     kind = kind_of_stranger(state_dict)
     if kind is not None:
@@ -253,7 +255,7 @@ def _misfit(
                 "(classifier=False)"
             )
     return WeightsError(
-        f"{source} does not fit {name}: {'; '.join(filter(None, told))}; {remedy}.",
+        f"{source} does not fit {name}: {'; '.join(told)}; {remedy}.",
         missing=missing,
         unexpected=unexpected,
         misshapen=misshapen,

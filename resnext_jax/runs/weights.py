@@ -186,8 +186,7 @@ class FileEntrant:
         """Read the file, and find its network.
 
         Args:
-          config: its block form and dtypes count. Its network does where the file's is none of
-            this package: the error then tells the names that differ.
+          config: its block form and dtypes count, its network does not.
           path: `.safetensors` or `.pth`.
           ema: the average that a training saved beside the weights.
 
@@ -199,11 +198,7 @@ class FileEntrant:
         self._state_dict = read_state_dict(path, ema=ema)
         self.config = config.copy_and_resolve_references()
         model = self.config.model
-        try:
-            identity = identify(self._state_dict, self._source)
-        except WeightsError:
-            self._tell_misfit()
-            raise
+        identity = identify(self._state_dict, self._source)
         if identity.in_channels is not None:
             raise WeightsError(
                 f"{self._source} is of a network with in_channels={identity.in_channels}; images "
@@ -241,16 +236,6 @@ class FileEntrant:
         network = _network(graphdef, placed[0], placed[1], self._labels)
         name = str(self.config.model.name)
         return [Member(self.origin, name, None, self._weights, spec, network, self._labels)]
-
-    def _tell_misfit(self) -> None:
-        """Raise what tells how the names differ from those of the config's network, if it can."""
-        if not self.config.model.name:
-            return
-        classes = max(1, np.size(self._state_dict.get("fc.bias", 0)))
-        mesh = make_mesh(1, None, jax.local_devices()[:1])
-        spec = merge(*build.abstract_weights(self.config, classes, mesh)).spec
-        if not spec.architecture.preactivation:  # those have no such names
-            weights_from_torch(self._state_dict, spec, source=self._source)
 
 
 def _labels_of(

@@ -192,7 +192,7 @@ def test_members_must_fit_the_data(
     broken = read_state_dict(few)
     del broken["layer1.0.bn1.bias"]
     write_state_dict(broken, tmp_path / "broken.safetensors")
-    message = r"does not fit resnext11_2x4d: 1 name missing \(layer1.0.bn1.bias\)"
+    message = r"the nearest is resnext11_2x4d: 1 name missing \(layer1.0.bn1.bias\)"
     refused(WeightsError, message, files=[tmp_path / "broken.safetensors"], paths=[])
     letters = tuple("abcdefghij")
     other = make_workdir(tmp_path / "letters", config, names=letters)
