@@ -41,12 +41,15 @@ class GroundTruth:
     Attributes:
       boxes: float32 `[n, 4]`, x1, y1, x2, y2 in pixels, continuous, inside the image.
       classes: int32 `[n]`, from 1; 0 is the background.
-      crowd: bool `[n]`, the box is around a crowd and not one object.
+      crowd: bool `[n]`, the box is around a crowd and not one object, or is to be ignored.
+      areas: float64 `[n]`, in square pixels, by which COCO's metrics tell small from large objects;
+        the box's where the file has none.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     crowd: np.ndarray
+    areas: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -211,6 +214,12 @@ def read_coco(
     )
     if has_objects:
         report.note("images without boxes", np.flatnonzero(np.diff(offsets) == 0), image)
+        if truth is not None:
+            report.note(
+                "categories without objects",
+                np.setdiff1d(np.arange(len(names)), truth.classes - 1),
+                lambda place: f"id {category_ids[place]}, {names[place]!r}",
+            )
     if report.mistakes or truth is None:
         raise DataError(
             f"{path} and the images in {folder} cannot be used; {'; '.join(report.mistakes)}; "
@@ -320,7 +329,7 @@ def _objects(
     Returns:
       `offsets` and `objects` of `CocoSplit`.
     """
-    ids, owners, categories, boxes, crowd = columns
+    ids, owners, categories, boxes, crowd, ignored, areas = columns
 
     def box(place: int) -> str:
         return f"annotation {ids[place]} of image id {owners[place]}: {boxes[place].tolist()}"
@@ -346,6 +355,13 @@ def _objects(
     empty = (sides <= 0).any(axis=1)
     outside = (beyond > _ROUNDING) & (sides.prod(axis=1) < boxes[:, 2:].prod(axis=1) / 2)
     over = (beyond > _NOTICED) & ~outside & ~empty
+    if len(boxes) and corners.min() >= 0 and corners.max() <= 1:
+        report.mistake(
+            "boxes that all lie within 0..1 (a bbox is x, y, width, height in pixels, not in parts "
+            "of the image)",
+            np.arange(len(boxes)),
+            box,
+        )
     report.mistake(
         "boxes outside their image (a bbox is x, y, width, height in pixels)",
         np.flatnonzero(outside),
@@ -362,7 +378,12 @@ def _objects(
     kept = np.flatnonzero(known_image & known_category & ~empty & ~outside)
     kept = kept[np.argsort(image[kept], kind="stable")]
     counts = np.bincount(image[kept], minlength=len(image_ids))
-    truth = GroundTruth(clipped[kept], (label[kept] + 1).astype(np.int32), crowd[kept])
+    truth = GroundTruth(
+        boxes=clipped[kept],
+        classes=(label[kept] + 1).astype(np.int32),
+        crowd=(crowd | ignored)[kept],
+        areas=np.where(np.isnan(areas), sides.prod(axis=1), areas)[kept],
+    )
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), truth
 
 
@@ -377,5 +398,5 @@ def _owners(offsets: np.ndarray) -> np.ndarray:
     return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
-def _arrays(truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return truth.boxes, truth.classes, truth.crowd
+def _arrays(truth: GroundTruth) -> tuple[np.ndarray, ...]:
+    return truth.boxes, truth.classes, truth.crowd, truth.areas
