@@ -38,7 +38,7 @@ from resnext_jax.detection.targets import RegionTargetSpec, RpnTargetSpec
 from resnext_jax.errors import DataError, WorkdirError
 from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays, merge
-from resnext_jax.parallel.distributed import agree, is_first_host
+from resnext_jax.parallel.distributed import broadcast_from_first_host, is_first_host
 from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, make_mesh
 from resnext_jax.runs.best import wanted_step
 from resnext_jax.runs.checkpoint import Checkpoints
@@ -88,7 +88,7 @@ def open_split(config: ConfigDict, split: str) -> CocoSplit:
     if config.data.name == "digit_scenes":
         if is_first_host():
             make_scenes(_scenes_folder(config))
-        agree(0)  # the others wait
+        broadcast_from_first_host(0)  # the others wait
     annotations, images = split_files(config, split)
     return read_coco(annotations, images, quiet=not is_first_host())
 

@@ -78,8 +78,8 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def meet(threads: ThreadPoolExecutor, *processes: Process) -> list[Future[None]]:
-    return [threads.submit(process.contact.meet) for process in processes]
+def connect(threads: ThreadPoolExecutor, *processes: Process) -> list[Future[None]]:
+    return [threads.submit(process.contact.connect) for process in processes]
 
 
 def together(threads: ThreadPoolExecutor, make: Make, count: int) -> list[Process]:
@@ -113,14 +113,14 @@ def test_all_wait_for_the_last_at_both_ends(threads: ThreadPoolExecutor, make: M
     early = meet(threads, third, first)
     time.sleep(0.3)
     assert not any(met.done() for met in early)
-    second.contact.meet()
+    second.contact.connect()
     for met in early:
         met.result(5)
 
-    parted = [threads.submit(process.contact.part) for process in (first, third)]
+    parted = [threads.submit(process.contact.barrier_and_close) for process in (first, third)]
     time.sleep(0.3)
     assert not any(part.done() for part in parted)
-    second.contact.part()
+    second.contact.barrier_and_close()
     for part in parted:
         part.result(5)
     assert all(process.ends.empty() for process in (first, second, third))
@@ -132,8 +132,8 @@ def test_the_port_is_free_once_all_have_met(
     first, second = together(threads, make, 2)
     with socket.create_server(("", port)):
         pass
-    parted = threads.submit(first.contact.part)
-    second.contact.part()
+    parted = threads.submit(first.contact.barrier_and_close)
+    second.contact.barrier_and_close()
     parted.result(5)
 
 
@@ -175,7 +175,7 @@ def test_who_has_come_waits_as_long_as_the_first_process(
 
 def test_the_first_process_is_missing(make: Make, port: int) -> None:
     with pytest.raises(HostError) as error:
-        make(1, limit=0.5).contact.meet()
+        make(1, limit=0.5).contact.connect()
     assert f"process 0 could not be reached at 127.0.0.1:{port} within 0.5 seconds" in str(
         error.value
     )
@@ -191,9 +191,9 @@ def test_who_waits_long_is_told_for_whom(
 ) -> None:
     together(threads, make, 2)
     assert capfd.readouterr().err == ""
-    monkeypatch.setattr(contact_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(contact_module, "_QUIET_SECONDS", 0.1)
     with pytest.raises(HostError):
-        Process(0, free_port(), 3, limit=1.0).contact.meet()
+        Process(0, free_port(), 3, limit=1.0).contact.connect()
     assert capfd.readouterr().err == "waiting for processes 1, 2\n"
 
 
@@ -203,12 +203,12 @@ def test_processes_that_do_not_fit_together(threads: ThreadPoolExecutor, make: M
     while first.contact._absent() != [2]:
         time.sleep(0.01)
     with pytest.raises(UserError, match="expects 4 processes and process 0 expects 3"):
-        make(2, 4).contact.meet()
+        make(2, 4).contact.connect()
     with pytest.raises(UserError, match=f"there is a process 1 already, on {HERE}") as error:
-        make(1, 3).contact.meet()
+        make(1, 3).contact.connect()
     assert error.value.exit_status == 2
     assert not waiting.done()
-    make(2, 3).contact.meet()
+    make(2, 3).contact.connect()
     waiting.result(5)
     second.result(5)
 
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken(make: Make, port: int) -> None:
         socket.create_server(("", port)),
         pytest.raises(UserError, match=f"cannot listen at port {port} of {HERE}") as error,
     ):
-        make(0).contact.meet()
+        make(0).contact.connect()
     assert "Address already in use" in str(error.value)
 
 
@@ -283,11 +283,11 @@ def test_who_shows_life_is_not_lost(threads: ThreadPoolExecutor, make: Make) -> 
 def test_all_hear_why_one_gave_up(threads: ThreadPoolExecutor, make: Make, gives_up: int) -> None:
     processes = together(threads, make, 3)
     waiting = [
-        threads.submit(process.contact.part)
+        threads.submit(process.contact.barrier_and_close)
         for number, process in enumerate(processes)
         if number != gives_up
     ]
-    processes[gives_up].contact.give_up("it had enough", 7)
+    processes[gives_up].contact.abort("it had enough", 7)
     processes[gives_up].leave()
     for number, process in enumerate(processes):
         if number != gives_up:
@@ -299,7 +299,7 @@ def test_all_hear_why_one_gave_up(threads: ThreadPoolExecutor, make: Make, gives
 
 def test_an_end_is_told_once(threads: ThreadPoolExecutor, make: Make) -> None:
     first, second, third = together(threads, make, 3)
-    second.contact.give_up("the cause", 2)
+    second.contact.abort("the cause", 2)
     second.leave()
     third.leave()
     assert first.end() == ("the cause", 2)
