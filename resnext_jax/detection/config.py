@@ -168,6 +168,7 @@ def _common() -> ConfigDict:
     config.data.short_side = 600
     config.data.long_side = 1000
     config.data.flip = True
+    config.data.keep_empty = False  # train on images without objects too: all is background
     # Places for an image's objects; None: as many as the annotations need.
     config.data.max_boxes = config_dict.placeholder(int)
     config.data.num_workers = 0  # decoding processes; 0: threads
