@@ -43,7 +43,6 @@ from benchmarks.run_steps import eval_step, network_flops, train_step
 from resnext_jax.config import build, cli
 from resnext_jax.config.checks import validate
 from resnext_jax.errors import UserError, one_line, reports_user_errors
-from resnext_jax.models.registry import parse_name
 
 # For libtpu, which would look for a TPU, and refuse a second process that compiles.
 _NO_TPU = {
@@ -195,15 +194,16 @@ def _build(args: argparse.Namespace, config: ConfigDict, mesh: Mesh) -> tuple[An
         return eval_step(config, mesh)
     if args.what == "train":
         return train_step(config, mesh)
-    if parse_name(config.model.name).stem != "imagenet":
-        raise UserError("--what=plain-flax is for networks with the ImageNet stem.")
-    return plain_flax.train_step(
-        config.model.name,
-        config.model.dtype,
-        mesh,
-        config.batch_size,
-        image_size=config.data.image_size,
-    )
+    try:
+        return plain_flax.train_step(
+            config.model.name,
+            config.model.dtype,
+            mesh,
+            config.batch_size,
+            image_size=config.data.image_size,
+        )
+    except ValueError as error:
+        raise UserError(f"--what=plain-flax: {error}") from error
 
 
 def _nested(found: Mapping[tuple[str, str], T]) -> dict[str, dict[str, T]]:

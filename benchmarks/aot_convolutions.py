@@ -30,7 +30,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import aot, hlo, measure
-from benchmarks.conv_layers import Layer, layers_of, lowered_by
+from benchmarks.conv_layers import Layer, layers_of, lowered_by, network_name
 from resnext_jax.errors import reports_user_errors
 from resnext_jax.ops.grouped_conv import grouped_conv
 from resnext_jax.ops.target import compiling_for
@@ -81,6 +81,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--network",
         nargs="+",
+        type=network_name,
         default=["resnext50_32x4d"],
         help="as create_model has them (default: resnext50_32x4d)",
     )

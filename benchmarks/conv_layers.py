@@ -1,5 +1,6 @@
 """The 3x3 convolutions of a network, for benchmarks, and another choice of their lowering."""
 
+import argparse
 import contextlib
 import dataclasses
 import importlib
@@ -59,8 +60,14 @@ class Layer:
 
 
 def layers_of(network: str, image_size: int | None = None) -> list[Layer]:
-    """List the network's different 3x3 convolutions, without the stem; None is its usual size."""
+    """List the network's different 3x3 convolutions, without the stem; None is its usual size.
+
+    Raises:
+      ValueError: no such model, or one of basic blocks.
+    """
     architecture = parse_name(network)
+    if architecture.basic:
+        raise ValueError(f"{network!r} has basic blocks; name a network of bottleneck blocks.")
     size = max(1, (image_size or architecture.usual_image_size) // _STEM_STRIDE[architecture.stem])
     layers = []
     for stage, blocks in enumerate(architecture.blocks):
@@ -74,6 +81,15 @@ def layers_of(network: str, image_size: int | None = None) -> list[Layer]:
         if same_size:
             layers.append(Layer(name, size, *shape, strides=1, uses=same_size))
     return layers
+
+
+def network_name(text: str) -> str:
+    """Read the name of a network for `layers_of` from the command line."""
+    try:
+        layers_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def lowered_by(

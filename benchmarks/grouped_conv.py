@@ -30,7 +30,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import measure, torch_device
-from benchmarks.conv_layers import Layer, layers_of, lowered_by
+from benchmarks.conv_layers import Layer, layers_of, lowered_by, network_name
 from resnext_jax.ops import cpu
 from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
 
@@ -292,7 +292,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--network",
         nargs="+",
-        type=measure.model_name,
+        type=network_name,
         default=["resnext50_32x4d"],
         metavar="NAME",
         help="models whose convolutions to time (default: resnext50_32x4d)",

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import dataclasses
 import importlib.metadata
-import io
 import itertools
 import sys
 from collections.abc import Callable, Generator, Sequence
@@ -22,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.input_worker import read_images, serve
 from resnext_jax.data.decode import ImageFile
+from resnext_jax.data.deep_images import open_picture
 from resnext_jax.data.transforms import TrainTransform, Window, random_window
 
 IMAGE_SIZE = 224
@@ -102,7 +102,7 @@ def _pillow() -> Prepare:
     rng = np.random.default_rng(0)
 
     def prepare(data: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(data)) as file:
+        with open_picture(data) as file:
             picture = file.convert("RGB")
         width, height = picture.size
         part = random_window(height, width, rng) or Window(0, 0, height, width)

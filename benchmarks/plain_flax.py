@@ -15,8 +15,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks.jax_step import place
-from benchmarks.program import LEARNING_RATE, MEAN, MOMENTUM, STD, WEIGHT_DECAY
-from resnext_jax.models.registry import parse_name
+from benchmarks.program import (
+    LEARNING_RATE,
+    MEAN,
+    MOMENTUM,
+    STD,
+    WEIGHT_DECAY,
+    plain_architecture,
+)
 
 
 class Block(nnx.Module):
@@ -58,7 +64,9 @@ class Network(nnx.Module):
     """A network with the ImageNet stem."""
 
     def __init__(self, name: str, dtype: str, num_classes: int, rngs: nnx.Rngs) -> None:
-        architecture = parse_name(name)
+        architecture = plain_architecture(name)
+        if architecture.stem != "imagenet":
+            raise ValueError(f"{name!r} has CIFAR's stem; plain Flax's networks have ImageNet's.")
         conv = partial(nnx.Conv, use_bias=False, dtype=dtype, rngs=rngs)
         norm = partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs)
         self.conv = conv(3, 64, (7, 7), strides=2, padding=((3, 3), (3, 3)))
@@ -103,6 +111,9 @@ def train_step(
       images: of a batch.
       image_size: height and width.
       num_classes: K.
+
+    Raises:
+      ValueError: another network than those that `plain_architecture` has, or CIFAR's stem.
     """
     model = nnx.eval_shape(lambda: Network(name, dtype, num_classes, nnx.Rngs(0)))
     graphdef, *arrays = nnx.split(model, nnx.Param, nnx.BatchStat)

@@ -9,8 +9,10 @@ import numpy as np
 
 from benchmarks import measure
 from resnext_jax.models import Complexity
+from resnext_jax.models.blocks import BOTTLENECK
 from resnext_jax.models.capacity import complexity
 from resnext_jax.models.registry import parse_name
+from resnext_jax.models.resnext import Architecture
 
 Mode = Literal["inference", "training"]
 MODES: tuple[Mode, ...] = ("inference", "training")
@@ -74,6 +76,21 @@ class Setting:
         shape = (self.batch, self.image_size, self.image_size, 3)
         images = rng.integers(0, 256, shape, np.uint8)
         return images, rng.integers(0, self.classes, self.batch, np.int32)
+
+
+def plain_architecture(name: str) -> Architecture:
+    """Read the name of a network that the modules written for comparison have the parts of.
+
+    Raises:
+      ValueError: no such model, or one with other parts than a plain stem and bottleneck blocks.
+    """
+    architecture = parse_name(name)
+    if architecture.preactivation or architecture.deep or architecture.block is not BOTTLENECK:
+        raise ValueError(
+            f"{name!r} is not among the networks for comparison: they have plain stems and "
+            "bottleneck blocks, such as resnet50 and resnext50_32x4d."
+        )
+    return architecture
 
 
 @functools.cache

@@ -71,12 +71,7 @@ def eval_step(config: ConfigDict, mesh: Mesh) -> tuple[Any, ...]:
     transform = build.eval_transform(config, crops=crops)
     example = transform(_example(transform.image_size)) | {"mask": np.bool_(True)}
     batch = _batch(config, example, (config.batch_size,))
-    step = make_eval_step(
-        graphdef,
-        build.device_transform(config).test,
-        mesh,
-        first_classes=config.data.eval_first_classes,
-    )
+    step = make_eval_step(graphdef, build.device_transform(config).test, mesh)
     return step, params, batch_stats, place(batch, batch_sharding(mesh))
 
 

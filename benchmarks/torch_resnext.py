@@ -8,7 +8,7 @@ Where timm or torchvision is installed, their networks are timed instead.
 import torch
 from torch import nn
 
-from resnext_jax.models.registry import parse_name
+from benchmarks.program import plain_architecture
 
 
 class Bottleneck(nn.Module):
@@ -43,11 +43,9 @@ def build(name: str, num_classes: int) -> nn.Sequential:
     """Build the network that `create_model(name)` builds, in PyTorch.
 
     Raises:
-      ValueError: no such model, or a pre-activation network.
+      ValueError: see `plain_architecture`.
     """
-    architecture = parse_name(name)
-    if architecture.preactivation:
-        raise ValueError(f"{name!r} is a pre-activation network; the benchmarks have none.")
+    architecture = plain_architecture(name)
     features = architecture.stem_width
     if architecture.stem == "imagenet":
         layers: list[nn.Module] = [nn.Conv2d(3, features, 7, stride=2, padding=3, bias=False)]

@@ -31,23 +31,10 @@ from benchmarks.program import (
 
 How = Literal["eager", "compile"]
 
-# Their names are ours. In order of preference.
-_LIBRARIES = {
-    "timm": (
-        "resnet50",
-        "resnet101",
-        "resnext50_32x4d",
-        "resnext101_32x4d",
-        "resnext101_64x4d",
-        "resnext101_32x8d",
-    ),
-    "torchvision": (
-        "resnet50",
-        "resnet101",
-        "resnext50_32x4d",
-        "resnext101_64x4d",
-        "resnext101_32x8d",
-    ),
+# What lists a library's networks, whose names are ours. In order of preference.
+_LIBRARIES: dict[str, Callable[[Any], list[str]]] = {
+    "timm": lambda timm: timm.list_models(),
+    "torchvision": lambda torchvision: torchvision.models.list_models(),
 }
 
 # Compiled steps of one benchmark share code, which PyTorch would take for
@@ -89,14 +76,15 @@ class TorchVariant:
 @functools.cache
 def source_of(model: str) -> str:
     """Name the first library that has the model and can be imported."""
-    for library, models in _LIBRARIES.items():
-        if model in models and importlib.util.find_spec(library):
+    for library, models_of in _LIBRARIES.items():
+        if importlib.util.find_spec(library):
             try:
-                importlib.import_module(library)
+                models = models_of(importlib.import_module(library))
             except (ImportError, OSError, RuntimeError) as error:  # built for another PyTorch
                 measure.progress(f"{library} is left out: {measure.shortened(error)}")
             else:
-                return library
+                if model in models:
+                    return library
     return "torch_resnext"
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,17 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a file beside `path` to write to, which takes its place when the block ends well.
 
     A crash leaves the old file whole, or the new one. After an error the old one stands, and
-    nothing is beside it.
+    nothing is beside it. The file has the mode that the umask says, whoever writes it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        # Some libraries write a file of their own, for its owner alone, and rename it.
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -1,5 +1,6 @@
 """The benchmarks run and write what they promise; no test looks at a time."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -15,10 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
-from benchmarks import hlo, input_colour, input_pipeline, measure, scaling
-from benchmarks.conv_layers import layers_of
+from benchmarks import hlo, input_colour, input_pipeline, measure, plain_flax, scaling
+from benchmarks.conv_layers import layers_of, network_name
 from benchmarks.input_variants import IMAGE_SIZE, VARIANTS, batches_of
 from benchmarks.input_worker import Worker, WorkerError, read_images
 from benchmarks.program import Setting
@@ -385,6 +387,36 @@ def test_a_variant_that_fails_does_not_stop_the_others() -> None:
     assert failures == {"large": "MemoryError: too large"}
     with pytest.raises(MemoryError):
         measure.interleave(variants, rounds=1, limit=0.1)
+
+
+RELATIVES = ("resnet18", "cifar_resnet20", "resnet50d", "seresnext50_32x4d", "resnet200")
+
+
+@pytest.mark.parametrize("model", RELATIVES)
+def test_no_plain_network_stands_for_another(model: str) -> None:
+    with pytest.raises(ValueError, match=f"'{model}' is not among the networks for comparison"):
+        plain_flax.Network(model, "float32", 10, nnx.Rngs(0))
+
+
+def test_plain_flax_has_no_cifar_stem() -> None:
+    with pytest.raises(ValueError, match="'resnext29_8x64d' has CIFAR's stem"):
+        plain_flax.Network("resnext29_8x64d", "float32", 10, nnx.Rngs(0))
+
+
+def test_convolutions_of_basic_blocks_are_not_listed() -> None:
+    assert network_name("seresnext50d_32x4d") == "seresnext50d_32x4d"
+    with pytest.raises(argparse.ArgumentTypeError, match="'resnet18' has basic blocks"):
+        network_name("resnet18")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("model", RELATIVES)
+def test_torch_s_networks_stand_for_no_other_either(model: str) -> None:
+    pytest.importorskip("torch")
+    from benchmarks import torch_resnext
+
+    with pytest.raises(ValueError, match="not among the networks for comparison"):
+        torch_resnext.build(model, 1000)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,12 +2,16 @@
 
 import json
 import math
+import os
+import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from resnext_jax.errors import UserError
 from resnext_jax.files import replacing, strict_json, user_path
+from resnext_jax.interop.files import write_state_dict
 
 
 def test_takes_the_place_of_the_old_file(tmp_path: Path) -> None:
@@ -17,6 +21,24 @@ def test_takes_the_place_of_the_old_file(tmp_path: Path) -> None:
             temporary.write_text(text)
         assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002])
+def test_the_umask_says_who_may_read(tmp_path: Path, umask: int) -> None:
+    """Also where what writes the file thinks otherwise."""
+    path, draft = tmp_path / "file.txt", tmp_path / ".file.txt.tmp"
+    draft.touch(mode=0o600)  # of a run that was killed
+    before = os.umask(umask)
+    try:
+        for mode in (0o600, 0o666):
+            with replacing(path) as temporary:
+                temporary.unlink()
+                temporary.touch(mode=mode)
+            assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+        write_state_dict({"a": np.zeros(2)}, tmp_path / "a.safetensors")
+        assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o666 & ~umask
+    finally:
+        os.umask(before)
 
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])

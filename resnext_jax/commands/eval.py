@@ -33,6 +33,11 @@ def _define_flags() -> None:
     )
     flags.DEFINE_string("per_class", None, "CSV file for the errors of each class.")
     flags.DEFINE_string("confusion", None, "CSV or .npy file for the confusion matrix.")
+    flags.DEFINE_bool(
+        "any_class_names",
+        False,
+        "Compare labels also where the weights' classes have other names than the data's.",
+    )
     cli.define_host_flags()
 
 
@@ -63,6 +68,7 @@ def main(argv: Sequence[str]) -> None:
             output=values.output,
             per_class=values.per_class,
             confusion=values.confusion,
+            any_class_names=values.any_class_names,
         )
 
 

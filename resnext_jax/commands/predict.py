@@ -25,8 +25,9 @@ import numpy as np
 from resnext_jax.config import build, cli
 from resnext_jax.config.checks import validate
 from resnext_jax.data.builders.synsets import imagenet1k
-from resnext_jax.data.decode import SUFFIXES, ImageFile, UndecodableImageError, is_too_thin
+from resnext_jax.data.decode import ImageFile, UndecodableImageError, is_too_thin
 from resnext_jax.data.deep_images import note_dim
+from resnext_jax.data.file_names import SUFFIXES, is_hidden, is_image, note_ignored
 from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.errors import (
@@ -38,6 +39,7 @@ from resnext_jax.errors import (
     reports_user_errors,
 )
 from resnext_jax.files import path_argument, user_path
+from resnext_jax.interop.identify import twins
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.runs.weights import Single, load_single
 
@@ -180,11 +182,11 @@ def _read(path: str, transform: EvalTransform) -> np.ndarray | str:
 
 
 def find_images(arguments: Iterable[str]) -> list[str]:
-    """List image files.
+    """List image files. How many others a folder holds is said on stderr.
 
     Args:
-      arguments: files; folders, which stand for the images in them (`data.decode.SUFFIXES`); and
-        patterns such as `photos/*.jpg` (`**` is any folders).
+      arguments: files; folders, which stand for the images in them (`data.file_names.SUFFIXES`);
+        and patterns such as `photos/*.jpg` (`**` is any folders).
 
     Raises:
       DataError: a folder has no images, or a pattern fits no file.
@@ -194,7 +196,10 @@ def find_images(arguments: Iterable[str]) -> list[str]:
         path = user_path(argument, "the image")
         argument = str(path)
         if path.is_dir():
-            files = [str(file) for file in sorted(path.iterdir()) if _is_image(file)]
+            shown = [file for file in sorted(path.iterdir()) if not is_hidden(file.name)]
+            inside = [file for file in shown if file.is_file()]
+            files = [str(file) for file in inside if is_image(file.name)]
+            note_ignored(path, (file.name for file in inside if not is_image(file.name)))
             if not files:
                 raise DataError(
                     f"folder {argument} has no images ({', '.join(SUFFIXES)}); for those "
@@ -202,7 +207,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
                 )
         elif glob.has_magic(argument) and not path.exists():
             fitting = sorted(glob.glob(argument, recursive=True))
-            files = [file for file in fitting if Path(file).is_file()]
+            files = [file for file in fitting if Path(file).is_file() and _is_meant(file, path)]
             if not files:
                 raise DataError(f"no file fits the pattern {argument!r}; check it.")
         else:
@@ -211,8 +216,9 @@ def find_images(arguments: Iterable[str]) -> list[str]:
     return found
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and path.is_file()
+def _is_meant(file: str, pattern: Path) -> bool:
+    """Whether nothing on the way to what fits a pattern is hidden, unless the pattern names it."""
+    return not any(is_hidden(part) and part not in pattern.parts for part in Path(file).parts)
 
 
 def class_names(network: Single, file: Path | None) -> tuple[list[str], str]:
@@ -266,6 +272,8 @@ def main(argv: Sequence[str]) -> None:
         ema=options.ema,
     )
     _set_data(network, options.image_size, options.interpolation)
+    if options.weights and network.class_names is None:  # otherwise it was exported from a run
+        print(f"note: {twins(network.member.model)}", file=sys.stderr)
     names, remark = class_names(network, options.classes)
     if remark:
         print(f"note: {remark}", file=sys.stderr)

@@ -10,10 +10,18 @@ import numpy as np
 from resnext_jax.errors import CommandParser, reports_user_errors
 from resnext_jax.files import path_argument
 from resnext_jax.interop.errors import WeightsError
-from resnext_jax.interop.files import read_state_dict, source, write_state_dict
-from resnext_jax.interop.identify import identify
+from resnext_jax.interop.files import (
+    read_class_names,
+    read_state_dict,
+    source,
+    write_state_dict,
+)
+from resnext_jax.interop.identify import identify, twins
 from resnext_jax.interop.state_dicts import weights_to_torch
 from resnext_jax.models.registry import model_name
+
+# Names of classes that are told.
+_NAMED = 10
 
 
 @reports_user_errors
@@ -64,6 +72,10 @@ def _inspect(path: Path, *, ema: bool) -> None:
     for name, array in state_dict.items():
         print(f"{name:{width}}  {array.dtype!s:8}  {array.shape}")
     print(_summary(state_dict))
+    names = read_class_names(path)
+    if names is not None:
+        more = ", ..." if len(names) > _NAMED else ""
+        print(f"classes: {', '.join(names[:_NAMED])}{more}")
     try:
         identity = identify(state_dict, source(path))
     except WeightsError as error:
@@ -73,6 +85,8 @@ def _inspect(path: Path, *, ema: bool) -> None:
     options = "".join(f", {what}={value}" for what, value in arguments.items() if what != "name")
     print(f"names: {identity.scheme}'s")
     print(f"model: create_model({identity.name!r}{options}, ...)")
+    if names is None:  # otherwise it was exported from a run
+        print(f"note: {twins(identity.name)}")
 
 
 def _summary(arrays: dict[str, np.ndarray]) -> str:
@@ -84,9 +98,10 @@ def _export(workdir: Path, out: Path, *, checkpoint: str, ema: bool) -> None:
     # Late: files of weights are read without what training needs.
     from resnext_jax.runs.weights import load_single
 
-    member = load_single(workdir=workdir, checkpoint=checkpoint, ema=ema).member
+    found = load_single(workdir=workdir, checkpoint=checkpoint, ema=ema)
+    member = found.member
     state_dict = weights_to_torch(member.network.params, member.network.batch_stats, member.spec)
-    write_state_dict(state_dict, out)
+    write_state_dict(state_dict, out, found.class_names)
     name = model_name(member.spec.architecture)
     print(f"model: {name} with {member.spec.num_classes} classes, form {member.spec.form}")
     print(f"weights: {member.weights}, step {member.step}")

@@ -19,12 +19,13 @@ from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import Arrays, split
 from resnext_jax.optim.freezing import Freezing, is_backbone
 from resnext_jax.optim.optimizers import (
+    OPTIMIZERS,
     Schedule,
     ScheduleSpec,
     is_bias,
     is_norm,
     make_schedule,
-    sgd,
+    optimizer,
 )
 from resnext_jax.parallel.mesh import MEMBER_AXIS, make_mesh, replicated_sharding
 
@@ -142,7 +143,7 @@ def build_optimizer(
       schedule: of the rate.
       rate_factor: of each parameter, by name; None: as the config says.
     """
-    optimizer, backbone_rate = config.optimizer, config.finetune.backbone_rate
+    options, backbone_rate = config.optimizer, config.finetune.backbone_rate
     is_frozen = freezing(config)
 
     def backbone_factor(name: str) -> float:
@@ -154,19 +155,12 @@ def build_optimizer(
     def decays(name: str) -> bool:
         if is_frozen(name):
             return False
-        return (optimizer.decay_norm or not is_norm(name)) and (
-            optimizer.decay_bias or not is_bias(name)
+        return (options.decay_norm or not is_norm(name)) and (
+            options.decay_bias or not is_bias(name)
         )
 
-    return sgd(
-        schedule,
-        momentum=optimizer.momentum,
-        nesterov=optimizer.nesterov,
-        weight_decay=optimizer.weight_decay,
-        decays=decays,
-        clip_norm=optimizer.clip_norm,
-        rate_factor=rate_factor,
-    )
+    parts = OPTIMIZERS[options.name](options, schedule, decays)
+    return optimizer(parts, clip_norm=options.clip_norm, rate_factor=rate_factor)
 
 
 def training_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -1,167 +1,13 @@
-"""What each field of a configuration may be, checked before anything is built."""
+"""Check a configuration before anything is built: each field, and what fields exclude."""
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from resnext_jax.config.fields import base_maker, base_of, field, field_names
-from resnext_jax.data.resize import INTERPOLATIONS
-from resnext_jax.data.transforms import CROPS
-from resnext_jax.errors import ConfigError, UserError, did_you_mean
-from resnext_jax.files import user_path
-from resnext_jax.models.blocks import FORMS
+from resnext_jax.config.fields import field, field_names, task_of
+from resnext_jax.errors import ConfigError, did_you_mean
 from resnext_jax.models.registry import network_spec, parse_name
-
-DTYPES = ("float32", "bfloat16", "float64")
-SCHEDULES = ("step", "cosine")
-ON_ERROR = ("stop", "skip")
-ON_NONFINITE = ("stop", "skip")
-EVAL_CROPS = ("centre", "ten", "dense")
-
-
-Rule = tuple[Callable[[Any], bool], str]
-
-AT_LEAST_ONE: Rule = (lambda value: value >= 1, "must be at least 1")
-POSITIVE: Rule = (lambda value: value > 0, "must be greater than 0")
-NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must be at least 0")
-BELOW_ONE: Rule = (lambda value: 0 <= value < 1, "must be at least 0 and less than 1")
-AT_MOST_ONE: Rule = (lambda value: 0 <= value <= 1, "must be at least 0 and at most 1")
-NONE_OR_POSITIVE: Rule = (
-    lambda value: value is None or value > 0,
-    "must be None, or greater than 0",
-)
-NONE_OR_AT_LEAST_ONE: Rule = (
-    lambda value: value is None or value >= 1,
-    "must be None or at least 1",
-)
-
-
-def _is_path_or_none(value: Any) -> bool:
-    if value is None:
-        return True
-    try:
-        user_path(value, "")
-    except UserError:
-        return False
-    return True
-
-
-NONE_OR_PATH: Rule = (
-    _is_path_or_none,
-    "must be None or a path of this machine, not empty and without scheme://",
-)
-
-
-def one_of(*allowed: str) -> Rule:
-    """Make the rule that a value is one of some."""
-    return lambda value: value in allowed, f"must be one of {', '.join(allowed)}"
-
-
-def none_or_one_of(*allowed: str) -> Rule:
-    """Make the rule that a value is None or one of some."""
-    return (
-        lambda value: value is None or value in allowed,
-        f"must be None or one of {', '.join(allowed)}",
-    )
-
-
-def numbers(count: int | None, *, positive: bool) -> Rule:
-    """Make the rule that a value is a tuple of `count` numbers (None: of any length)."""
-
-    def holds(value: Any) -> bool:
-        return (
-            (count is None or len(value) == count)
-            and all(isinstance(number, int | float) for number in value)
-            and (not positive or all(number > 0 for number in value))
-        )
-
-    size = "" if count is None else f"{count} "
-    return holds, f"must be a tuple of {size}{'positive ' if positive else ''}numbers"
-
-
-def _are_profile_steps(value: Any) -> bool:
-    if len(value) == 0:
-        return True
-    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in value)
-    return whole and len(value) == 2 and 1 <= value[0] <= value[1]
-
-
-# What each field may be, beyond its type, which the locked ConfigDict enforces.
-RULES: dict[str, Rule] = {
-    "seed": (lambda value: 0 <= value < 2**32, "must be at least 0 and less than 2**32"),
-    "batch_size": AT_LEAST_ONE,
-    "bn_group_size": NONE_OR_AT_LEAST_ONE,
-    "accumulate_steps": AT_LEAST_ONE,
-    "num_epochs": POSITIVE,
-    "images_per_epoch": NONE_OR_AT_LEAST_ONE,
-    "model.form": one_of(*FORMS),
-    "model.dtype": one_of(*DTYPES),
-    "model.param_dtype": one_of("float32", "float64"),
-    "model.stem_width": NONE_OR_AT_LEAST_ONE,
-    "model.template_width": NONE_OR_AT_LEAST_ONE,
-    "optimizer.learning_rate": POSITIVE,
-    "optimizer.base_batch_size": AT_LEAST_ONE,
-    "optimizer.momentum": BELOW_ONE,
-    "optimizer.weight_decay": NOT_NEGATIVE,
-    "optimizer.label_smoothing": BELOW_ONE,
-    "optimizer.clip_norm": NONE_OR_POSITIVE,
-    "schedule.name": one_of(*SCHEDULES),
-    "schedule.boundaries": numbers(None, positive=True),
-    "schedule.factor": (
-        lambda value: value >= 1,
-        "must be at least 1: the rate is divided by it (where PyTorch multiplies by gamma=0.1, "
-        "the factor is 10)",
-    ),
-    "schedule.warmup_epochs": NOT_NEGATIVE,
-    "ema.decay": (
-        lambda value: value is None or 0 <= value < 1,
-        "must be None, or at least 0 and less than 1",
-    ),
-    "ema.every_steps": AT_LEAST_ONE,
-    "guard.on_nonfinite": one_of(*ON_NONFINITE),
-    "guard.spike_factor": (
-        lambda value: value is None or value > 1,
-        "must be None, or greater than 1",
-    ),
-    "guard.max_skipped": NOT_NEGATIVE,
-    "init_from": NONE_OR_PATH,
-    "finetune.frozen_stages": NOT_NEGATIVE,
-    "finetune.backbone_rate": NOT_NEGATIVE,
-    "data.data_dir": NONE_OR_PATH,
-    "data.manual_dir": NONE_OR_PATH,
-    "data.image_size": AT_LEAST_ONE,
-    "data.eval_image_size": NONE_OR_AT_LEAST_ONE,
-    "data.eval_short_side": NONE_OR_AT_LEAST_ONE,
-    "data.eval_crops": one_of(*EVAL_CROPS),
-    "data.eval_first_classes": NONE_OR_AT_LEAST_ONE,
-    "data.on_error": one_of(*ON_ERROR),
-    "data.crop": one_of(*CROPS),
-    "data.interpolation": one_of(*INTERPOLATIONS),
-    "data.eval_interpolation": none_or_one_of(*INTERPOLATIONS),
-    "data.brightness": AT_MOST_ONE,
-    "data.contrast": AT_MOST_ONE,
-    "data.saturation": AT_MOST_ONE,
-    "data.lighting": NOT_NEGATIVE,
-    "data.max_shift": NOT_NEGATIVE,
-    "data.random_erase": AT_MOST_ONE,
-    "data.mixup": NOT_NEGATIVE,
-    "data.cutmix": NOT_NEGATIVE,
-    "data.mean": numbers(3, positive=False),
-    "data.std": numbers(3, positive=True),
-    "data.num_workers": NOT_NEGATIVE,
-    "eval_batch_size": AT_LEAST_ONE,
-    "eval_every_epochs": POSITIVE,
-    "checkpoint_every_epochs": POSITIVE,
-    "checkpoint_every_steps": NONE_OR_AT_LEAST_ONE,
-    "checkpoint_every_minutes": NONE_OR_POSITIVE,
-    "keep_checkpoints": AT_LEAST_ONE,
-    "keep_every_epochs": NONE_OR_POSITIVE,
-    "log_every_steps": AT_LEAST_ONE,
-    "profile_steps": (_are_profile_steps, "must be two whole numbers, as in =10,12, or ()"),
-}
 
 
 def validate(config: ConfigDict) -> None:
@@ -170,7 +16,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: names the first wrong field, its value and what is allowed.
     """
-    check_fields(config, RULES)
+    check_fields(config)
     check_model(config.model)
     check_frozen_stages(config)
     check_schedule(config)
@@ -179,23 +25,21 @@ def validate(config: ConfigDict) -> None:
     _check_test_images(config.data)
 
 
-def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
+def check_fields(config: ConfigDict) -> None:
     """Check that the fields are those of the task, and each by itself.
 
     Args:
       config: of any task.
-      rules: what fields may be, by dotted name; those that the task has not are passed over.
 
     Raises:
       ConfigError: names the first wrong field, its value and what is allowed.
     """
-    present = set(field_names(config))
-    known = set(field_names(base_of(config)))
+    task = task_of(config)
+    present, known = set(field_names(config)), set(task.fields)
     for name in sorted(known - present):
-        base = base_maker(config)
         raise ConfigError(
             f"the config lacks the field {name!r}; "
-            f"start it from {base.__module__}:{base.__name__}()."
+            f"start it from {task.start.__module__}:{task.start.__name__}()."
         )
     for name in sorted(present - known):
         hint = did_you_mean(name, sorted(known), "remove it.")
@@ -205,9 +49,9 @@ def check_fields(config: ConfigDict, rules: Mapping[str, Rule]) -> None:
         parts = value if isinstance(value, tuple | list) else (value,)
         if any(isinstance(part, float) and not math.isfinite(part) for part in parts):
             raise ConfigError(f"config.{name}={value!r} must be finite.")
-    for name, (holds, allowed) in rules.items():
-        if name in known and not holds(value := field(config, name)):
-            raise ConfigError(f"config.{name}={value!r} {allowed}.")
+    for name, row in task.fields.items():
+        if not row.accepts(value := field(config, name)):
+            raise ConfigError(f"config.{name}={value!r} must be {row.allowed}.")
     uses_float64 = "float64" in (config.model.dtype, config.model.param_dtype)
     if uses_float64 and not jax.config.read("jax_enable_x64"):
         raise ConfigError(

@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from resnext_jax.config.fields import field, field_names, optional_fields, set_field
+from resnext_jax.config.fields import base_config, field, field_names, fields_of, set_field
 from resnext_jax.errors import UserError, did_you_mean, fail
 
 # Flags defined here belong to the program that asks for them, and stand in its --help.
@@ -110,9 +111,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """
     # Orbax tells every step of a save; its errors come as exceptions.
     logging.set_verbosity(logging.ERROR)
-    if _HELP.intersection(argv):
-        return flags.FLAGS(argv)
     path = _config_path(argv)
+    if _HELP.intersection(argv):
+        _print_help(_load_alone(argv[0], path) if path else base_config())
+        sys.exit(0)
     if path is None:
         fail("--config is missing; for example --config=configs/digits_resnext29.py")
     config = _load_alone(argv[0], path)
@@ -129,6 +131,27 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options start with '--', as in --config=FILE.")
     return rest
+
+
+def _print_help(config: ConfigDict) -> None:
+    print(sys.modules["__main__"].__doc__)
+    print(flags.FLAGS.main_module_help())
+    print(f"fields of the config (task={config.task}), set to a value as here:\n")
+    print(_fields_help(config))
+
+
+def _fields_help(config: ConfigDict) -> str:
+    """List the fields of a config with its values, as flags."""
+    lines = []
+    for name, row in fields_of(config).items():
+        meaning = f"{row.meaning} Must be {row.allowed}." if row.allowed else row.meaning
+        lines.append(f"  --config.{name}={_as_flag(field(config, name))}")
+        lines += textwrap.wrap(meaning, 76, initial_indent=" " * 4, subsequent_indent=" " * 4)
+    return "\n".join(lines)
+
+
+def _as_flag(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _config_path(argv: Sequence[str]) -> str | None:
@@ -195,6 +218,7 @@ def last_overrides(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], 
     Raises:
       UserError: a value is empty.
     """
+    may_be_none = [name for name, row in fields_of(config).items() if row.kind]
     others: list[str] = []
     words: dict[str, list[str]] = {}
     values: dict[str, str | None] = {}
@@ -215,10 +239,9 @@ def last_overrides(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], 
         if value == "":
             raise UserError(
                 f"--config.{name}= has no value; leave it out, or give one"
-                f"{' (=None for none)' if name in optional_fields(config) else ''}."
+                f"{' (=None for none)' if name in may_be_none else ''}."
             )
         values[name] = value
-    may_be_none = optional_fields(config)
     nones = [name for name in values if values[name] in _NONE and name in may_be_none]
     kept = [word for name in words if name not in nones for word in words[name]]
     place = others.index("--") if "--" in others else len(others)

@@ -1,17 +1,333 @@
-"""Every field of a run's configuration, and its default."""
+"""Every field of a run's configuration: its default, what it may be, and what it means.
 
-from collections.abc import Callable
+A field stands in one table, `FIELDS`, which validation, `train.py --help`, docs/config.md and the
+check of a run that resumes read. `detection.config` has the table of detectors.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from resnext_jax.config.rules import (
+    ABOVE_ONE,
+    AT_LEAST_ONE,
+    AT_MOST_ONE,
+    BELOW_ONE,
+    DIVISOR,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    SEED,
+    STEPS,
+    Rule,
+    name_in,
+    numbers,
+    one_of,
+)
 from resnext_jax.errors import ConfigError
 
-# Fields that may differ from host to host: where things are, and how they are read. What is there
-# is compared.
-PER_HOST = frozenset(
-    {"data.data_dir", "data.manual_dir", "data.num_workers", "data.proposals", "init_from"}
-)
+# What a field may be when a run resumes: as it was; another, which trains or tests differently;
+# or another, which changes no measured result (by rounding at most).
+FIXED, MAY_CHANGE, IMMATERIAL = "as it was", "may change", "may change, no result does"
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A field of a configuration.
+
+    Attributes:
+      default: its value in `base_config`.
+      meaning: what it sets, for --help and docs/config.md.
+      rule: what it may be, beyond its type.
+      kind: its type, where the default is None. Such fields, and no others, may be None.
+      resume: FIXED, MAY_CHANGE or IMMATERIAL.
+      per_host: may differ from host to host: where something is, or how it is read.
+    """
+
+    default: Any
+    meaning: str
+    rule: Rule | None = None
+    _: dataclasses.KW_ONLY
+    kind: type | None = None
+    resume: str = FIXED
+    per_host: bool = False
+
+    @property
+    def allowed(self) -> str:
+        """What it may be, as it follows "must be"; "" if its type says all."""
+        if self.rule is None:
+            return ""
+        return f"None or {self.rule.allowed}" if self.kind else self.rule.allowed
+
+    def accepts(self, value: Any) -> bool:
+        """Tell whether a value, which has the field's type, is allowed."""
+        return self.rule is None or (value is None and bool(self.kind)) or self.rule.holds(value)
+
+
+_EVAL: dict[str, Any] = {"resume": MAY_CHANGE}
+_STORE: dict[str, Any] = {"resume": IMMATERIAL}
+
+FIELDS: dict[str, Field] = {
+    "task": Field("classification", "What is trained: a classifier, or a stage of a detector."),
+    "seed": Field(0, "Of the weights, the order of the images, and augmentation.", SEED),
+    "batch_size": Field(256, "Images a step, over all devices.", AT_LEAST_ONE),
+    "bn_group_size": Field(
+        None,
+        "Consecutive images of a batch that share batch-norm statistics, whatever the number of "
+        "devices; None: all.",
+        AT_LEAST_ONE,
+        kind=int,
+    ),
+    "accumulate_steps": Field(
+        1, "Micro-batches of a batch: the same training in less memory.", AT_LEAST_ONE, **_STORE
+    ),
+    "num_epochs": Field(100.0, "Length of the run.", POSITIVE),
+    "images_per_epoch": Field(
+        None,
+        "Images that count as one epoch in schedules and logs; None: those of the training set.",
+        AT_LEAST_ONE,
+        kind=int,
+    ),
+    "model.name": Field("", "The network, see python -m resnext_jax.models."),
+    "model.form": Field(
+        "c",
+        "Block form, Figure 3a, b or c of the paper.",
+        name_in("resnext_jax.models.blocks:FORMS"),
+    ),
+    "model.dtype": Field(
+        "float32", "Of what is computed.", one_of("float32", "bfloat16", "float64")
+    ),
+    "model.param_dtype": Field("float32", "Of the parameters.", one_of("float32", "float64")),
+    "model.residual": Field(True, "Whether blocks have shortcuts; False: the ablation, Sec. 5.1."),
+    "model.preactivation": Field(
+        None, "Batch norm and ReLU before each convolution; None: as the name says.", kind=bool
+    ),
+    "model.scan_blocks": Field(
+        False, "Compile the equal blocks of a stage once, as a loop.", **_STORE
+    ),
+    "model.remat": Field(
+        False, "Compute blocks again for the gradient, for less memory.", **_STORE
+    ),
+    "model.stem_width": Field(
+        None, "Channels of the stem; None: the paper's.", AT_LEAST_ONE, kind=int
+    ),
+    "model.template_width": Field(
+        None, "Output channels of the first stage; None: the paper's.", AT_LEAST_ONE, kind=int
+    ),
+    "optimizer.name": Field(
+        "sgd", "The optimiser.", name_in("resnext_jax.optim.optimizers:OPTIMIZERS")
+    ),
+    "optimizer.learning_rate": Field(
+        0.1, "Rate for a batch of base_batch_size; other batches scale it linearly.", POSITIVE
+    ),
+    "optimizer.base_batch_size": Field(256, "The batch that the rate is for.", AT_LEAST_ONE),
+    "optimizer.momentum": Field(0.9, "Of the velocity.", BELOW_ONE),
+    "optimizer.nesterov": Field(True, "Nesterov's variant of momentum."),
+    "optimizer.weight_decay": Field(1e-4, "L2 penalty, added to the gradient.", NOT_NEGATIVE),
+    "optimizer.decay_norm": Field(True, "Decay batch norms' scale and shift too."),
+    "optimizer.decay_bias": Field(True, "Decay the classifier's bias too."),
+    "optimizer.label_smoothing": Field(
+        0.0, "Share of the target spread over all classes.", BELOW_ONE
+    ),
+    "optimizer.clip_norm": Field(
+        None,
+        "Largest L2 norm of the gradient over all parameters; None: any.",
+        POSITIVE,
+        kind=float,
+        resume=MAY_CHANGE,
+    ),
+    "schedule.name": Field(
+        "step",
+        "How the rate falls: by factor at each boundary, or as a cosine to zero.",
+        name_in("resnext_jax.optim.optimizers:SCHEDULES"),
+    ),
+    "schedule.boundaries": Field((30.0, 60.0, 90.0), "Epochs; step only.", numbers(positive=True)),
+    "schedule.factor": Field(10.0, "What the rate is divided by; step only.", DIVISOR),
+    "schedule.warmup_epochs": Field(0.0, "Linear rise of the rate from zero.", NOT_NEGATIVE),
+    "ema.decay": Field(
+        None,
+        "Of an exponential average of the weights, tested beside them; None: there is none.",
+        BELOW_ONE,
+        kind=float,
+    ),
+    "ema.every_steps": Field(1, "Steps from one move of the average to the next.", AT_LEAST_ONE),
+    "guard.on_nonfinite": Field(
+        "stop",
+        "What becomes of a step whose loss is not finite.",
+        one_of("stop", "skip"),
+        resume=MAY_CHANGE,
+    ),
+    "guard.spike_factor": Field(
+        None,
+        "A step whose loss is more than this times its recent average is skipped; None: none is.",
+        ABOVE_ONE,
+        kind=float,
+        resume=MAY_CHANGE,
+    ),
+    "guard.max_skipped": Field(
+        10, "More steps skipped in a row than this stop the run.", NOT_NEGATIVE, **_STORE
+    ),
+    "init_from": Field(
+        None,
+        "Weights to start from, but for the classifier: a run's workdir, or PyTorch's file "
+        "(.safetensors, .pth).",
+        PATH,
+        kind=str,
+        resume=MAY_CHANGE,
+        per_host=True,
+    ),
+    "finetune.frozen_stages": Field(
+        0, "Stages that stay as they are: 1 the stem (conv1), 2 conv2 too, ...", NOT_NEGATIVE
+    ),
+    "finetune.frozen_norms": Field(
+        False, "Batch norms keep scale, shift and statistics, and normalise as in testing."
+    ),
+    "finetune.backbone_rate": Field(
+        1.0, "What multiplies the rate of all but the classifier.", NOT_NEGATIVE
+    ),
+    "data.name": Field("", "The data set, see docs/data.md."),
+    "data.data_dir": Field(
+        None,
+        "Where prepared data sets are; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+        PATH,
+        kind=str,
+        per_host=True,
+        **_STORE,
+    ),
+    "data.manual_dir": Field(
+        None,
+        "Where the raw files are, for data sets that are prepared when they are first read.",
+        PATH,
+        kind=str,
+        per_host=True,
+        **_STORE,
+    ),
+    "data.on_error": Field(
+        "stop",
+        "What becomes of an image that cannot be decoded; skip: training takes the next one.",
+        one_of("stop", "skip"),
+        **_STORE,
+    ),
+    "data.image_size": Field(224, "Side of the training images, in pixels.", AT_LEAST_ONE),
+    "data.crop": Field(
+        "random_sized",
+        "A random part of the image, or the whole image made square.",
+        name_in("resnext_jax.data.transforms:CROPS"),
+    ),
+    "data.interpolation": Field(
+        "bicubic", "Of training images.", name_in("resnext_jax.data.resize:INTERPOLATIONS")
+    ),
+    "data.train_antialias": Field(
+        False, "Whether shrinking filters training images; torch7 never does."
+    ),
+    "data.eval_image_size": Field(
+        None,
+        "Side of the test images; None: image_size. Table 5 tests at 320.",
+        AT_LEAST_ONE,
+        kind=int,
+        **_EVAL,
+    ),
+    "data.eval_short_side": Field(
+        None,
+        "Short side of a test image before its centre is cut out; None: 8/7 of the test images' "
+        "side (256 for 224). With crop=whole nothing is cut out: None only.",
+        AT_LEAST_ONE,
+        kind=int,
+        **_EVAL,
+    ),
+    "data.eval_interpolation": Field(
+        None,
+        "Of test images; None: as interpolation.",
+        name_in("resnext_jax.data.resize:INTERPOLATIONS"),
+        kind=str,
+        **_EVAL,
+    ),
+    "data.eval_antialias": Field(
+        True, "Whether shrinking filters test images; not read with torch7.", **_EVAL
+    ),
+    "data.eval_crops": Field(
+        "centre",
+        "What of a test image is scored: one crop; the corners too, each also mirrored; every "
+        "position at five scales.",
+        one_of("centre", "ten", "dense"),
+        **_EVAL,
+    ),
+    "data.eval_first_classes": Field(
+        None,
+        "Score the first so many classes by themselves as well (ImageNet-5K: 1000).",
+        AT_LEAST_ONE,
+        kind=int,
+        **_STORE,
+    ),
+    "data.flip": Field(True, "Mirror every second training image."),
+    "data.brightness": Field(0.4, "Largest change.", AT_MOST_ONE),
+    "data.contrast": Field(0.4, "Largest change.", AT_MOST_ONE),
+    "data.saturation": Field(0.4, "Largest change.", AT_MOST_ONE),
+    "data.lighting": Field(0.1, "Standard deviation of AlexNet's lighting noise.", NOT_NEGATIVE),
+    "data.max_shift": Field(0, "Largest shift into padding, in pixels.", NOT_NEGATIVE),
+    "data.trivial_augment": Field(False, "TrivialAugment (Mueller and Hutter 2021)."),
+    "data.random_erase": Field(0.0, "Probability of random erasing.", AT_MOST_ONE),
+    "data.mixup": Field(0.0, "Alpha of mixup; 0: none.", NOT_NEGATIVE),
+    "data.cutmix": Field(0.0, "Alpha of CutMix; 0: none.", NOT_NEGATIVE),
+    "data.mean": Field(
+        (123.675, 116.28, 103.53), "Of each channel, in 0..255.", numbers(3, positive=False)
+    ),
+    "data.std": Field(
+        (58.395, 57.12, 57.375),
+        "Standard deviation of each channel, in 0..255.",
+        numbers(3, positive=True),
+    ),
+    "data.num_workers": Field(
+        0, "Decoding processes; 0: threads.", NOT_NEGATIVE, per_host=True, **_STORE
+    ),
+    "eval_batch_size": Field(
+        256,
+        "Images a batch in testing; with ten crops a tenth as many, densely as many pixels.",
+        AT_LEAST_ONE,
+        **_STORE,
+    ),
+    "eval_every_epochs": Field(1.0, "Epochs from test to test.", POSITIVE, **_STORE),
+    "checkpoint_every_epochs": Field(
+        1.0,
+        "Epochs from checkpoint to checkpoint; each test, the end, and a signal save too.",
+        POSITIVE,
+        **_STORE,
+    ),
+    "checkpoint_every_steps": Field(
+        None, "Steps from checkpoint to checkpoint.", AT_LEAST_ONE, kind=int, **_STORE
+    ),
+    "checkpoint_every_minutes": Field(
+        None, "Minutes from checkpoint to checkpoint.", POSITIVE, kind=float, **_STORE
+    ),
+    "keep_checkpoints": Field(
+        3, "So many of the last checkpoints are kept, and the best.", AT_LEAST_ONE, **_STORE
+    ),
+    "keep_every_epochs": Field(
+        None, "One checkpoint at every so many epochs is kept.", POSITIVE, kind=float, **_STORE
+    ),
+    "log_every_steps": Field(50, "Steps from record to record.", AT_LEAST_ONE, **_STORE),
+    "profile_steps": Field(
+        (),
+        "First and last step of a profiler trace, in WORKDIR/profile; (): none.",
+        STEPS,
+        **_STORE,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What `config.task` names.
+
+    Attributes:
+      fields: of its configs, by dotted name.
+      start: what makes a config of its defaults.
+    """
+
+    fields: Mapping[str, Field]
+    start: Callable[[], ConfigDict]
 
 
 def base_config() -> ConfigDict:
@@ -20,140 +336,38 @@ def base_config() -> ConfigDict:
     Recipes in `configs/` start from this and change what differs. Fields that
     it does not have are refused by `config.checks.validate`.
     """
+    return defaults(FIELDS)
+
+
+# By `config.task`. `detection.config` adds its own.
+TASKS: dict[str, Task] = {"classification": Task(FIELDS, base_config)}
+
+
+def defaults(fields: Mapping[str, Field]) -> ConfigDict:
+    """Make a config of the defaults of some fields, by dotted name."""
     config = ConfigDict()
-    # What is trained: "classification", or a stage of a detector (see detection.config).
-    config.task = "classification"
-    config.seed = 0
-
-    # Images a step over all devices, and how many consecutive ones of them
-    # share batch-norm statistics (None: all). Part of the recipe, whatever the
-    # number of devices.
-    config.batch_size = 256
-    config.bn_group_size = config_dict.placeholder(int)
-    # Micro-batches of a batch, one after the other: the same training in less memory.
-    config.accumulate_steps = 1
-
-    config.num_epochs = 100.0
-    # Images that count as one epoch in schedules and logs. None: the training
-    # set's number.
-    config.images_per_epoch = config_dict.placeholder(int)
-
-    config.model = ConfigDict()
-    config.model.name = ""
-    config.model.form = "c"
-    config.model.dtype = "float32"  # compute; parameters are param_dtype
-    config.model.param_dtype = "float32"
-    config.model.residual = True  # False: the ablation of Sec. 5.1
-    # Batch norm and ReLU before each convolution; None: as the name says.
-    config.model.preactivation = config_dict.placeholder(bool)
-    config.model.scan_blocks = False  # compile a stage's equal blocks once, as a loop
-    config.model.remat = False  # less memory: compute blocks again for the gradient
-    # None: the paper's widths.
-    config.model.stem_width = config_dict.placeholder(int)
-    config.model.template_width = config_dict.placeholder(int)
-
-    config.optimizer = ConfigDict()
-    # The rate for a batch of `base_batch_size`; other batches scale it linearly.
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.base_batch_size = 256
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 1e-4  # coupled
-    config.optimizer.decay_norm = True  # also of batch norms' scale and shift
-    config.optimizer.decay_bias = True  # also of the classifier's bias
-    config.optimizer.label_smoothing = 0.0
-    # Largest L2 norm of the gradient over all parameters; None: any.
-    config.optimizer.clip_norm = config_dict.placeholder(float)
-
-    config.schedule = ConfigDict()
-    config.schedule.name = "step"
-    config.schedule.boundaries = (30.0, 60.0, 90.0)  # epochs; step only
-    config.schedule.factor = 10.0  # the rate is divided by it; step only
-    config.schedule.warmup_epochs = 0.0
-
-    # Average of the weights, tested beside them (see optim.ema). None: there is none.
-    config.ema = ConfigDict()
-    config.ema.decay = config_dict.placeholder(float)
-    config.ema.every_steps = 1
-
-    # What becomes of a step whose loss is not finite ("stop", or "skip"), or more than
-    # `spike_factor` times the average of late (None: any is taken). More than `max_skipped`
-    # skipped in a row stop the run.
-    config.guard = ConfigDict()
-    config.guard.on_nonfinite = "stop"
-    config.guard.spike_factor = config_dict.placeholder(float)
-    config.guard.max_skipped = 10
-
-    # Start from these weights, but for the classifier: of the run in a workdir, or a file of
-    # PyTorch's (.safetensors, .pth).
-    config.init_from = config_dict.placeholder(str)
-
-    config.finetune = ConfigDict()
-    # So many stages stay as they are: 1 the stem (the paper's conv1), 2 conv2 too, ...
-    config.finetune.frozen_stages = 0
-    # Batch norms keep scale, shift and statistics, and normalise as in testing.
-    config.finetune.frozen_norms = False
-    config.finetune.backbone_rate = 1.0  # what multiplies the rate in front of the classifier
-
-    config.data = ConfigDict()
-    config.data.name = ""
-    # None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.
-    config.data.data_dir = config_dict.placeholder(str)
-    # Folder of the raw files, for data sets that are prepared from them when first read.
-    config.data.manual_dir = config_dict.placeholder(str)
-    # An image that cannot be decoded: "stop", or "skip" (training takes the next one instead).
-    config.data.on_error = "stop"
-    config.data.image_size = 224
-    config.data.crop = "random_sized"  # or "whole": the whole image, made square
-    config.data.interpolation = "bicubic"  # or bilinear, or torch7, see data.resize
-    config.data.train_antialias = False  # torch7 never antialiases
-    # Side of the test images; None: image_size. Table 5 tests at 320.
-    config.data.eval_image_size = config_dict.placeholder(int)
-    # Test images are made so large before their centre is cut out; None: 8/7 of the test
-    # images' side (256 for 224). With crop="whole" nothing is cut out: then None only.
-    config.data.eval_short_side = config_dict.placeholder(int)
-    # Of test images; None: as interpolation.
-    config.data.eval_interpolation = config_dict.placeholder(str)
-    config.data.eval_antialias = True  # not read with torch7
-    # What of a test image is scored: "centre", one crop; "ten", the corners too, each also
-    # mirrored; "dense", every position at five scales (see evaluation.dense).
-    config.data.eval_crops = "centre"
-    # Score the first so many classes by themselves as well (ImageNet-5K: 1000).
-    config.data.eval_first_classes = config_dict.placeholder(int)
-    config.data.flip = True
-    # Largest change of each, and standard deviation of the lighting noise; see data.augment.
-    config.data.brightness = 0.4
-    config.data.contrast = 0.4
-    config.data.saturation = 0.4
-    config.data.lighting = 0.1
-    config.data.max_shift = 0  # pixels, see data.augment.shift
-    config.data.trivial_augment = False  # see data.trivial_augment
-    config.data.random_erase = 0.0  # how probable, see data.erasing
-    config.data.mixup = 0.0  # alpha, see data.mixing; 0: none
-    config.data.cutmix = 0.0  # alpha, see data.mixing; 0: none
-    config.data.mean = (123.675, 116.28, 103.53)  # of each channel, in 0..255
-    config.data.std = (58.395, 57.12, 57.375)
-    config.data.num_workers = 0  # decoding processes; 0: threads
-
-    # Crops: with ten an image a batch holds a tenth as many images. Dense batches hold as many
-    # pixels as so many images of the test images' side.
-    config.eval_batch_size = 256
-    config.eval_every_epochs = 1.0
-    # Checkpoints are also saved at each test, at the end, and where a signal stops the run.
-    config.checkpoint_every_epochs = 1.0
-    config.checkpoint_every_steps = config_dict.placeholder(int)
-    config.checkpoint_every_minutes = config_dict.placeholder(float)
-    # The last so many are kept, the best, and (None: no others) one at every so many epochs.
-    config.keep_checkpoints = 3
-    config.keep_every_epochs = config_dict.placeholder(float)
-    config.log_every_steps = 50
-    # First and last step of a profiler trace, in WORKDIR/profile; (): none.
-    config.profile_steps = ()
+    for name, row in fields.items():
+        *sections, last = name.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        section[last] = config_dict.placeholder(row.kind) if row.kind else row.default
     return config
 
 
-# What makes the defaults of a task, by `config.task`. `detection.config` adds its own.
-TASKS: dict[str, Callable[[], ConfigDict]] = {"classification": base_config}
+def fields_of(config: ConfigDict) -> Mapping[str, Field]:
+    """Return the table of the fields of a config's task; raises ConfigError: no such task."""
+    return task_of(config).fields
+
+
+def task_of(config: ConfigDict) -> Task:
+    """Return the task of a config; raises ConfigError if there is none of that name."""
+    name = config.get("task")
+    if name not in TASKS:
+        raise ConfigError(f"config.task={name!r} must be one of {', '.join(TASKS)}.")
+    return TASKS[name]
 
 
 def field(config: ConfigDict, name: str) -> Any:
@@ -172,34 +386,6 @@ def set_field(config: ConfigDict, name: str, value: Any) -> None:
     config[last] = value
 
 
-def base_of(config: ConfigDict) -> ConfigDict:
-    """Return the defaults that a config of its task starts from.
-
-    Raises:
-      ConfigError: there is no such task.
-    """
-    return base_maker(config)()
-
-
-def base_maker(config: ConfigDict) -> Callable[[], ConfigDict]:
-    """Return what makes the defaults of a config's task; raises ConfigError if there is none."""
-    name = config.get("task")
-    if name not in TASKS:
-        raise ConfigError(f"config.task={name!r} must be one of {', '.join(TASKS)}.")
-    return TASKS[name]
-
-
-def optional_fields(config: ConfigDict) -> list[str]:
-    """List the fields of a config that may be None."""
-    base = base_of(config)
-    return [name for name in field_names(base) if field(base, name) is None]
-
-
-def config_facts(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields that all hosts must have alike, for `distributed.check_hosts_agree`."""
-    return {f"config.{n}": field(config, n) for n in field_names(config) if n not in PER_HOST}
-
-
 def field_names(config: ConfigDict) -> list[str]:
     """List the dotted names of all fields."""
     names: list[str] = []
@@ -209,3 +395,13 @@ def field_names(config: ConfigDict) -> list[str]:
         else:
             names.append(key)
     return names
+
+
+def config_facts(config: ConfigDict) -> dict[str, Any]:
+    """Return the fields that all hosts must have alike, for `distributed.check_hosts_agree`."""
+    fields = fields_of(config)
+    return {
+        f"config.{name}": field(config, name)
+        for name in field_names(config)
+        if not (name in fields and fields[name].per_host)
+    }

@@ -12,6 +12,7 @@ does: `ImageFile` stops there, with the same pixels.
 
 import contextlib
 import dataclasses
+import re
 import struct
 from typing import Any
 
@@ -28,14 +29,16 @@ cv2.setNumThreads(1)
 # Not turned by EXIF: the paper's pipeline did not know of it, and neither does Pillow's `convert`.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
-# Files of a folder that are taken for images.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 # Largest ratio of the longer to the shorter side: cropping from a thinner image would first resize
 # it to gigabytes.
 _LARGEST_RATIO = 50
 
-_JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
+_JPEG_START, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
+# What entropy-coded data does not hold: a mark, but that at which decoding can start anew.
+_JPEG_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+# Of a PNG with an animation, which OpenCV shows in place of the still image, ahead of both.
+_PNG_ANIMATION, _PNG_PIXELS = b"acTL", b"IDAT"
 # Bit depth and colour type of a PNG that OpenCV reads as Pillow does: 8-bit grey, 8-bit RGB.
 _PLAIN_PNG = ((8, 0), (8, 2))
 
@@ -51,7 +54,7 @@ def decode_rgb(data: bytes) -> np.ndarray:
     """Decode an image file.
 
     Args:
-      data: a JPEG (grey, RGB or CMYK), a PNG, or anything else that Pillow opens.
+      data: a JPEG (grey, RGB or CMYK), a PNG, or another file of `deep_images.decode`.
 
     Returns:
       uint8 `[H, W, 3]`, RGB, not turned by EXIF (but by a TIFF's own mark); of several frames or
@@ -172,12 +175,17 @@ def _is_plain_png(data: bytes) -> bool:
         data.startswith(_PNG_START)
         and tuple(data[24:26]) in _PLAIN_PNG
         and _PNG_END in data[-12:]
+        and _PNG_ANIMATION not in data[: data.find(_PNG_PIXELS)]
         and not _is_absurd(*struct.unpack_from(">II", data, 16))
     )
 
 
 def _plain_jpeg(data: bytes) -> _PlainJpeg | None:
-    """Read the head of a JPEG that OpenCV decodes as Pillow does; None for everything else."""
+    """Read the head of a JPEG that OpenCV decodes as Pillow does; None for everything else.
+
+    Raises:
+      UndecodableImageError: it is a JPEG that is cut short.
+    """
     if not data.startswith(_JPEG_START):
         return None
     place, frame, sequential, restarts = 2, None, False, False
@@ -195,16 +203,38 @@ def _plain_jpeg(data: bytes) -> _PlainJpeg | None:
         if marker == 0xDD:  # marks between rows, at which decoding can start anew
             restarts = True
         place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
-    if frame is None or data[frame + 9] not in (1, 3) or not data.startswith(_JPEG_SCAN, place):
+    if frame is None or not data.startswith(_JPEG_SCAN, place):
         return None
-    # The mark does not occur in entropy-coded data, and a thumbnail's comes before the scan.
-    end = data.rfind(_JPEG_END)
     height, width = struct.unpack_from(">HH", data, frame + 5)
-    if end < place + 10 or _is_absurd(height, width):
+    if _is_absurd(height, width):
+        return None
+    end = _jpeg_end(data, place)
+    if data[frame + 9] not in (1, 3):
         return None
     # All components in one scan, or row after row of one after the other.
     together = data[place + 4] == data[frame + 9]
     return _PlainJpeg(height, width, frame + 5, end, sequential and together and not restarts)
+
+
+def _jpeg_end(data: bytes, place: int) -> int:
+    """Find the end mark of a JPEG whose first scan is at `place`.
+
+    What follows may be anything, and may have end marks of its own: phones put a second picture or
+    a film behind a photograph.
+
+    Raises:
+      UndecodableImageError: there is none: decoders would fill up what is missing with grey, or
+        with what follows.
+    """
+    while place + 4 <= len(data):
+        length = int.from_bytes(data[place + 2 : place + 4], "big")
+        mark = _JPEG_MARK.search(data, place + 2 + length)
+        if mark is None or data.startswith(_JPEG_START, mark.start()):
+            break
+        place = mark.start()
+        if data[place + 1] == 0xD9:
+            return place
+    raise UndecodableImageError("the image is cut short")
 
 
 def _reason(error: Exception, data: bytes) -> str:

@@ -10,6 +10,7 @@ The file's header decides what its samples mean, not Pillow's mode: Pillow clips
 """
 
 import dataclasses
+import functools
 import io
 import math
 import re
@@ -20,6 +21,13 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+
+# What Pillow may read, whatever a file is called: not PostScript, for which it runs another program
+# (`gs`), nor what needs a library of other formats.
+_READ = (
+    *("JPEG", "PNG", "PPM", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000"),
+    *("ICO", "TGA", "PCX", "SGI", "QOI", "FITS"),
+)
 
 # Sensors of microscopes and depth cameras often fill 12 of 16 bits.
 _DIM = 4096
@@ -53,11 +61,28 @@ _FORMATS = {
 _unnoted = threading.Lock()
 
 
+def open_picture(data: bytes | bytearray) -> Image.Image:
+    """Open an image file by Pillow, which reads no more than its header.
+
+    Raises:
+      Image.UnidentifiedImageError: it is of no format that is read.
+      Exception: Pillow's readers raise whatever the bytes make them stumble over.
+    """
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    Image.init()
+    # Builds of Pillow lack some.
+    return tuple(name for name in _READ if name in Image.OPEN)
+
+
 def decode(data: bytes) -> tuple[np.ndarray, bool]:
     """Decode an image file by Pillow.
 
     Args:
-      data: whatever Pillow opens. Of several frames or pages the first is taken.
+      data: of an image file. Of several frames or pages the first is taken.
 
     Returns:
       uint8 `[H, W, 3]`, RGB; and whether it is dim: 16-bit samples that are all below 4096, so
@@ -70,7 +95,7 @@ def decode(data: bytes) -> tuple[np.ndarray, bool]:
     tiff = _read_tiff(data)
     readable = _readable_tiff(data, tiff) if tiff else data
     try:
-        with Image.open(io.BytesIO(readable)) as picture:
+        with open_picture(readable) as picture:
             return _pixels(picture, data, tiff)
     except Image.UnidentifiedImageError:
         if tiff is None:

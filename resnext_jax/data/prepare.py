@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -38,6 +38,8 @@ _ELSEWHERE = (
 def prepare(name: str, inputs: Inputs | None = None, data_dir: str | None = None) -> Builder:
     """Prepare a data set, unless that has been done.
 
+    What was prepared before is left as it is, and a note says so where `inputs` name files.
+
     One process prepares, others wait for it. What an interrupted run leaves behind
     is never read, and removed by the next.
 
@@ -52,13 +54,14 @@ def prepare(name: str, inputs: Inputs | None = None, data_dir: str | None = None
 
     Raises:
       DataError: the name, a raw file or an option is wrong, a download failed, the disk
-        is or would be full, or the folder cannot be written.
+        is or would be full, the folder cannot be written, or it was prepared from other files.
     """
     builder_class = find(name).builder_class()
     inputs = _checked(name, inputs or Inputs())
     data_dir = str(data_folder(data_dir))
     builder = _create(builder_class, inputs, data_dir)
     if _is_prepared(builder):
+        _check_origin(builder, inputs)
         # tfds reads what is there when a builder is made: another process may have ended since.
         return builder if builder.info.splits else _create(builder_class, inputs, data_dir)
     root = Path(builder.data_dir_root)
@@ -96,6 +99,30 @@ def _checked(name: str, inputs: Inputs) -> Inputs:
 def _is_prepared(builder: Builder) -> bool:
     # As tfds's `is_prepared`, which warns where it is not.
     return Path(builder.data_dir, "dataset_info.json").exists()
+
+
+def _check_origin(builder: Builder, inputs: Inputs) -> None:
+    """Say that a data set was prepared before; raises DataError if from other files."""
+    if builder.data_versions or not (wanted := inputs.origin()):
+        return  # it is found by its contents, or nobody asked for it
+    origin = builder.prepared_from()
+    before = f"{builder.TITLE} in {builder.data_dir} was prepared before"
+    if origin is None or origin == wanted:
+        source = "files that nobody wrote down" if origin is None else _listed(origin)
+        print(
+            f"note: {before}, from {source}, and is left as it is; to prepare it again, remove "
+            "that folder first",
+            file=sys.stderr,
+        )
+        return
+    raise DataError(
+        f"{before}, from {_listed(origin) or 'what it downloaded'} and not from {_listed(wanted)}; "
+        f"remove that folder first, or {_ELSEWHERE}."
+    )
+
+
+def _listed(origin: Mapping[str, str]) -> str:
+    return " and ".join(f"--{option}={path}" for option, path in origin.items())
 
 
 def _create(builder_class: type[Builder], inputs: Inputs, data_dir: str | None) -> Builder:

@@ -2,12 +2,11 @@
 
 import collections
 import dataclasses
-import io
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
+from resnext_jax.data.deep_images import open_picture
 from resnext_jax.data.reading import BAD, DecodedExamples
 from resnext_jax.data.transforms import DenseTransform
 
@@ -45,7 +44,7 @@ def image_sizes(examples: DecodedExamples) -> np.ndarray:
 
     def size(index: int) -> tuple[int, int]:
         try:
-            with Image.open(io.BytesIO(examples.source.examples[index]["image"])) as picture:
+            with open_picture(examples.source.examples[index]["image"]) as picture:
                 return picture.height, picture.width
         except Exception:
             # Pillow's readers raise anything. What they refuse, the decoder may still read.
@@ -58,13 +57,34 @@ def image_sizes(examples: DecodedExamples) -> np.ndarray:
     return np.array(sizes, np.int64).reshape(-1, 2)
 
 
+def by_aspect(sizes: np.ndarray) -> np.ndarray:
+    """Order images by width over height, so that images of a shape at any scale are neighbours.
+
+    Args:
+      sizes: `[N, 2]`, of `image_sizes`; images of size 0 are left out.
+
+    Returns:
+      int64 `[M]`, indices.
+    """
+    there = np.flatnonzero(sizes[:, 0])
+    order: np.ndarray = there[np.argsort(sizes[there, 1] / sizes[there, 0], kind="stable")]
+    return order
+
+
 def plan_batches(
-    sizes: np.ndarray, transform: DenseTransform, short_side: int, *, pixels: int, devices: int
+    sizes: np.ndarray,
+    order: np.ndarray,
+    transform: DenseTransform,
+    short_side: int,
+    *,
+    pixels: int,
+    devices: int,
 ) -> list[ShapeBatch]:
     """Group images into batches of one shape.
 
     Args:
-      sizes: `[N, 2]`, of `image_sizes`; images of size 0 are left out.
+      sizes: `[N, 2]`, of `image_sizes`.
+      order: `[M]`, of the images to take, in which those of a shape follow each other.
       transform: knows the shape of each result.
       short_side: what short sides are resized to.
       pixels: in a batch, at most, unless one image a device is more: a bound on memory, whatever
@@ -72,13 +92,13 @@ def plan_batches(
       devices: batches are a multiple of it.
 
     Returns:
-      Batches by shape, then by image; each image in one of them. Those of a shape have equally
-      many places, so that it is compiled once.
+      Batches by shape, then in the order given; each image in one of them. Those of a shape have
+      equally many places, so that it is compiled once.
     """
     groups: dict[tuple[int, int], list[int]] = collections.defaultdict(list)
-    for index, (height, width) in enumerate(sizes.tolist()):
-        if height:
-            groups[transform.shape(height, width, short_side)].append(index)
+    for index in order.tolist():
+        height, width = sizes[index].tolist()
+        groups[transform.shape(height, width, short_side)].append(index)
     plan = []
     for shape, images in sorted(groups.items()):
         most = max(1, pixels // (shape[0] * shape[1] * devices)) * devices

@@ -6,76 +6,191 @@ epochs of a thousand such steps, so that another batch of B images trains at B /
 for B0 / B times the steps, as it should.
 """
 
-from ml_collections import ConfigDict, config_dict
+import dataclasses
+from typing import Any
 
-from resnext_jax.config.fields import TASKS, base_config
+from ml_collections import ConfigDict
+
+from resnext_jax.config.fields import FIELDS, MAY_CHANGE, TASKS, Field, Task, defaults
+from resnext_jax.config.rules import (
+    AT_LEAST_ONE,
+    AT_MOST_ONE,
+    NOT_NEGATIVE,
+    PATH,
+    POSITIVE,
+    name_in,
+    numbers,
+    one_of,
+)
 
 # Steps of the paper's batch that are called an epoch.
 STEPS_PER_EPOCH = 1000
 
+# Of a classifier's fields those that a detector has not: its batch norms are fixed, and its images
+# are prepared in their own way.
+_ABSENT = {"bn_group_size", "optimizer.label_smoothing"} | {
+    name for name in FIELDS if name.startswith("data.") and name not in ("data.mean", "data.std")
+}
+
+
+def _changed(values: dict[str, Any]) -> dict[str, Field]:
+    return {name: dataclasses.replace(FIELDS[name], default=x) for name, x in values.items()}
+
+
+_COMMON: dict[str, Field] = {
+    **{name: row for name, row in FIELDS.items() if name not in _ABSENT},
+    **_changed(
+        {
+            "finetune.frozen_norms": True,
+            "finetune.frozen_stages": 2,
+            "optimizer.nesterov": False,
+            "eval_batch_size": 8,
+            "eval_every_epochs": 60.0,
+            "checkpoint_every_epochs": 5.0,
+        }
+    ),
+    "optimizer.new_bias_rate": Field(
+        2.0, "What multiplies the rate of the new layers' biases.", NOT_NEGATIVE
+    ),
+    "data.name": Field(
+        "coco",
+        "Annotations and images of data_dir, in COCO's format; or scenes made of digits.",
+        one_of("coco", "digit_scenes"),
+    ),
+    "data.data_dir": dataclasses.replace(
+        FIELDS["data.data_dir"],
+        meaning="Where the data set is; None: for the digit scenes only, which are made in "
+        "runs/digit_scenes then.",
+    ),
+    "data.train_annotations": Field(
+        "annotations/instances_train2017.json", "File in data_dir, in COCO's format."
+    ),
+    "data.train_images": Field("train2017", "Folder in data_dir."),
+    "data.test_annotations": Field(
+        "annotations/instances_val2017.json", "File in data_dir, in COCO's format."
+    ),
+    "data.test_images": Field("val2017", "Folder in data_dir."),
+    "data.short_side": Field(600, "Images are resized to this short side, ...", AT_LEAST_ONE),
+    "data.long_side": Field(1000, "... or to this long side, if less.", AT_LEAST_ONE),
+    "data.flip": Field(True, "Mirror every second training image."),
+    "data.keep_empty": Field(
+        False, "Train on images without objects (crowds aside) too: all is background."
+    ),
+    "data.max_boxes": Field(
+        None,
+        "Places for an image's objects; None: as many as the annotations need.",
+        AT_LEAST_ONE,
+        kind=int,
+        resume=MAY_CHANGE,
+    ),
+    "data.num_workers": FIELDS["data.num_workers"],
+}
+
+_RPN: dict[str, Field] = {
+    **_COMMON,
+    "anchors.base": Field(16, "Side of an anchor of scale 1, in pixels.", AT_LEAST_ONE),
+    "anchors.ratios": Field(
+        (0.5, 1.0, 2.0), "Height by width of the anchors.", numbers(positive=True, least=1)
+    ),
+    "anchors.scales": Field(
+        (4.0, 8.0, 16.0, 32.0), "Sides of the anchors, in bases.", numbers(positive=True, least=1)
+    ),
+    # What the RPN proposes, to train Fast R-CNN on and to test it on.
+    "proposals.width": Field(512, "Channels of the RPN's head.", AT_LEAST_ONE),
+    "proposals.nms_iou": Field(0.7, "Overlap above which the worse one is dropped.", AT_MOST_ONE),
+    "proposals.min_side": Field(
+        16.0, "Smallest side, in pixels of the image as it is stored.", NOT_NEGATIVE
+    ),
+    "proposals.train_before": Field(
+        None,
+        "In training the best so many go into suppression; None: all.",
+        AT_LEAST_ONE,
+        kind=int,
+    ),
+    "proposals.train": Field(2000, "In training so many come out of it, at most.", AT_LEAST_ONE),
+    "proposals.test_before": Field(6000, "In testing the best so many go in.", AT_LEAST_ONE),
+    "proposals.test": Field(300, "In testing so many come out, at most.", AT_LEAST_ONE),
+    # Which anchors are learned from, see targets.RpnTargetSpec.
+    "targets.samples": Field(256, "Anchors of an image that are learned from.", AT_LEAST_ONE),
+    "targets.positives": Field(128, "Positive ones among them, at most.", AT_LEAST_ONE),
+    "targets.positive_iou": Field(0.7, "Overlap with an object of a positive one.", AT_MOST_ONE),
+    "targets.negative_iou": Field(0.3, "Below it an anchor is negative.", AT_MOST_ONE),
+    "targets.crowds": Field(
+        "ignore",
+        "Anchors on crowds are not learned from; legacy: they are negative ones.",
+        name_in("resnext_jax.detection.targets:CROWDS"),
+    ),
+}
+
+# Which regions are learned from, see targets.RegionTargetSpec.
+_REGIONS: dict[str, Field] = {
+    "samples": Field(64, "Regions of an image that are learned from.", AT_LEAST_ONE),
+    "foregrounds": Field(16, "Foreground ones among them, at most.", AT_LEAST_ONE),
+    "foreground_iou": Field(0.5, "Overlap with an object of a foreground one.", AT_MOST_ONE),
+    "background_iou": Field(
+        0.0, "Overlap of a background one, at least (py-faster-rcnn: .1).", AT_MOST_ONE
+    ),
+}
+
+_HEAD: dict[str, Field] = {
+    "roi.kind": Field(
+        "pool",
+        "How regions are cut out of the shared map: pooled, or aligned (He et al. 2017).",
+        one_of("pool", "align"),
+    ),
+    "roi.size": Field(14, "Side of a region's cells.", AT_LEAST_ONE),
+    "roi.sampling_ratio": Field(2, "Samples of a cell along each side; align only.", AT_LEAST_ONE),
+    "detections.score": Field(0.05, "Least score of a detection.", AT_MOST_ONE),
+    "detections.nms_iou": Field(0.3, "Overlap above which the worse one is dropped.", AT_MOST_ONE),
+    "detections.most": Field(100, "Detections of an image, at most.", AT_LEAST_ONE),
+}
+
+_FAST_RCNN: dict[str, Field] = {
+    **_COMMON,
+    "data.proposals": Field(
+        None,
+        "Folder of the proposals for both splits, of python -m resnext_jax.detection.proposals.",
+        PATH,
+        kind=str,
+        per_host=True,
+    ),
+    "data.train_proposals": Field(
+        2000, "Of a training image the best so many are read.", AT_LEAST_ONE
+    ),
+    "data.test_proposals": Field(300, "Of a test image.", AT_LEAST_ONE),
+    **{f"targets.{name}": row for name, row in _REGIONS.items()},
+    **_HEAD,
+}
+
+_FASTER_RCNN: dict[str, Field] = {
+    **_RPN,
+    # `targets` are the anchors'; these are the regions'.
+    **{f"regions.{name}": row for name, row in _REGIONS.items()},
+    **_HEAD,
+    # Features of all four stages, see pyramid.PyramidSpec. With them anchors.base is that at
+    # stride 16, twice as large at stride 32, and so on.
+    "pyramid.enabled": Field(False, "Whether features of all four stages are used."),
+    "pyramid.width": Field(256, "Channels of each level.", AT_LEAST_ONE),
+    "pyramid.canonical_side": Field(
+        224.0, "Side of the regions that level 4 is for, in pixels.", POSITIVE
+    ),
+    "pyramid.head_width": Field(1024, "Channels of the regions' head.", AT_LEAST_ONE),
+}
+
 
 def rpn_config() -> ConfigDict:
     """Return the region proposal network's run, with no model chosen."""
-    config = _common()
+    config = defaults(_RPN)
     config.task = "rpn"
     _set_batch(config, 16, rate=0.02)
-
-    # The anchors of a position, see anchors.AnchorSpec.
-    config.anchors = ConfigDict()
-    config.anchors.base = 16
-    config.anchors.ratios = (0.5, 1.0, 2.0)
-    config.anchors.scales = (4.0, 8.0, 16.0, 32.0)
-
-    # What the RPN proposes, to train Fast R-CNN on and to test it on.
-    config.proposals = ConfigDict()
-    config.proposals.width = 512  # channels of the RPN's head
-    config.proposals.nms_iou = 0.7
-    config.proposals.min_side = 16.0  # pixels of the image as it is stored
-    config.proposals.train_before = config_dict.placeholder(int)  # best so many; None: all
-    config.proposals.train = 2000
-    config.proposals.test_before = 6000
-    config.proposals.test = 300
-
-    # Which anchors are learned from, see targets.RpnTargetSpec.
-    config.targets = ConfigDict()
-    config.targets.samples = 256
-    config.targets.positives = 128
-    config.targets.positive_iou = 0.7
-    config.targets.negative_iou = 0.3
-    config.targets.crowds = "ignore"
     return config
 
 
 def fast_rcnn_config() -> ConfigDict:
     """Return Fast R-CNN's run, with no model and no proposals chosen."""
-    config = _common()
+    config = defaults(_FAST_RCNN)
     config.task = "fast_rcnn"
     _set_batch(config, 8, rate=0.005)
-
-    # Folder of the proposals for both splits, of `python -m resnext_jax.detection.proposals`.
-    config.data.proposals = config_dict.placeholder(str)
-    # Of an image the best so many are read.
-    config.data.train_proposals = 2000
-    config.data.test_proposals = 300
-
-    # Which regions are learned from, see targets.RegionTargetSpec.
-    config.targets = ConfigDict()
-    config.targets.samples = 64
-    config.targets.foregrounds = 16
-    config.targets.foreground_iou = 0.5
-    config.targets.background_iou = 0.0  # at least; py-faster-rcnn's library has .1
-
-    # How regions are cut out of the shared map: "pool", or "align" (He et al. 2017).
-    config.roi = ConfigDict()
-    config.roi.kind = "pool"
-    config.roi.size = 14
-    config.roi.sampling_ratio = 2  # align only
-
-    # What is a detection.
-    config.detections = ConfigDict()
-    config.detections.score = 0.05
-    config.detections.nms_iou = 0.3
-    config.detections.most = 100  # an image
     return config
 
 
@@ -85,26 +200,14 @@ def faster_rcnn_config(*, pyramid: bool = False) -> ConfigDict:
     Args:
       pyramid: start from the defaults of a feature pyramid. The fields are the same.
     """
-    fast = fast_rcnn_config()
-    config = rpn_config()
+    config = defaults(_FASTER_RCNN)
     config.task = "faster_rcnn"
     # No source trains this on so many devices: batch, rate and length of the paper's Fast R-CNN,
     # the anchors of its RPN, and proposals as in the end-to-end variant of py-faster-rcnn.
-    _set_batch(config, fast.batch_size, rate=fast.optimizer.learning_rate)
+    _set_batch(config, 8, rate=0.005)
     config.proposals.train_before = 12_000  # of a pyramid: on each level, as test_before
-    # `targets` are the anchors'; these are the regions'.
-    config.regions = fast.targets
-    config.roi = fast.roi
-    config.detections = fast.detections
-
-    # Features of all four stages, see joint.PyramidSpec. With them anchors.base is that at stride
-    # 16, twice as large at stride 32, and so on.
-    config.pyramid = ConfigDict()
-    config.pyramid.enabled = pyramid
-    config.pyramid.width = 256
-    config.pyramid.canonical_side = 224.0
-    config.pyramid.head_width = 1024
     if pyramid:
+        config.pyramid.enabled = True
         _set_pyramid(config)
     return config
 
@@ -140,41 +243,8 @@ def _set_batch(config: ConfigDict, batch_size: int, *, rate: float) -> None:
     config.schedule.boundaries = (120.0,)
 
 
-def _common() -> ConfigDict:
-    config = base_config()
-    # Batch norms are fixed.
-    del config.bn_group_size
-    config.finetune.frozen_norms = True
-    config.finetune.frozen_stages = 2
-    del config.optimizer.label_smoothing
-    config.optimizer.nesterov = False
-    config.optimizer.new_bias_rate = 2.0  # what multiplies the rate of the new layers' biases
-
-    config.eval_batch_size = 8
-    config.eval_every_epochs = 60.0
-    config.checkpoint_every_epochs = 5.0
-
-    mean, std = config.data.mean, config.data.std
-    del config.data
-    config.data = ConfigDict()
-    # "coco": annotations and images of data_dir, in COCO's format; "digit_scenes": see synthetic.
-    config.data.name = "coco"
-    # None: for the digit scenes only, which are made in runs/digit_scenes then.
-    config.data.data_dir = config_dict.placeholder(str)
-    config.data.train_annotations = "annotations/instances_train2017.json"
-    config.data.train_images = "train2017"
-    config.data.test_annotations = "annotations/instances_val2017.json"
-    config.data.test_images = "val2017"
-    config.data.short_side = 600
-    config.data.long_side = 1000
-    config.data.flip = True
-    config.data.keep_empty = False  # train on images without objects too: all is background
-    # Places for an image's objects; None: as many as the annotations need.
-    config.data.max_boxes = config_dict.placeholder(int)
-    config.data.num_workers = 0  # decoding processes; 0: threads
-    config.data.mean, config.data.std = mean, std
-
-    return config
-
-
-TASKS.update(rpn=rpn_config, fast_rcnn=fast_rcnn_config, faster_rcnn=faster_rcnn_config)
+TASKS.update(
+    rpn=Task(_RPN, rpn_config),
+    fast_rcnn=Task(_FAST_RCNN, fast_rcnn_config),
+    faster_rcnn=Task(_FASTER_RCNN, faster_rcnn_config),
+)

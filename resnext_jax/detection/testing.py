@@ -118,6 +118,7 @@ def evaluate(
     output: str | None = None,
     per_class: str | None = None,
     confusion: str | None = None,
+    any_class_names: bool = False,
 ) -> None:
     """Score one stage's run, print, and write: what eval.py does for a detector.
 
@@ -131,11 +132,17 @@ def evaluate(
         are written to the workdir, `detections_test.json`.
       per_class: None.
       confusion: None.
+      any_class_names: False.
 
     Raises:
       UserError: config, data, workdir or checkpoint are unusable.
     """
-    for flag, value in (("weights", files), ("per_class", per_class), ("confusion", confusion)):
+    for flag, value in (
+        ("weights", files),
+        ("per_class", per_class),
+        ("confusion", confusion),
+        ("any_class_names", any_class_names),
+    ):
         if value:
             raise ConfigError(
                 f"--{flag} is for classifiers, and the config's task is a detector's."

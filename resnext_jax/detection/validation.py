@@ -1,82 +1,16 @@
-"""What each field of a detector's configuration may be, checked before anything is built."""
-
-from typing import Any
+"""Check a detector's configuration before anything is built."""
 
 from ml_collections import ConfigDict
 
 from resnext_jax.config import build
 from resnext_jax.config.checks import (
-    AT_LEAST_ONE,
-    AT_MOST_ONE,
-    NONE_OR_AT_LEAST_ONE,
-    NONE_OR_PATH,
-    NOT_NEGATIVE,
-    POSITIVE,
-    RULES,
-    Rule,
     check_fields,
     check_frozen_stages,
     check_model,
     check_schedule,
-    numbers,
-    one_of,
 )
 from resnext_jax.detection.models import check_architecture
-from resnext_jax.detection.targets import CROWDS
 from resnext_jax.errors import ConfigError
-
-DATA_SETS = ("coco", "digit_scenes")
-ROI_KINDS = ("pool", "align")
-
-
-def _any_numbers(value: Any) -> bool:
-    return len(value) > 0 and numbers(None, positive=True)[0](value)
-
-
-_POSITIVE_NUMBERS: Rule = (_any_numbers, "must be a tuple of one or more positive numbers")
-
-_RULES: dict[str, Rule] = {
-    **RULES,
-    "optimizer.new_bias_rate": NOT_NEGATIVE,
-    "data.name": one_of(*DATA_SETS),
-    "data.proposals": NONE_OR_PATH,
-    "data.short_side": AT_LEAST_ONE,
-    "data.long_side": AT_LEAST_ONE,
-    "data.max_boxes": NONE_OR_AT_LEAST_ONE,
-    "data.train_proposals": AT_LEAST_ONE,
-    "data.test_proposals": AT_LEAST_ONE,
-    "anchors.base": AT_LEAST_ONE,
-    "anchors.ratios": _POSITIVE_NUMBERS,
-    "anchors.scales": _POSITIVE_NUMBERS,
-    "proposals.width": AT_LEAST_ONE,
-    "proposals.nms_iou": AT_MOST_ONE,
-    "proposals.min_side": NOT_NEGATIVE,
-    "proposals.train_before": NONE_OR_AT_LEAST_ONE,
-    "proposals.train": AT_LEAST_ONE,
-    "proposals.test_before": NONE_OR_AT_LEAST_ONE,
-    "proposals.test": AT_LEAST_ONE,
-    "targets.samples": AT_LEAST_ONE,
-    "targets.positives": AT_LEAST_ONE,
-    "targets.foregrounds": AT_LEAST_ONE,
-    "targets.positive_iou": AT_MOST_ONE,
-    "targets.negative_iou": AT_MOST_ONE,
-    "targets.foreground_iou": AT_MOST_ONE,
-    "targets.background_iou": AT_MOST_ONE,
-    "targets.crowds": one_of(*CROWDS),
-    "regions.samples": AT_LEAST_ONE,
-    "regions.foregrounds": AT_LEAST_ONE,
-    "regions.foreground_iou": AT_MOST_ONE,
-    "regions.background_iou": AT_MOST_ONE,
-    "roi.kind": one_of(*ROI_KINDS),
-    "roi.size": AT_LEAST_ONE,
-    "roi.sampling_ratio": AT_LEAST_ONE,
-    "detections.score": AT_MOST_ONE,
-    "detections.nms_iou": AT_MOST_ONE,
-    "detections.most": AT_LEAST_ONE,
-    "pyramid.width": AT_LEAST_ONE,
-    "pyramid.canonical_side": POSITIVE,
-    "pyramid.head_width": AT_LEAST_ONE,
-}
 
 
 def validate(config: ConfigDict) -> None:
@@ -85,7 +19,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: names the first wrong field, its value and what is allowed.
     """
-    check_fields(config, _RULES)
+    check_fields(config)
     check_model(config.model)
     try:
         check_architecture(build.model_spec(config, num_classes=2))

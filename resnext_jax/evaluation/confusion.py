@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from resnext_jax.evaluation.guesses import Guesses
+from resnext_jax.evaluation.images import ImageRecords
 
 # So many classes are told on the console.
 _WORST = 5
@@ -46,21 +46,22 @@ class Confusion:
         return _percent(self.top5_wrong, self.images)
 
 
-def count(guesses: Guesses, names: Sequence[str]) -> Confusion:
-    """Count what became of each image; exact, on the host.
+def count(records: ImageRecords, names: Sequence[str]) -> Confusion:
+    """Count what became of each image.
 
     Args:
-      guesses: of every image once.
+      records: of every image once.
       names: of the classes, in label order.
     """
     classes = len(names)
-    counted = guesses.predicted >= 0
-    pairs = guesses.labels[counted].astype(np.int64) * classes + guesses.predicted[counted]
+    predicted = records.top5[:, 0]
+    counted = predicted >= 0
+    pairs = records.label[counted].astype(np.int64) * classes + predicted[counted]
     return Confusion(
         tuple(names),
         np.bincount(pairs, minlength=classes**2).reshape(classes, classes),
-        np.bincount(guesses.labels, minlength=classes),
-        np.bincount(guesses.labels[guesses.top5_wrong], minlength=classes),
+        np.bincount(records.label, minlength=classes),
+        np.bincount(records.label[records.rank >= 5], minlength=classes),
     )
 
 

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from resnext_jax.config import build
 from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
 from resnext_jax.data.sources import Source
-from resnext_jax.evaluation.evaluator import EvalResult, Row, Scorer, evaluate
+from resnext_jax.evaluation.evaluator import Ensemble, Scorer, evaluate
+from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.models.variables import Network
 from resnext_jax.parallel.mesh import batch_sharding
 
@@ -40,9 +41,8 @@ class CropEvaluation:
     def score(
         self,
         networks: Sequence[Network],
-        rows: Sequence[Row],
+        ensembles: Sequence[Ensemble],
         *,
-        guesses: bool = False,
         between_batches: Callable[[], None] = lambda: None,
     ) -> list[EvalResult]:
         """Score every test image once; see `run.Evaluation.score`."""
@@ -60,9 +60,8 @@ class CropEvaluation:
             return evaluate(
                 self._scorer,
                 networks,
-                rows,
+                ensembles,
                 on_devices,
                 len(self._source),
-                guesses=guesses,
                 between_batches=between_batches,
             )

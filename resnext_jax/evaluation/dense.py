@@ -6,34 +6,25 @@ image's class scores are averaged over all positions and sizes.
 
 import collections
 import contextlib
-import dataclasses
 import itertools
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.config import build
-from resnext_jax.data.augment import SKIPPED, Batch
+from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, shape_batches, to_devices
 from resnext_jax.data.reading import DecodedExamples
-from resnext_jax.data.shapes import BLANK, ShapeBatch, image_sizes, plan_batches
+from resnext_jax.data.shapes import BLANK, ShapeBatch, by_aspect, image_sizes, plan_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import DataError
-from resnext_jax.evaluation.evaluator import (
-    EvalResult,
-    Row,
-    Sums,
-    average,
-    sum_scores,
-)
-from resnext_jax.evaluation.guesses import Told, guesses_of, join_guesses
-from resnext_jax.evaluation.metrics import ensemble
+from resnext_jax.evaluation.evaluator import Ensemble
+from resnext_jax.evaluation.images import EvalResult, score_images, summarize
 from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, replicated_sharding
@@ -84,77 +75,52 @@ def make_dense_step(
     return jax.jit(sharded, out_shardings=replicated_sharding(mesh))
 
 
-@dataclasses.dataclass
-class DenseScores:
-    """What is known of each image so far, on every host.
+class PendingImages:
+    """Images that were scored at some scales and not yet at others: their logits so far.
 
-    Attributes:
-      logits: float32 `[M, N, K]`, of each network, summed over scales.
-      labels: int32 `[N]`.
-      scales: int64 `[N]`, how many scales an image was scored at.
+    On every host, and no more images than a few batches hold.
     """
 
-    logits: np.ndarray
-    labels: np.ndarray
-    scales: np.ndarray
+    def __init__(self, scales: int):
+        """Start with none; an image is done when it was seen at so many scales."""
+        self._scales = scales
+        self._seen: dict[int, int] = collections.defaultdict(int)
+        # `[M, K]` of each image, of each network, summed over scales.
+        self._logits: dict[int, np.ndarray] = {}
 
-    @classmethod
-    def empty(cls, networks: int, images: int, classes: int) -> "DenseScores":
-        """Start with no image scored."""
-        return cls(
-            np.zeros((networks, images, classes), np.float32),
-            np.zeros(images, np.int32),
-            np.zeros(images, np.int64),
-        )
+    def __len__(self) -> int:
+        """Return the number of images that are not done."""
+        return len(self._seen)
 
-    def add(self, images: np.ndarray, batches: Sequence[dict[str, np.ndarray]]) -> None:
+    def add(
+        self, images: np.ndarray, batches: Sequence[dict[str, np.ndarray]]
+    ) -> list[tuple[int, int, np.ndarray]]:
         """Add a batch, as each network's `DenseStep` scored it.
 
         Args:
           images: `[B]`, which image is where; `BLANK` for none.
           batches: what each step gave.
+
+        Returns:
+          Of each image that is done, and could be decoded at each scale: its index, its label,
+          and the logits `[M, K]`, averaged over the scales.
         """
-        label, mask = batches[0]["label"], batches[0]["mask"]
-        real = mask & (images != BLANK)
-        for logits, batch in zip(self.logits, batches, strict=True):
-            logits[images[real]] += batch["logits"][real]
-        self.labels[images[real]] = label[real]
-        self.scales[images[real]] += 1
-
-    def results(
-        self, scales: int, rows: Sequence[Row], first_classes: int | None, *, guesses: bool = False
-    ) -> list[EvalResult]:
-        """Average over the scales, and score; images that lack one are skipped.
-
-        Args:
-          scales: number of scales.
-          rows: see `run.Evaluation.score`.
-          first_classes: see `evaluator.make_eval_step`.
-          guesses: whether to tell of each image.
-
-        Raises:
-          DataError: every image lacks one.
-        """
-        scored = self.scales == scales
-        sums: list[list[Sums]] = [[] for _ in rows]
-        told: list[list[Told]] = [[] for _ in rows]
-        for start in range(0, len(scored), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            labels, mask = jnp.asarray(self.labels[part]), jnp.asarray(scored[part])
-            averaged = [jnp.asarray(logits[part] / scales) for logits in self.logits]
-            for place, row in enumerate(rows):
-                logits = [averaged[index] for index in row]
-                counted = sum_scores(logits, labels, mask, first_classes)
-                sums[place].append(counted | {SKIPPED: (~mask).sum()})
-                if guesses:
-                    told[place].append(guesses_of(ensemble(logits), labels) | {"mask": mask})
-        return [
-            dataclasses.replace(
-                average(counted, len(scored), first_classes=first_classes),
-                guesses=join_guesses(one) if guesses else None,
-            )
-            for counted, one in zip(sums, told, strict=True)
-        ]
+        logits = np.stack([batch["logits"] for batch in batches], axis=1)
+        done = []
+        for place in np.flatnonzero(images != BLANK):
+            image = int(images[place])
+            self._seen[image] += 1
+            scored = batches[0]["mask"][place]
+            if scored and (self._seen[image] == 1 or image in self._logits):
+                self._logits[image] = self._logits.get(image, 0) + logits[place]
+            else:
+                self._logits.pop(image, None)  # it lacks a scale
+            if self._seen[image] == self._scales:
+                del self._seen[image]
+                if image in self._logits:
+                    label = int(batches[0]["label"][place])
+                    done.append((image, label, self._logits.pop(image) / self._scales))
+        return done
 
 
 class DenseEvaluation:
@@ -172,6 +138,8 @@ class DenseEvaluation:
         self._short_sides = short_sides(self._image_size)
         self._plan = self._make_plan()
         self._steps: dict[Any, DenseStep] = {}
+        first_classes = config.data.eval_first_classes
+        self._records = jax.jit(lambda logits, labels: score_images(logits, labels, first_classes))
         self._announced = False
 
     @property
@@ -182,9 +150,8 @@ class DenseEvaluation:
     def score(
         self,
         networks: Sequence[Network],
-        rows: Sequence[Row],
+        ensembles: Sequence[Ensemble],
         *,
-        guesses: bool = False,
         between_batches: Callable[[], None] = lambda: None,
     ) -> list[EvalResult]:
         """Score every test image once at each scale; see `run.Evaluation.score`.
@@ -192,7 +159,32 @@ class DenseEvaluation:
         The first time, process 0 tells on standard error how often the steps will compile.
         """
         self._announce()
-        scores = DenseScores.empty(len(networks), len(self._source), self._source.num_classes)
+        pending = PendingImages(len(self._short_sides))
+        done: list[tuple[int, int, np.ndarray]] = []
+        columns: list[list[dict[str, np.ndarray]]] = [[] for _ in ensembles]
+
+        def record(images: Sequence[tuple[int, int, np.ndarray]]) -> None:
+            index, label, logits = (np.stack(part) for part in zip(*images, strict=True))
+            for place, ensemble in enumerate(ensembles):
+                scored = self._records([logits[:, network] for network in ensemble], label)
+                columns[place].append(jax.device_get(scored) | {"index": index})
+
+        for planned, outputs in self._outputs(networks, between_batches):
+            done += pending.add(planned.images, jax.device_get(outputs))
+            while len(done) >= _CHUNK:
+                record(done[:_CHUNK])
+                del done[:_CHUNK]
+        if done:
+            record(done)
+        first_classes = self._config.data.eval_first_classes
+        return [
+            summarize(parts, len(self._source), first_classes=first_classes) for parts in columns
+        ]
+
+    def _outputs(
+        self, networks: Sequence[Network], between_batches: Callable[[], None]
+    ) -> Iterator[tuple[ShapeBatch, list[dict[str, jax.Array]]]]:
+        """Yield each batch, and what each network's step gave: two batches after it started."""
         waiting: collections.deque[tuple[ShapeBatch, list[dict[str, jax.Array]]]]
         waiting = collections.deque()
         with contextlib.closing(self._batches()) as batches:
@@ -205,11 +197,8 @@ class DenseEvaluation:
                 waiting.append((planned, outputs))
                 if len(waiting) > 2:
                     # A batch that waits keeps its images on the device: two may, no more.
-                    _collect(scores, *waiting.popleft())
-        for planned, outputs in waiting:
-            _collect(scores, planned, outputs)
-        first_classes = self._config.data.eval_first_classes
-        return scores.results(len(self._short_sides), rows, first_classes, guesses=guesses)
+                    yield waiting.popleft()
+        yield from waiting
 
     def _step(self, graphdef: Any) -> DenseStep:
         if graphdef not in self._steps:
@@ -240,12 +229,17 @@ class DenseEvaluation:
             raise DataError(examples.explain(int(bad[0])))
         # As much memory as so many images of the usual size take, whatever the shape.
         pixels = self._config.eval_batch_size * self._image_size**2
-        return list(
-            itertools.chain.from_iterable(
-                plan_batches(sizes, self._transform, side, pixels=pixels, devices=self._mesh.size)
-                for side in self._short_sides
+        order = by_aspect(sizes)
+        plan = itertools.chain.from_iterable(
+            plan_batches(
+                sizes, order, self._transform, side, pixels=pixels, devices=self._mesh.size
             )
+            for side in self._short_sides
         )
+        # An image's scales soon after each other, so that few images wait for their last.
+        place = np.zeros(len(sizes), np.int64)
+        place[order] = np.arange(len(order))
+        return sorted(plan, key=lambda batch: place[batch.images[batch.images != BLANK]].max())
 
     def _batches(self) -> Generator[Batch, None, None]:
         sharding = batch_sharding(self._mesh)
@@ -260,7 +254,3 @@ class DenseEvaluation:
             on_error=self._config.data.on_error,
         )
         return to_devices(batches, sharding, batch_size=None)
-
-
-def _collect(scores: DenseScores, planned: ShapeBatch, outputs: list[dict[str, jax.Array]]) -> None:
-    scores.add(planned.images, jax.device_get(outputs))

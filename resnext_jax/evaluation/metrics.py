@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+# The rank where the true class is among no number of best-scored ones.
+LAST = 2**31 - 1
+
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """Cross-entropy of each image, in nats.
@@ -39,29 +42,46 @@ def topk_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
     Returns:
       `[N]`, bool.
     """
+    return (_scored_better(logits, labels) >= k) | jnp.isnan(logits).any(axis=1)
+
+
+def _scored_better(logits: jax.Array, labels: jax.Array) -> jax.Array:
     own = jnp.take_along_axis(logits, labels[:, None], axis=1)
     earlier = jnp.arange(logits.shape[1]) < labels[:, None]
-    rank = jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
-    return (rank >= k) | jnp.isnan(logits).any(axis=1)
+    return jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
 
 
-def wrong_among_first(logits: jax.Array, labels: jax.Array, classes: int, k: int) -> jax.Array:
-    """Whether the true class is missing from the k best-scored of the first classes.
+def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many classes are scored better than the true one, of equals those before it.
+
+    Args:
+      logits: `[N, K]`.
+      labels: `[N]`, integer.
+
+    Returns:
+      `[N]`, int32; the largest int32 for an image with a logit that is not a number.
+    """
+    rank = _scored_better(logits, labels).astype(jnp.int32)
+    return jnp.where(jnp.isnan(logits).any(axis=1), LAST, rank)
+
+
+def rank_among_first(logits: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
+    """How many of the first classes are scored better than the true one.
 
     A soft-max over the first classes alone ranks them as their logits do (paper
     Sec. 5.2: 1000-way evaluation of networks with 5000 classes).
 
     Args:
       logits: `[N, K]`.
-      labels: `[N]`, integer; an image of another class than the first is wrong.
+      labels: `[N]`, integer.
       classes: how many classes to look at, at most K.
-      k: how many guesses.
 
     Returns:
-      `[N]`, bool.
+      `[N]`, int32, as of `label_rank`; the largest int32 for an image of another class.
     """
     inside = labels < classes
-    return ~inside | topk_wrong(logits[:, :classes], jnp.where(inside, labels, 0), k)
+    rank = label_rank(logits[:, :classes], jnp.where(inside, labels, 0))
+    return jnp.where(inside, rank, LAST)
 
 
 def ensemble(logits: Sequence[jax.Array]) -> jax.Array:

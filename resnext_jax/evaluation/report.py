@@ -14,8 +14,8 @@ from resnext_jax.evaluation.confusion import (
     per_class_csv,
     summary,
 )
+from resnext_jax.evaluation.eval_file import EVAL_FILE, as_json, merge_into, read_evaluations
 from resnext_jax.evaluation.outputs import check_writable, write_output
-from resnext_jax.evaluation.record import EVAL_FILE, merge_into, read_evaluations, records
 from resnext_jax.evaluation.run import Report, evaluate_all
 from resnext_jax.evaluation.table import render, row_names
 from resnext_jax.files import user_path
@@ -30,7 +30,7 @@ class Outputs:
     """Files to write.
 
     Attributes:
-      evaluations: see `record`; None for none.
+      evaluations: see `eval_file`; None for none.
       per_class: a CSV of each class's errors; None for none.
       confusion: a CSV or .npy of the confusion matrix; None for none.
     """
@@ -66,6 +66,7 @@ def evaluate(
     output: str | None = None,
     per_class: str | None = None,
     confusion: str | None = None,
+    any_class_names: bool = False,
 ) -> None:
     """Score, print a table, and write what is asked for; the first host prints and writes.
 
@@ -79,6 +80,7 @@ def evaluate(
         otherwise none.
       per_class: see `Outputs`.
       confusion: likewise.
+      any_class_names: see `run.evaluate_all`.
 
     Raises:
       UserError: config, data, workdirs, files or outputs are unusable.
@@ -93,8 +95,14 @@ def evaluate(
     )
     if is_first_host():
         outputs.check()
-    guesses = bool(per_class or confusion)
-    report = evaluate_all(config, workdirs, files, checkpoint=checkpoint, ema=ema, guesses=guesses)
+    report = evaluate_all(
+        config,
+        workdirs,
+        files,
+        checkpoint=checkpoint,
+        ema=ema,
+        any_class_names=any_class_names,
+    )
     if is_first_host():
         print("\n".join(render(report)), flush=True)
         _write(report, outputs)
@@ -103,11 +111,11 @@ def evaluate(
 def _write(report: Report, outputs: Outputs) -> None:
     written = []
     if outputs.evaluations is not None:
-        merge_into(outputs.evaluations, records(report))
+        merge_into(outputs.evaluations, as_json(report))
         written.append(outputs.evaluations)
-    guesses = report.rows[-1].result.guesses
-    if guesses is not None:
-        counts = count(guesses, report.source.class_names)
+    records = report.rows[-1].result.records
+    if records is not None and (outputs.per_class or outputs.confusion):
+        counts = count(records, report.source.class_names)
         print(f"by class, of {row_names(report)[-1].partition(':')[0]}, the worst first:")
         print("\n".join(f"  {line}" for line in summary(counts) or ["no errors"]))
         if outputs.per_class is not None:

@@ -16,7 +16,8 @@ from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.crops import CropEvaluation
 from resnext_jax.evaluation.dense import DenseEvaluation
-from resnext_jax.evaluation.evaluator import EvalResult, Row, alone
+from resnext_jax.evaluation.evaluator import Ensemble, each_network
+from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays, Network
 from resnext_jax.parallel.distributed import check_hosts_agree
@@ -67,28 +68,25 @@ class Evaluation:
     def score(
         self,
         networks: Sequence[Network],
-        rows: Sequence[Row] | None = None,
+        ensembles: Sequence[Ensemble] | None = None,
         *,
-        guesses: bool = False,
         between_batches: Callable[[], None] = lambda: None,
     ) -> list[EvalResult]:
         """Score every test image once, by several networks; images are decoded once for all.
 
         Args:
           networks: of as many classes as the data has.
-          rows: of each result, which networks: one, or several whose probabilities are averaged
-            (see `metrics.ensemble`; a network's own logits are averaged over crops, positions
-            and scales before that). None: each by itself.
-          guesses: whether to tell of each image.
+          ensembles: of each result, which networks: one, or several whose probabilities are
+            averaged (see `metrics.ensemble`; a network's own logits are averaged over crops,
+            positions and scales before that). None: each by itself.
           between_batches: called before each batch; what it raises ends the scoring.
 
         Returns:
-          A result for each row.
+          A result for each ensemble.
         """
         return self._evaluation.score(
             networks,
-            alone(networks) if rows is None else rows,
-            guesses=guesses,
+            each_network(networks) if ensembles is None else ensembles,
             between_batches=between_batches,
         )
 
@@ -129,7 +127,7 @@ def evaluate_all(
     *,
     checkpoint: str = "latest",
     ema: bool = False,
-    guesses: bool = False,
+    any_class_names: bool = False,
 ) -> Report:
     """Score checkpoints of workdirs and files of PyTorch's weights, and their ensemble.
 
@@ -142,7 +140,7 @@ def evaluate_all(
       files: `.safetensors` or `.pth`.
       checkpoint: of the workdirs: "latest", "best" (that of `best.json`), or a step.
       ema: of the files, the average that a training saved beside the weights.
-      guesses: whether to tell of each image.
+      any_class_names: score by label where the weights' classes have other names than the data's.
 
     Raises:
       UserError: config, data, workdirs, checkpoints or files are unusable.
@@ -162,25 +160,22 @@ def evaluate_all(
         entrants += [FileEntrant(config, path, ema=ema) for path in files]
         source = open_split(config, "test")
         check_hosts_agree(lambda: config_facts(config) | source.facts())
-        loaded = [_load(entrant, source, mesh) for entrant in entrants]
+        for found in entrants:
+            found.check_data(source, any_class_names=any_class_names)
+        loaded = [found.load(source.num_classes, mesh) for found in entrants]
     members = [member for group in loaded for member in group]
     check_hosts_agree(lambda: {f"weights {n}": one.hash() for n, one in enumerate(members, 1)})
     networks = [member.network for member in members]
-    rows = alone(networks)
+    ensembles = each_network(networks)
     if several:
         # The last of each: averaged weights come behind the raw ones.
-        rows.append(tuple(members.index(group[-1]) for group in loaded))
-    results = Evaluation(config, source, None, mesh).score(networks, rows, guesses=guesses)
+        ensembles.append(tuple(members.index(group[-1]) for group in loaded))
+    results = Evaluation(config, source, None, mesh).score(networks, ensembles)
     scored = [
-        Scored(tuple(members[index] for index in row), result)
-        for row, result in zip(rows, results, strict=True)
+        Scored(tuple(members[index] for index in ensemble), result)
+        for ensemble, result in zip(ensembles, results, strict=True)
     ]
     return Report(source, Protocol.of(config), tuple(scored))
-
-
-def _load(entrant: Entrant, source: Source, mesh: Mesh) -> list[Member]:
-    entrant.check_data(source)
-    return entrant.load(source.num_classes, mesh)
 
 
 def evaluate_workdir(

@@ -34,12 +34,12 @@ class WeightsError(UserError):
         self.misshapen = dict(misshapen or {})
 
 
-def listed(noun: str, what: str, names: Iterable[str]) -> str:
+def listed(noun: str, what: str, names: Iterable[str], most: int = _TOLD) -> str:
     """Count and name, as in "2 names missing (conv1.weight, bn1.bias)"; "" for none."""
     names = list(names)
     if not names:
         return ""
-    told = names[:_TOLD]
+    told = names[:most]
     if len(names) > len(told):
         told.append(f"and {len(names) - len(told)} more")
     return f"{len(names)} {noun}{'s' * (len(names) > 1)} {what} ({', '.join(told)})"

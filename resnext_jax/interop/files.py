@@ -1,5 +1,6 @@
 """Files of weights: `.safetensors`, and the `.pth` of PyTorch."""
 
+import json
 import os
 import re
 import sys
@@ -29,6 +30,9 @@ _AVERAGED = "n_averaged"
 _WRAPPERS = ("module", "_orig_mod")
 # A first part of names that is no prefix: it belongs to the names of some scheme.
 _OWN_PART = re.compile(r"(conv|bn|norm|maxpool|layer|fc|stem|stages?|features|downsample)\d*")
+
+# Entry of a `.safetensors` file's metadata: a JSON list of names, in label order.
+_CLASS_NAMES = "class_names"
 
 # Beginnings of files.
 _ZIP, _PICKLE = b"PK\x03\x04", b"\x80"
@@ -92,12 +96,32 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...] | None:
+    """Read the names of a file's classes, in label order, that `write_state_dict` put there.
+
+    None where there are none, as in `.pth` and in files of other programs.
+    """
+    try:
+        with safetensors.safe_open(user_path(path, "weights"), "numpy") as file:
+            names = json.loads((file.metadata() or {}).get(_CLASS_NAMES, "null"))
+    except (OSError, SafetensorError, ValueError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def write_state_dict(
+    state_dict: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    class_names: Sequence[str] | None = None,
+) -> None:
     """Write arrays to a file, which is there whole or not at all.
 
     Args:
       state_dict: by PyTorch's name.
       path: ends in `.safetensors`, or in `.pth` or `.pt`, for which PyTorch is needed.
+      class_names: of the network's classes, in label order; a `.pth` has no place for them.
 
     Raises:
       WeightsError: another ending, no PyTorch, or the file cannot be written.
@@ -114,7 +138,10 @@ def write_state_dict(state_dict: Mapping[str, np.ndarray], path: str | os.PathLi
                 _write_pth(arrays, temporary)
             else:
                 # The mark by which PyTorch's programs know their own.
-                safetensors.numpy.save_file(arrays, temporary, metadata={"format": "pt"})
+                metadata = {"format": "pt"}
+                if class_names is not None:
+                    metadata[_CLASS_NAMES] = json.dumps(list(class_names))
+                safetensors.numpy.save_file(arrays, temporary, metadata=metadata)
     # PyTorch has errors of its own for what the system refuses.
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())

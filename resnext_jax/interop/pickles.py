@@ -151,7 +151,9 @@ class _Unpickler(pickle.Unpickler):
             found = type("Foreign", (_Foreign,), {"__slots__": (), "name": f"{module}.{name}"})
         return found
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] == "module":  # in the older format a module's class, with its source code
+            return pid[1]
         # In the older format followed by what is None, unless the storage is part of another.
         kind, dtype, key, _, numel, *view = pid
         if kind != "storage" or dtype not in _DTYPES.values() or any(view):

@@ -174,6 +174,16 @@ class Difference(NamedTuple):
     unexpected: list[str]
     misshapen: dict[str, tuple[Shape, Shape]]
 
+    def told(self, **options: int) -> list[str]:
+        """Say what differs, as `errors.listed` does with these options."""
+        shapes = (f"{name} is {found}, not {own}" for name, (found, own) in self.misshapen.items())
+        parts = (
+            listed("name", "missing", self.missing, **options),
+            listed("name", "unexpected", self.unexpected, **options),
+            listed("array", "of another shape", shapes, **options),
+        )
+        return [part for part in parts if part]
+
 
 def compare(
     state_dict: Mapping[str, Any], rows: list[Row], passed_over: set[str] | None = None
@@ -205,6 +215,8 @@ def kind_of_stranger(state_dict: Mapping[str, Any]) -> str | None:
         return (
             "the names, stem and strides of the first SENets (timm's legacy_seresnet and senet154)"
         )
+    if any(".conv1_1x1." in name for name in state_dict):
+        return "the stages and stem of timm's ByobNet (such as resnet33ts and resnet50_clip)"
     if any(".conv2.conv." in name or ".conv2.attn." in name for name in state_dict):
         return "split attention (such as ResNeSt and SKNet)"
     if "maxpool.0.weight" in state_dict:
@@ -212,7 +224,7 @@ def kind_of_stranger(state_dict: Mapping[str, Any]) -> str | None:
     if "conv1.6.weight" in state_dict and 2 * width("conv1.0.weight") != width("conv1.6.weight"):
         return "a stem whose convolutions widen one by one (timm's -T)"
     if "conv1.0.weight" in state_dict and "layer2.0.downsample.0.weight" in state_dict:
-        return "a deep stem and plain shortcuts (timm's -C and -S)"
+        return "a deep stem and plain shortcuts (timm's -C and -S, and senet154)"
     if "bn1.weight" in state_dict and "bn1.running_mean" not in state_dict:
         return "norms without running statistics (such as group norm)"
     return None
@@ -227,15 +239,7 @@ def _misfit(
 ) -> WeightsError:
     missing, unexpected, misshapen = difference
     name = model_name(spec.architecture) or "the network"
-    told = [
-        listed("name", "missing", missing),
-        listed("name", "unexpected", unexpected),
-        listed(
-            "array",
-            "of another shape",
-            (f"{name} is {found}, not {wanted}" for name, (found, wanted) in misshapen.items()),
-        ),
-    ]
+    told = difference.told()
     remedy = "python -m resnext_jax.interop.torch inspect FILE tells which model a file fits"
     kind = kind_of_stranger(state_dict)
     if kind is not None:
@@ -251,7 +255,7 @@ def _misfit(
                 "(classifier=False)"
             )
     return WeightsError(
-        f"{source} does not fit {name}: {'; '.join(filter(None, told))}; {remedy}.",
+        f"{source} does not fit {name}: {'; '.join(told)}; {remedy}.",
         missing=missing,
         unexpected=unexpected,
         misshapen=misshapen,

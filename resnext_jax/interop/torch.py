@@ -27,7 +27,8 @@ training saved.
 
 Files. `.safetensors`, and what `torch.save` writes (`.pth`), also in its format before 1.6, which
 torchvision's older files have. Both are read without PyTorch and without running anything; pickles
-that want to run something are refused. Writing `.pth` needs PyTorch.
+that want to run something are refused. Writing `.pth` needs PyTorch. A `.safetensors` that a run's
+weights are exported to has the names of its classes (`class_names` in its metadata, a JSON list).
 
 As a command (raw weights, or with `--ema` their average; of the newest checkpoint, or that of
 `--checkpoint=best` or a step):
@@ -38,11 +39,17 @@ As a command (raw weights, or with `--ema` their average; of the newest checkpoi
 
 import os
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
 from resnext_jax.interop.errors import WeightsError
-from resnext_jax.interop.files import read_state_dict, source, write_state_dict
+from resnext_jax.interop.files import (
+    read_class_names,
+    read_state_dict,
+    source,
+    write_state_dict,
+)
 from resnext_jax.interop.identify import Identity, identify
 from resnext_jax.interop.state_dicts import (
     Network,
@@ -60,6 +67,7 @@ __all__ = [
     "identify",
     "load_state_dict",
     "load_weights",
+    "read_class_names",
     "read_state_dict",
     "save_weights",
     "spec_of",
@@ -88,17 +96,20 @@ def load_weights(
     load_arrays(model, state_dict, classifier=classifier, source=source(path))
 
 
-def save_weights(model: Network, path: str | os.PathLike[str]) -> None:
+def save_weights(
+    model: Network, path: str | os.PathLike[str], class_names: Sequence[str] | None = None
+) -> None:
     """Save a network's weights under torchvision's names; see `to_state_dict`.
 
     Args:
       model: of `create_model`.
       path: ends in `.safetensors`, or in `.pth` or `.pt`, for which PyTorch is needed.
+      class_names: of its classes, in label order, kept in a `.safetensors`.
 
     Raises:
       WeightsError: a pre-activation network, no PyTorch, or the file cannot be written.
     """
-    write_state_dict(to_state_dict(model), path)
+    write_state_dict(to_state_dict(model), path, class_names)
 
 
 if __name__ == "__main__":

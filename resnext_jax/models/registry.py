@@ -1,13 +1,13 @@
 """Model names, and the networks behind them."""
 
 import dataclasses
-import difflib
 import re
 from typing import Any, TypedDict, Unpack
 
 import jax
 from flax import nnx
 
+from resnext_jax.errors import did_you_mean
 from resnext_jax.models.blocks import (
     BASIC,
     BOTTLENECK,
@@ -246,9 +246,8 @@ def _unknown(name: str) -> ValueError:
     for pattern, reason in _FOREIGN.items():
         if re.fullmatch(pattern, name):
             return ValueError(f"{name!r} is not built here: {reason}.")
-    near = difflib.get_close_matches(name, _LISTED, n=3, cutoff=0.3)
-    hint = f"nearest: {', '.join(near)}" if near else "see resnext_jax.models.list_models()"
-    return ValueError(f"unknown model {name!r}; {hint}.")
+    hint = did_you_mean(name, _LISTED, "see resnext_jax.models.list_models().", cutoff=0.3)
+    return ValueError(f"unknown model {name!r}; {hint}")
 
 
 class NetworkOptions(TypedDict, total=False):

@@ -1,9 +1,9 @@
-"""Stochastic gradient descent and its schedule, as the paper trains (Sec. 4)."""
+"""Optimisers and schedules by name; the paper trains with SGD and steps (Sec. 4)."""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Literal, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from resnext_jax.models.variables import Arrays
 
 T = TypeVar("T")
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+# Of the step as a float32 scalar, before warm-up.
+Rate = Callable[[jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,7 @@ class ScheduleSpec:
     """A learning-rate schedule in epochs.
 
     Attributes:
-      kind: "step" (divide at each boundary) or "cosine" (to zero at the end).
+      kind: a name in `SCHEDULES`.
       peak: the rate before any decay, after warm-up.
       num_epochs: length of the run.
       boundaries: epochs at which the step schedule divides the rate.
@@ -28,7 +30,7 @@ class ScheduleSpec:
       warmup_epochs: linear rise from zero to `peak` at the start.
     """
 
-    kind: Literal["step", "cosine"]
+    kind: str
     peak: float
     num_epochs: float
     boundaries: tuple[float, ...] = ()
@@ -43,18 +45,12 @@ def make_schedule(spec: ScheduleSpec, steps_per_epoch: float) -> Schedule:
     5,004.6 steps, and a boundary takes effect at the first step that begins at
     or after it.
     """
-    boundaries = [first_step_at(epoch, steps_per_epoch) for epoch in spec.boundaries]
     warmup_steps = spec.warmup_epochs * steps_per_epoch
-    total_steps = spec.num_epochs * steps_per_epoch
+    rate_without_warmup = SCHEDULES[spec.kind](spec, steps_per_epoch)
 
     def schedule(step: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
-        if spec.kind == "step":
-            passed = sum((step >= boundary).astype(jnp.float32) for boundary in boundaries)
-            rate = spec.peak * spec.factor ** (-jnp.asarray(passed, jnp.float32))
-        else:
-            progress = (step - warmup_steps) / (total_steps - warmup_steps)
-            rate = spec.peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+        rate = rate_without_warmup(step)
         if warmup_steps:
             rate = rate * jnp.minimum(1.0, (step + 1) / warmup_steps)
         return rate
@@ -62,10 +58,73 @@ def make_schedule(spec: ScheduleSpec, steps_per_epoch: float) -> Schedule:
     return schedule
 
 
+def _step(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
+    """Divide the rate at each boundary."""
+    boundaries = [first_step_at(epoch, steps_per_epoch) for epoch in spec.boundaries]
+
+    def rate(step: jax.Array) -> jax.Array:
+        passed = sum((step >= boundary).astype(jnp.float32) for boundary in boundaries)
+        return spec.peak * spec.factor ** (-jnp.asarray(passed, jnp.float32))
+
+    return rate
+
+
+def _cosine(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
+    """Fall to zero at the end, as half a cosine from the end of the warm-up."""
+    warmup_steps = spec.warmup_epochs * steps_per_epoch
+    total_steps = spec.num_epochs * steps_per_epoch
+
+    def rate(step: jax.Array) -> jax.Array:
+        progress = (step - warmup_steps) / (total_steps - warmup_steps)
+        return spec.peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
+
+    return rate
+
+
+# By `config.schedule.name`. A schedule is a function of the step, a float32 scalar, that gives the
+# rate before warm-up.
+SCHEDULES: dict[str, Callable[[ScheduleSpec, float], Rate]] = {
+    "step": _step,
+    "cosine": _cosine,
+}
+
+
 def first_step_at(epoch: float, steps_per_epoch: float) -> int:
     """Return the first step that begins at or after an epoch (a fraction, 0 at the start)."""
     # Rounded first: 30 epochs of 50,000 / 96 steps are 15,625, not a hair more.
     return math.ceil(round(epoch * steps_per_epoch, 6))
+
+
+Parts = Sequence[optax.GradientTransformation]
+
+
+def optimizer(
+    parts: Parts,
+    *,
+    clip_norm: float | None = None,
+    rate_factor: Callable[[str], float] | None = None,
+) -> optax.GradientTransformation:
+    """Chain an optimiser's parts, for parameters by dotted name.
+
+    Args:
+      parts: what follows clipping; the last applies the rate.
+      clip_norm: a gradient whose L2 norm over all parameters is larger is scaled
+        down to it first; None: never.
+      rate_factor: of each parameter, multiplies its rate; None: 1 for all.
+    """
+    # Of equal structure, so that a run can resume with another limit.
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    chained = [clip, *parts]
+    if rate_factor is not None:
+        factors = by_name(rate_factor)
+        chained.append(
+            optax.stateless(
+                lambda updates, params: jax.tree.map(
+                    lambda update, factor: update * factor, updates, factors(updates)
+                )
+            )
+        )
+    return optax.chain(*chained)
 
 
 def sgd(
@@ -90,29 +149,37 @@ def sgd(
       nesterov: whether to look ahead.
       weight_decay: coefficient.
       decays: tells which parameters decay; None: all.
-      clip_norm: a gradient whose L2 norm over all parameters is larger is scaled
-        down to it, before the decay; None: never.
-      rate_factor: of each parameter, multiplies its rate; None: 1 for all.
+      clip_norm: see `optimizer`.
+      rate_factor: see `optimizer`.
     """
-    parts = [
-        # Of equal structure, so that a run can resume with another limit.
-        optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm),
-        optax.add_decayed_weights(weight_decay, mask=_by_name(decays) if decays else None),
+    parts = _sgd(schedule, momentum, nesterov, weight_decay, decays)
+    return optimizer(parts, clip_norm=clip_norm, rate_factor=rate_factor)
+
+
+def _sgd(
+    schedule: Schedule,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    decays: Callable[[str], bool] | None,
+) -> Parts:
+    return (
+        optax.add_decayed_weights(weight_decay, mask=by_name(decays) if decays else None),
         optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
-    ]
-    if rate_factor is not None:
-        factors = _by_name(rate_factor)
-        parts.append(
-            optax.stateless(
-                lambda updates, params: jax.tree.map(
-                    lambda update, factor: update * factor, updates, factors(updates)
-                )
-            )
-        )
-    return optax.chain(*parts)
+    )
 
 
-def _by_name(rule: Callable[[str], T]) -> Callable[[Arrays], dict[str, T]]:
+def _named_sgd(options: Any, schedule: Schedule, decays: Callable[[str], bool]) -> Parts:
+    return _sgd(schedule, options.momentum, options.nesterov, options.weight_decay, decays)
+
+
+# By `config.optimizer.name`: from the config's section `optimizer`, the schedule, and whether a
+# parameter decays, by its name, to the optimiser's parts.
+OPTIMIZERS: dict[str, Callable[[Any, Schedule, Callable[[str], bool]], Parts]] = {"sgd": _named_sgd}
+
+
+def by_name(rule: Callable[[str], T]) -> Callable[[Arrays], dict[str, T]]:
+    """Make a function of the parameters from one of their names, as optax's masks are."""
     return lambda params: {name: rule(name) for name in params}
 
 

@@ -13,26 +13,27 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from resnext_jax.config.fields import base_config, field, field_names
+from resnext_jax.config.fields import IMMATERIAL, base_config, field, field_names, fields_of
 from resnext_jax.errors import WorkdirError
-from resnext_jax.evaluation.record import EVAL_FILE, read_evaluations
+from resnext_jax.evaluation.eval_file import EVAL_FILE, read_evaluations
 from resnext_jax.files import user_path
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import Architecture
 from resnext_jax.reports.errors import ReportError
 from resnext_jax.runs.log import METRICS_FILE, read_metrics
-from resnext_jax.runs.workdir import CONFIG_FILE, DATA_SET_FILE, IMMATERIAL, existing_workdir
-
-# Runs that differ in these alone are one experiment.
-_OF_A_RUN = IMMATERIAL | {"seed"}
+from resnext_jax.runs.workdir import CONFIG_FILE, DATA_SET_FILE, existing_workdir
 
 # Records of a test, by weights: "raw" or "ema".
 Tests = Mapping[str, dict[str, Any]]
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """Return what of a config an experiment is: fields by dotted name, as JSON has them."""
-    names = sorted(set(field_names(config)) - _OF_A_RUN)
+    """Return what of a config an experiment is: fields by dotted name, as JSON has them.
+
+    Runs that differ in the seed, and in fields that change no result, are one experiment.
+    """
+    same = {name for name, row in fields_of(config).items() if row.resume == IMMATERIAL} | {"seed"}
+    names = sorted(set(field_names(config)) - same)
     named: dict[str, Any] = json.loads(json.dumps({name: field(config, name) for name in names}))
     return named
 
@@ -47,7 +48,7 @@ class Run:
       classes: number of classes it was trained on.
       data_version: version of its data set.
       records: the lines of `metrics.jsonl`.
-      evaluations: those of `eval.json`, see `evaluation.record`.
+      evaluations: those of `eval.json`, see `evaluation.eval_file`.
     """
 
     workdir: str

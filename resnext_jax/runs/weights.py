@@ -3,11 +3,14 @@
 import contextlib
 import dataclasses
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,22 +18,24 @@ from resnext_jax.config import build
 from resnext_jax.config.checks import validate
 from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
-from resnext_jax.errors import CheckpointError, ConfigError, WorkdirError
+from resnext_jax.errors import CheckpointError, ConfigError, DataError, WorkdirError
 from resnext_jax.interop.errors import WeightsError
-from resnext_jax.interop.files import read_state_dict
+from resnext_jax.interop.files import read_class_names, read_state_dict
 from resnext_jax.interop.files import source as file_source
 from resnext_jax.interop.identify import identify
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.equivalence import convert_arrays
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import NetworkSpec
-from resnext_jax.models.variables import Network, digest, merge
+from resnext_jax.models.variables import Arrays, Network, digest, merge
+from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.runs import packing
 from resnext_jax.runs.best import wanted_step
 from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.runs.workdir import (
     CONFIG_FILE,
-    check_same_data,
+    DATA_SET_FILE,
     existing_workdir,
     stored_class_names,
     stored_config,
@@ -48,6 +53,8 @@ class Member:
       weights: "ema" for an average of weights, otherwise "raw".
       spec: of the network.
       network: what computes.
+      labels: of the classes that the network's outputs are, those that it was trained with; None:
+        in their own order.
     """
 
     origin: str
@@ -56,6 +63,7 @@ class Member:
     weights: str
     spec: NetworkSpec
     network: Network
+    labels: tuple[int, ...] | None = None
 
     @property
     def short_name(self) -> str:
@@ -67,9 +75,13 @@ class Member:
         """Return the SHA-256 of the weights.
 
         Of all parameters and running statistics by name, with dtypes and shapes, in block form c:
-        the same for a checkpoint, the files that were exported from it, and every block form.
+        the same for a checkpoint, the files that were exported from it, every block form, and every
+        order of the classes.
         """
-        spec, trees = self.spec, (self.network.params, self.network.batch_stats)
+        spec, params = self.spec, self.network.params
+        if self.labels is not None:
+            params = _with_labels(params, np.argsort(self.labels).tolist())
+        trees = (params, self.network.batch_stats)
         return digest(
             *(convert_arrays(tree, spec.architecture.cardinality, spec.form, "c") for tree in trees)
         )
@@ -86,8 +98,16 @@ class Entrant(Protocol):
     origin: str
     config: ConfigDict
 
-    def check_data(self, source: Source) -> None:
-        """Raise UserError unless its classes are those of a data set."""
+    def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
+        """Check that its classes are those of a data set, in whatever order.
+
+        Args:
+          source: whose order `load` gives to the network's outputs.
+          any_class_names: take other names as well, by label.
+
+        Raises:
+          UserError: they are others.
+        """
 
     def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
         """Put the weights on all devices: the raw ones, and their average where there is one.
@@ -123,12 +143,19 @@ class WorkdirEntrant:
         self._checkpoints = closing.enter_context(
             contextlib.closing(Checkpoints(self.folder, read_only=True))
         )
+        self._labels: tuple[int, ...] | None = None
         self.step = self._checkpoints.require_step(wanted_step(checkpoint, self.folder))
         self.config = classifier_config(self.folder) if config is None else config
 
-    def check_data(self, source: Source) -> None:
+    def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
         """See `Entrant`; nothing is wrong where the workdir does not tell."""
-        check_same_data(source, self.folder, same_images=False)
+        if (self.folder / DATA_SET_FILE).exists():
+            self._labels = _labels_of(
+                source,
+                stored_class_names(self.folder),
+                f"the run in {self.folder}",
+                any_class_names=any_class_names,
+            )
 
     def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
         """See `Entrant`."""
@@ -140,9 +167,11 @@ class WorkdirEntrant:
             if average and not self._checkpoints.has_ema(self.step):
                 continue
             arrays = self._checkpoints.restore_weights(*shapes, step=self.step, ema=average)
-            network = Network(graphdef, *arrays)
+            network = _network(graphdef, *arrays, self._labels)
             name = str(self.config.model.name)
-            members.append(Member(self.origin, name, self.step, weights, spec, network))
+            members.append(
+                Member(self.origin, name, self.step, weights, spec, network, self._labels)
+            )
         return members
 
 
@@ -151,45 +180,53 @@ class FileEntrant:
 
     Attributes:
       num_classes: that the network tells apart.
+      class_names: theirs, in label order; None where the file has none.
     """
 
     def __init__(self, config: ConfigDict, path: str | os.PathLike[str], *, ema: bool = False):
         """Read the file, and find its network.
 
         Args:
-          config: its block form and dtypes count. Its network does where the file's is none of
-            this package: the error then tells the names that differ.
+          config: its block form and dtypes count, its network does not.
           path: `.safetensors` or `.pth`.
           ema: the average that a training saved beside the weights.
 
         Raises:
-          WeightsError: it cannot be read, or no network fits.
+          WeightsError: it cannot be read, no network fits, or it has not the config's form.
         """
         self.origin, self._source = str(path), file_source(path)
         self._weights = "ema" if ema else "raw"
         self._state_dict = read_state_dict(path, ema=ema)
         self.config = config.copy_and_resolve_references()
         model = self.config.model
-        try:
-            identity = identify(self._state_dict, self._source)
-        except WeightsError:
-            self._tell_misfit()
-            raise
+        identity = identify(self._state_dict, self._source)
         if identity.in_channels is not None:
             raise WeightsError(
                 f"{self._source} is of a network with in_channels={identity.in_channels}; images "
                 "are read in RGB here, so give weights for 3 channels."
             )
+        try:
+            network_spec(identity.name, form=model.form)
+        except ValueError as error:
+            raise WeightsError(f"{self._source} is of {identity.name}: {error}") from error
         model.name, model.residual, model.preactivation = identity.name, identity.residual, None
         model.stem_width, model.template_width = identity.stem_width, identity.template_width
         self.num_classes = identity.num_classes
+        self._labels: tuple[int, ...] | None = None
+        names = read_class_names(path)
+        # Of a file whose classifier was changed they are another's.
+        self.class_names = names if names and len(names) == self.num_classes else None
 
-    def check_data(self, source: Source) -> None:
+    def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
         """See `Entrant`."""
         if self.num_classes != source.num_classes:
             raise WeightsError(
                 f"{self._source} is for {self.num_classes} classes, but data set {source.name!r} "
                 f"has {source.num_classes}; give weights that were trained on its classes."
+            )
+        if self.class_names is not None:
+            self._labels = _labels_of(
+                source, self.class_names, self._source, any_class_names=any_class_names
             )
 
     def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
@@ -201,19 +238,70 @@ class FileEntrant:
             packing.place(jax.device_get(tree), like)
             for tree, like in zip(arrays, shapes, strict=True)
         ]
-        network = Network(graphdef, *placed)
+        network = _network(graphdef, placed[0], placed[1], self._labels)
         name = str(self.config.model.name)
-        return [Member(self.origin, name, None, self._weights, spec, network)]
+        return [Member(self.origin, name, None, self._weights, spec, network, self._labels)]
 
-    def _tell_misfit(self) -> None:
-        """Raise what tells how the names differ from those of the config's network, if it can."""
-        if not self.config.model.name:
-            return
-        classes = max(1, np.size(self._state_dict.get("fc.bias", 0)))
-        mesh = make_mesh(1, None, jax.local_devices()[:1])
-        spec = merge(*build.abstract_weights(self.config, classes, mesh)).spec
-        if not spec.architecture.preactivation:  # those have no such names
-            weights_from_torch(self._state_dict, spec, source=self._source)
+
+def _labels_of(
+    source: Source, names: Sequence[str], origin: str, *, any_class_names: bool
+) -> tuple[int, ...] | None:
+    """Return the labels that weights have for a data set's classes; None where they are the same.
+
+    Args:
+      source: the data set.
+      names: of the weights' classes, in label order.
+      origin: what a sentence calls the weights.
+      any_class_names: see `Entrant.check_data`.
+
+    Raises:
+      DataError: they are other classes.
+    """
+    wanted = source.class_names
+    labels = {name: label for label, name in enumerate(names)}
+    # A name that two classes have maps nothing.
+    if tuple(names) == wanted or (len(labels) < len(names) and sorted(names) == sorted(wanted)):
+        return None
+    if labels.keys() == set(wanted) and len(names) == len(wanted):
+        if is_first_host():
+            print(
+                f"note: {origin} has the classes of data set {source.name!r} in another order; "
+                "they are mapped by their names",
+                file=sys.stderr,
+            )
+        return tuple(labels[name] for name in wanted)
+    others = [name for name in names if name not in wanted]
+    told = f"{others[0]!r} is none of them" if others else f"it has {len(names)}"
+    if len(names) != len(wanted):
+        remedy = "use the run's data"
+    elif any_class_names:
+        return None
+    else:
+        remedy = "use the run's data, or compare labels by number, with --any_class_names"
+    raise DataError(
+        f"{origin} was trained on other classes than the {len(wanted)} that data set "
+        f"{source.name!r} has now ({told}); {remedy}."
+    )
+
+
+def _network(
+    graphdef: nnx.GraphDef, params: Arrays, batch_stats: Arrays, labels: tuple[int, ...] | None
+) -> Network:
+    """Make a network whose outputs are in the order of `labels`."""
+    if labels is not None:
+        params = _with_labels(params, labels)
+    return Network(graphdef, params, batch_stats)
+
+
+def _with_labels(params: Arrays, labels: Sequence[int]) -> Arrays:
+    """Put a classifier's outputs into another order."""
+    order = np.array(labels)
+    return {
+        name: jax.jit(lambda array: array[..., order], out_shardings=array.sharding)(array)
+        if name.startswith("fc.")
+        else array
+        for name, array in params.items()
+    }
 
 
 def classifier_config(workdir: Path) -> ConfigDict:
@@ -233,7 +321,7 @@ class Single:
     Attributes:
       member: the weights.
       config: of its network, and of how its images are made.
-      class_names: of a workdir's data, in label order; None for a file, which has none.
+      class_names: of a workdir's data, or of a file that has some, in label order.
     """
 
     member: Member
@@ -269,7 +357,7 @@ def load_single(
         found.config.data.image_size = architecture.usual_image_size
         if architecture.stem == "cifar":
             found.config.data.crop = "whole"
-        return Single(member, found.config, None)
+        return Single(member, found.config, found.class_names)
     with contextlib.ExitStack() as closing:
         run = WorkdirEntrant(workdir, checkpoint, closing)
         names = stored_class_names(run.folder)

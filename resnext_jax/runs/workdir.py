@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from resnext_jax.config.fields import base_of, field, field_names
+from resnext_jax.config.fields import FIXED, field, field_names, task_of
 from resnext_jax.errors import ConfigError, DataError, WorkdirError
 from resnext_jax.files import replacing, user_path
 from resnext_jax.parallel.distributed import is_first_host
@@ -20,43 +20,6 @@ from resnext_jax.parallel.distributed import is_first_host
 CONFIG_FILE = "config.json"
 DATA_SET_FILE = "data_set.json"
 LOCK_FILE = ".lock"
-
-# Fields that change how a run is computed, stored or logged, but not what is measured.
-IMMATERIAL = frozenset(
-    {
-        "accumulate_steps",
-        "model.remat",
-        "model.scan_blocks",
-        "data.data_dir",
-        "data.eval_first_classes",
-        "data.manual_dir",
-        "data.num_workers",
-        "data.on_error",
-        "eval_batch_size",
-        "eval_every_epochs",
-        "checkpoint_every_epochs",
-        "checkpoint_every_minutes",
-        "checkpoint_every_steps",
-        "guard.max_skipped",
-        "keep_checkpoints",
-        "keep_every_epochs",
-        "log_every_steps",
-        "profile_steps",
-    }
-)
-# Fields that may differ when a run resumes: those, how it is tested, where it began, and (guard,
-# optimizer.clip_norm) what a run that stopped may need to go on.
-_MAY_CHANGE = IMMATERIAL | {
-    "data.eval_image_size",
-    "data.eval_short_side",
-    "data.eval_interpolation",
-    "data.eval_antialias",
-    "data.eval_crops",
-    "guard.on_nonfinite",
-    "guard.spike_factor",
-    "init_from",
-    "optimizer.clip_norm",
-}
 
 
 def open_workdir(path: str | os.PathLike[str]) -> Path:
@@ -241,7 +204,7 @@ def stored_config(workdir: Path) -> ConfigDict:
     path = workdir / CONFIG_FILE
     try:
         stored = json.loads(path.read_text())
-        config = base_of(ConfigDict({"task": "classification"} | stored))
+        config = task_of(ConfigDict({"task": "classification"} | stored)).start()
         config.update(stored)
     except FileNotFoundError:
         raise WorkdirError(
@@ -254,14 +217,8 @@ def stored_config(workdir: Path) -> ConfigDict:
     return config
 
 
-def check_same_data(source: DataSet, workdir: Path, *, same_images: bool) -> None:
-    """Check that a workdir's run was trained on this data.
-
-    Args:
-      source: of now.
-      workdir: of the run.
-      same_images: whether to resume, which needs the very images; to be tested
-        it is enough that the classes are the same.
+def check_same_data(source: DataSet, workdir: Path) -> None:
+    """Check that a workdir's run was trained on this data, of which it needs the very images.
 
     Raises:
       DataError: other classes, or other images.
@@ -283,7 +240,7 @@ def check_same_data(source: DataSet, workdir: Path, *, same_images: bool) -> Non
             f"the run in {workdir} was trained on other classes than data set {source.name!r} has "
             "now; use the run's data, or another --workdir to start over."
         )
-    if same_images and version not in (source.version, *source.former_versions):
+    if version not in (source.version, *source.former_versions):
         raise DataError(
             f"the run in {workdir} was trained on {version!r} of data set {source.name!r}, now it "
             f"is {source.version!r}: images were added, removed or renamed, or have other labels; "
@@ -340,14 +297,17 @@ def check_same_config(
       ignored: fields that may differ.
     """
     before = ConfigDict(stored)
-    stored_names = set(field_names(before))
+    task, stored_names = task_of(config), set(field_names(before))
+    defaults = task.start()  # what had no such field did as the default says
     differing = []
-    for name in field_names(config):
-        if name in _MAY_CHANGE | ignored or (sections and name.partition(".")[0] not in sections):
+    for name, row in task.fields.items():
+        if row.resume != FIXED or name in ignored:
+            continue
+        if sections and name.partition(".")[0] not in sections:
             continue
         # Through JSON, which has lists and no tuples.
         new = json.loads(json.dumps(field(config, name)))
-        old = field(before, name) if name in stored_names else None
+        old = field(before if name in stored_names else defaults, name)
         if new != (list(old) if isinstance(old, tuple) else old):
             differing.append(f"{name} is {new!r}, was {old!r}")
     if differing:

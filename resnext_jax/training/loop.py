@@ -110,7 +110,7 @@ class _Run:
         notes: dict[str, Any] = {}
         if self.resuming:
             check_same_run(config, folder)
-            check_same_data(task.data, folder, same_images=True)
+            check_same_data(task.data, folder)
             items, notes = self.checkpoints.restore(state.as_items())
             state = TrainState.from_items(items)
             check_same_config(config, notes["config"], folder)  # config.json may be gone

@@ -16,13 +16,14 @@ from PIL import Image
 from resnext_jax.commands import predict
 from resnext_jax.commands.predict import find_images, main
 from resnext_jax.config import build
+from resnext_jax.config.fields import base_config
 from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import write_state_dict
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import merge
-from resnext_jax.runs.weights import load_single
+from resnext_jax.runs.weights import FileEntrant, load_single
 from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file
 from tests.evaluation.workdirs import digits_config, make_workdir
@@ -32,6 +33,13 @@ from tests.programs import run
 IMAGENET = network_spec("resnext50_4x1d", stem_width=4, template_width=4, num_classes=6)
 SMALL = dataclasses.replace(CIFAR_SPEC, num_classes=6)
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+
+# What is said of every file that no run here wrote.
+TWINS = "note: weights cannot tell"
+ANTI_ALIASED = (
+    "from networks that have its names and shapes and compute something else: anti-aliased (timm's "
+    "resnetaa50 and resnetblur50), dilated, with other pooling, strides or activations"
+)
 
 # What the command prints, and what it says on standard error; its exit status.
 Output = tuple[str, str, int]
@@ -91,7 +99,12 @@ def test_photographs_are_predicted_as_they_are_tested(
 ) -> None:
     weights, names = f"--weights={folder}/weights.safetensors", f"--classes={folder}/names.txt"
     out, err, status = told(weights, names, "--json", folder)
-    assert (err, status) == ("", 0)
+    assert status == 0
+    ignored, twins = err.splitlines()
+    assert ignored.startswith(
+        f"ignored: 3 files (.safetensors 2, .txt 1) in {folder}, where images"
+    )
+    assert twins == f"{TWINS} resnext50_4x1d {ANTI_ALIASED}"
     lines = list(map(json.loads, out.splitlines()))
     assert [line["image"] for line in lines] == [f"{folder}/{name}.jpg" for name in PHOTOGRAPHS]
     wanted = expected(folder, 256, 224)
@@ -111,6 +124,7 @@ def test_as_a_command(folder: Path, told: Callable[..., Output]) -> None:
     result = run("-m", "resnext_jax.predict", *arguments, "--batch_size=1", "--top=2")
     assert result.returncode == 0, result.stderr
     assert result.stderr == (
+        f"{TWINS} resnext11_2x1d {ANTI_ALIASED}\n"
         "note: a file of weights has no names of classes; --classes=FILE gives some\n"
     )
     lines = result.stdout.splitlines()
@@ -140,7 +154,7 @@ def test_an_image_that_cannot_be_read_does_not_stop_the_others(
     assert status == 2
     assert out.splitlines()[0] == str(good)
     assert len(out.splitlines()) == 6
-    sentences = err.splitlines()
+    sentences = err.splitlines()[1:]
     assert len(sentences) == len(bad)
     for path, sentence in zip(bad, sentences, strict=True):
         assert sentence.startswith(f"error: {path} ")
@@ -167,8 +181,8 @@ def test_the_first_dim_image_is_noted(
     options = (weights, f"--classes={folder}/names.txt", "--image_size=16")
     out, err, status = told(*options, tmp_path)
     assert ([line for line in out.splitlines() if "/" in line], status) == ([*map(str, images)], 0)
-    assert len(err.splitlines()) == 1
-    assert err.startswith(f"note: the 16-bit samples of {tmp_path}/")
+    (dim,) = (line for line in err.splitlines() if not line.startswith(TWINS))
+    assert dim.startswith(f"note: the 16-bit samples of {tmp_path}/")
 
 
 def test_mistakes_are_told_in_a_sentence(
@@ -239,6 +253,16 @@ def test_a_run_knows_its_images_and_classes(
     assert "has no average of the weights" in err
 
 
+def test_a_file_may_have_names_of_classes(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "named.safetensors"
+    state_dict = random_state_dict(SMALL)
+    write_state_dict(state_dict, path, NAMES)
+    assert predict.class_names(load_single(file=path), None) == (list(NAMES), "")
+    # Whoever changed the classifier left the names.
+    write_state_dict(state_dict, path, NAMES[:-1])
+    assert predict.class_names(load_single(file=path), None)[0][0] == "class 0"
+
+
 def test_imagenets_classes_have_wordnet_ids(folder: Path) -> None:
     spec = network_spec("resnext50_4x1d", stem_width=4, template_width=4)
     write_state_dict(random_state_dict(spec), folder / "thousand.safetensors")
@@ -257,13 +281,35 @@ def test_weights_for_grey_images_are_refused(folder: Path) -> None:
         load_single(file=folder / "grey.safetensors")
 
 
-def test_arguments_stand_for_files(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt", "more/c.webp", "[x].png"):
+def test_weights_of_basic_blocks_have_no_other_form(folder: Path) -> None:
+    spec = network_spec("cifar_resnet20", stem_width=4, template_width=4)
+    write_state_dict(random_state_dict(spec), folder / "basic.safetensors")
+    config = base_config()
+    config.model.form = "a"
+    with pytest.raises(WeightsError, match=r"of cifar_resnet20: Basic blocks .* use 'c'\.$"):
+        FileEntrant(config, folder / "basic.safetensors")
+
+
+def test_arguments_stand_for_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (
+        "b.png",
+        "a.JPG",
+        "notes.txt",
+        "d.avif",
+        "._b.png",
+        "more/c.webp",
+        "more/@eaDir/c.webp",
+        "[x].png",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert find_images([str(tmp_path)]) == [
         f"{tmp_path}/{name}" for name in ("[x].png", "a.JPG", "b.png")
     ]
+    assert capsys.readouterr().err.startswith(
+        f"ignored: 2 files (.avif 1, .txt 1) in {tmp_path}, where images end in .jpg, "
+    )
+    assert find_images([f"{tmp_path}/more/@eaDir/*"]) == [f"{tmp_path}/more/@eaDir/c.webp"]
     assert find_images([f"{tmp_path}/**/*.webp"]) == [f"{tmp_path}/more/c.webp"]
     assert find_images([f"{tmp_path}/[x].png"]) == [f"{tmp_path}/[x].png"]
     assert find_images(["nowhere.jpg", f"{tmp_path}/notes.txt"]) == [

@@ -15,7 +15,7 @@ import pytest
 
 from resnext_jax.commands.weights import main
 from resnext_jax.configs import digits_resnext29
-from resnext_jax.interop.files import read_state_dict, write_state_dict
+from resnext_jax.interop.files import read_class_names, read_state_dict, write_state_dict
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.preact import PreActResNeXt
 from resnext_jax.models.registry import network_spec
@@ -109,6 +109,7 @@ def test_exports(
     out = tmp_path / "out.safetensors"
     main(["export", f"--workdir={workdir}", f"--out={out}", *options])
     assert_drawn_with(seed, out)
+    assert read_class_names(out) == ("a", "b", "c")
     assert capsys.readouterr().out == (
         "model: resnext11_2x1d with 3 classes, form b\n"
         f"weights: {told}\n"
@@ -165,12 +166,23 @@ def test_inspects(capsys: pytest.CaptureFixture[str]) -> None:
     main(["inspect", str(GOLDEN / "plain.pth")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(maxsplit=2) == ["conv1.weight", "float32", "(4, 3, 3, 3)"]
-    assert lines[-3:] == [
+    assert lines[-1].startswith("note: weights cannot tell resnext11_2x1d from networks that have")
+    assert lines[-4:-1] == [
         "arrays: 74 with 1,301 numbers",
         "names: torchvision's",
         "model: create_model('resnext11_2x1d', num_classes=3, stem_width=4, template_width=4, ...)",
     ]
-    assert len(lines) == 74 + 3
+    assert len(lines) == 74 + 4
+
+
+def test_inspects_names_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.safetensors"
+    for names, told in (("äb", "ä, b"), ("abcdefghijkl", "a, b, c, d, e, f, g, h, i, j, ...")):
+        write_state_dict(random_state_dict(CIFAR_SPEC), path, names)
+        main(["inspect", str(path)])
+        out = capsys.readouterr().out
+        assert f"\nclasses: {told}\n" in out
+        assert "note:" not in out  # it is of a run here
 
 
 def test_inspects_what_fits_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

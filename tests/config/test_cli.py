@@ -21,8 +21,9 @@ from resnext_jax.commands import (
     scenes,
     weights,
 )
+from resnext_jax.commands.config_page import page
 from resnext_jax.config import cli
-from resnext_jax.config.fields import base_config
+from resnext_jax.config.fields import TASKS, base_config
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import UserError
 from resnext_jax.ops import cpu
@@ -227,13 +228,21 @@ def test_evaluation_without_a_checkpoint(tmp_path: Path, data_dir: Path, served:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help() -> None:
-    result = run("train.py", "--help")
-    assert "Traceback" not in result.stderr
-    assert "error" not in result.stderr
+@pytest.mark.parametrize("recipe", [None, "configs/digits_resnext29.py", "configs/coco.py"])
+def test_help_lists_every_field_with_the_recipe_s_value(recipe: str | None, served: Run) -> None:
+    result = served("train.py", "--help", *([f"--config={recipe}"] if recipe else []))
+    assert (result.returncode, result.stderr) == (0, "")
     assert "python train.py --config=configs/digits_resnext29.py" in result.stdout
     for flag in ("--config", "--workdir"):
         assert f"  {flag}: " in result.stdout
+    shown = dict(re.findall(r"^  --config\.([\w.]+)=(.*)$", result.stdout, re.MULTILINE))
+    assert shown["batch_size"] == {None: "256", "configs/coco.py": "16"}.get(recipe, "32")
+    assert shown.keys() == TASKS[shown["task"]].fields.keys()
+
+
+def test_the_page_of_fields_is_current() -> None:
+    """Else: python -m resnext_jax.commands.config_page > docs/config.md."""
+    assert (ROOT / "docs/config.md").read_text() == page()
 
 
 def test_a_damaged_config_file_is_told_in_a_sentence(tmp_path: Path, served: Run) -> None:

@@ -1,7 +1,9 @@
 """Every kind of 8-bit image file is decoded as by Pillow, or refused; deeper ones elsewhere."""
 
 import io
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -11,6 +13,9 @@ from PIL import Image
 
 from resnext_jax.data import decode
 from resnext_jax.data.decode import ImageFile, UndecodableImageError, decode_rgb
+from resnext_jax.data.reading import DecodedExamples
+from resnext_jax.data.shapes import image_sizes
+from resnext_jax.data.sources import Source
 from tests.data.images import PHOTOGRAPHS, encoded, photograph, photograph_file
 
 
@@ -94,7 +99,7 @@ def test_opencv_decodes_the_usual_kinds(kind: str, monkeypatch: pytest.MonkeyPat
     class AskedPillowError(Exception):
         pass
 
-    def refuse(file: io.BytesIO) -> None:
+    def refuse(file: io.BytesIO, formats: tuple[str, ...]) -> None:
         raise AskedPillowError
 
     monkeypatch.setattr(decode.Image, "open", refuse)
@@ -122,6 +127,60 @@ def test_a_whole_jpeg_followed_by_garbage_is_accepted() -> None:
         np.testing.assert_array_equal(decode_rgb(data + garbage), decode_rgb(data))
 
 
+def telephone_file(kind: str, data: bytes) -> bytes:
+    """A photograph with what telephones put behind it, whose end looks like that of a JPEG."""
+    if kind == "second picture":
+        return data + encoded(photograph("flower", 300, 200), "JPEG")
+    if kind == "film":
+        return data + b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 9 + b"\xff\xd9" + bytes(50)
+    pictures = photograph("china", 61, 83), photograph("flower", 61, 83)
+    return encoded(pictures[0], "MPO", save_all=True, append_images=[pictures[1]])
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+@pytest.mark.parametrize("kind", ["second picture", "film", "MPO"])
+def test_a_telephones_photograph_ends_where_it_ends(
+    kind: str, options: dict[str, Any], capfd: pytest.CaptureFixture[str]
+) -> None:
+    alone = encoded(photograph("china", 61, 83), "JPEG", **options)
+    data = telephone_file(kind, alone)
+    with Image.open(io.BytesIO(data)) as picture:
+        expected = np.asarray(picture.convert("RGB"))
+    np.testing.assert_array_equal(ImageFile(data)[:20, :], expected[:20])
+    np.testing.assert_array_equal(decode_rgb(data), expected)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "progressive JPEG", "grey JPEG", "CMYK JPEG"])
+@pytest.mark.parametrize("share", [0.6, 0.95])
+def test_what_follows_does_not_make_a_cut_jpeg_whole(
+    kind: str, share: float, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A second picture, or the zeros that a download which broke off left."""
+    data = FILES[kind]()
+    cut = data[: int(share * len(data))]
+    for more in (data, data[:200], b"\0" * 10_000, b"\xff" + data):
+        for read in (decode_rgb, lambda file: ImageFile(file)[:9, :]):
+            with pytest.raises(UndecodableImageError, match=r"^the image is cut short$"):
+                read(cut + more)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("default_image", [False, True])
+def test_the_still_image_of_an_animation_is_taken(default_image: bool) -> None:
+    """It is what programs show that do not know of animations, and may not be a frame of it."""
+    colours = ((200, 0, 0), (0, 200, 0), (0, 0, 200))
+    still, *frames = (Image.new("RGB", (8, 6), colour) for colour in colours)
+    options: dict[str, Any] = {"save_all": True, "append_images": frames}
+    for kind, mode in (("PNG", "RGB"), ("PNG", "L"), ("GIF", "RGB")):
+        chosen = options | ({"default_image": default_image} if kind == "PNG" else {})
+        data = encoded(still.convert(mode), kind, **chosen)
+        with Image.open(io.BytesIO(data)) as picture:
+            expected = np.asarray(picture.convert("RGB"))
+        assert tuple(expected[0, 0]) == tuple(np.asarray(still.convert(mode).convert("RGB"))[0, 0])
+        np.testing.assert_array_equal(decode_rgb(data), expected)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -134,6 +193,20 @@ def test_a_whole_jpeg_followed_by_garbage_is_accepted() -> None:
 def test_what_is_no_image_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(UndecodableImageError, match=reason):
         decode_rgb(data)
+
+
+def test_no_program_is_run_for_postscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is called: Pillow would run the first `gs` of PATH."""
+    script = tmp_path / "gs"
+    script.write_text(f"#!/bin/sh\ntouch {tmp_path}/was_run\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    data = encoded(photograph("china", 8, 8), "EPS")
+    with pytest.raises(UndecodableImageError, match="it is no image of a known kind"):
+        decode_rgb(data)
+    source = Source("postscript", "test", [{"image": data, "label": 0}], ("a",))
+    assert image_sizes(DecodedExamples(source)).tolist() == [[0, 0]]
+    assert not (tmp_path / "was_run").exists()
 
 
 @pytest.mark.parametrize("kind", ["BMP", "JPEG", "grey JPEG", "CMYK JPEG", "PNG", "grey PNG"])

@@ -13,7 +13,7 @@ from PIL import Image
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.builders.copies import RECORD
 from resnext_jax.data.builders.folder import Folder, Listing, list_images
-from resnext_jax.data.decode import SUFFIXES
+from resnext_jax.data.file_names import SUFFIXES
 from resnext_jax.data.prepare import prepare
 from resnext_jax.errors import DataError
 from tests.data.images import encoded
@@ -95,10 +95,69 @@ def test_passes_over_what_is_no_image(root: Path) -> None:
         add(root / "train" / "cat" / name)
     add(root / "train" / "cat" / ".cache" / "2.png")
     add(root / "train" / ".checkpoints" / "2.png")
+    add(root / "train" / "cat" / "@eaDir" / "1.png" / "SYNOPHOTO_THUMB_M.jpg")
+    add(root / "train" / "@eaDir" / "1.png")
+    add(root / "val" / "__MACOSX" / "1.png")
+    add(root / "@eaDir" / "cat" / "1.png")
     add(root / "train" / "loose.png")
     add(root / "test" / "cat" / "2.png")  # val is there
     os.mkfifo(root / "train" / "cat" / "pipe.png")
     assert names(list_images(root)) == before == [("cat/1.png", 0), ("dog/1.png", 1)]
+
+
+def test_every_start_counts_what_is_ignored(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(root, tmp_path / "data")
+    assert "ignored" not in capsys.readouterr().err
+    for name in ("a.jfif", "b.AVIF", "more/c.avif", "d.heic", "notes", "Thumbs.db", ".hidden.txt"):
+        add(root / "train" / "cat" / name)
+    add(root / "val" / "dog" / "e.dng")
+    add(root / "val" / "loose.png")
+    add(root / "val" / "loose.txt")
+    for _ in range(2):
+        prepared(root, tmp_path / "data")
+        assert (
+            "ignored: 8 files (.avif 2, .dng 1, .heic 1, .jfif 1, .txt 1, no extension 1, "
+            f"1 image outside the classes' folders) in {root}, where images end in .jpg, "
+        ) in capsys.readouterr().err
+
+
+def test_a_single_class_is_noted(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As where the folder is one level too deep."""
+    for split in SPLITS.values():
+        (root / split).rename(root / "all")
+        (root / split).mkdir()
+        (root / "all").rename(root / split / "all")
+    note = f"note: {root}/train has one class, 'all', so that there is nothing to tell apart;"
+    for _ in range(2):
+        assert prepared(root, tmp_path / "data").info.features["label"].names == ["all"]
+        assert note in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("classes", "noted"),
+    [
+        (range(12), "label 2 is class 10; weights that"),
+        ((1, 2, 3, 4, 5, 50, 6), "label 5 is class 50; weights that"),
+        (range(10), ""),
+        (["00", "01", "10"], ""),
+        (["1", "10", "2", "other"], ""),
+    ],
+)
+def test_numbers_that_are_in_order_as_text_only_are_noted(
+    tmp_path: Path, classes: Any, noted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in SPLITS.values():
+        for name in classes:
+            add(tmp_path / "raw" / split / str(name) / "1.png")
+    for _ in range(2):
+        Folder.create(Inputs(manual_dir=tmp_path / "raw"), str(tmp_path / "data"))
+        written = capsys.readouterr().err
+        assert ("are numbers" in written) == bool(noted)
+        assert noted in written
 
 
 def test_finds_images_in_folders_in_a_class(root: Path) -> None:

@@ -33,7 +33,7 @@ IMAGE = encoded(Image.new("RGB", (2, 2)), "PNG")
 Example = tuple[int, dict[str, Any]]
 
 
-class Toy(Builder, skip_registration=True):  # type: ignore[call-arg]
+class Toy(Builder):
     """Five images for training and two for testing, whose making a test can disturb."""
 
     TITLE = "the toy"
@@ -112,6 +112,37 @@ def test_prepares_once(tmp_path: Path) -> None:
     Toy.needed = 10**18  # would be refused, were anything checked
     assert_whole(prepare("toy", data_dir=str(tmp_path)))
     assert Toy.runs == 1
+
+
+def test_says_what_it_was_prepared_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archives = [tmp_path / f"{name}.tar.gz" for name in "ab"]
+    for number, archive in enumerate(archives, start=1):
+        write_cifar_archive(archive, "cifar10", train=12 * number)
+    given, other = (Inputs(archive=archive, trust_archives=True) for archive in archives)
+    data = tmp_path / "data"
+    folder = Path(prepare("cifar10", given, str(data)).data_dir)
+    size = archives[0].stat().st_size
+    assert capsys.readouterr().err.count("note:") == 0
+    again = prepare("cifar10", given, str(data))
+    assert again.info.splits["train"].num_examples == 12
+    source = f"--archive={archives[0]} ({size:,} bytes)"
+    before = f"CIFAR-10 in {folder} was prepared before, from {source}"
+    assert f"note: {before}, and is left as it is; to prepare" in capsys.readouterr().err
+    told = refusal(data, "cifar10", other)
+    assert told.startswith(f"{before} and not from --archive={archives[1]} (")
+    assert "; remove that folder first, or choose another folder with --data_dir=FOLDER" in told
+    prepare("cifar10", data_dir=str(data))  # as training does
+    assert capsys.readouterr().err == ""
+    # Prepared by an earlier version.
+    (folder / "prepared_from.json").unlink()
+    prepare("cifar10", other, str(data))
+    assert "from files that nobody wrote down, and is left" in capsys.readouterr().err
+
+
+def test_says_that_other_archives_are_not_what_was_downloaded(tmp_path: Path) -> None:
+    prepare("toy", data_dir=str(tmp_path))
+    told = refusal(tmp_path, "toy", Inputs(manual_dir=tmp_path))
+    assert f"from what it downloaded and not from --manual_dir={tmp_path};" in told
 
 
 def test_needs_no_lock_for_what_is_prepared(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Test images of many shapes come in batches of one shape, each image once."""
 
-import io
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +11,7 @@ from PIL import Image
 from resnext_jax.data.augment import SKIPPED
 from resnext_jax.data.pipeline import HostBatch, shape_batches
 from resnext_jax.data.reading import DecodedExamples
-from resnext_jax.data.shapes import BLANK, ShapeBatch, image_sizes, plan_batches
+from resnext_jax.data.shapes import BLANK, ShapeBatch, by_aspect, image_sizes, plan_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.data.transforms import DenseTransform
 from resnext_jax.errors import DataError
@@ -38,7 +38,9 @@ def shapes_source(bad: dict[int, bytes] | None = None) -> Source:
 
 
 def plan_of(sizes: Iterable[tuple[int, int]], pixels: int, devices: int) -> list[ShapeBatch]:
-    return plan_batches(np.array(list(sizes)), TRANSFORM, 8, pixels=pixels, devices=devices)
+    array = np.array(list(sizes))
+    order = np.flatnonzero(array[:, 0])
+    return plan_batches(array, order, TRANSFORM, 8, pixels=pixels, devices=devices)
 
 
 def test_sizes_are_read_from_every_kind_of_file() -> None:
@@ -76,10 +78,10 @@ def test_bad_images_have_no_size_unless_their_header_is_good() -> None:
 
 
 def test_an_image_whose_header_pillow_refuses_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    def too_large(file: io.BytesIO) -> None:
+    def too_large(data: bytes) -> None:
         raise Image.DecompressionBombError("image size exceeds limit")
 
-    monkeypatch.setattr("resnext_jax.data.shapes.Image.open", too_large)
+    monkeypatch.setattr("resnext_jax.data.shapes.open_picture", too_large)
     assert image_sizes(DecodedExamples(shapes_source())).tolist() == list(map(list, SIZES))
 
 
@@ -114,6 +116,19 @@ def test_batches_of_a_shape_are_equal_and_have_few_blanks() -> None:
         [4, 5, 6, 7],
         [8, BLANK, BLANK, BLANK],
     ]
+
+
+def test_images_of_a_shape_are_neighbours_by_aspect() -> None:
+    """At every scale; images without a size are left out."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(40, 400, (300, 2))
+    sizes[7] = 0
+    order = by_aspect(sizes)
+    assert sorted(order) == [index for index in range(300) if index != 7]
+    for side in (8, 14, 40):
+        shapes = [TRANSFORM.shape(height, width, side) for height, width in sizes[order].tolist()]
+        changes = sum(one != other for one, other in itertools.pairwise(shapes))
+        assert changes == len(set(shapes)) - 1
 
 
 def test_images_without_size_are_left_out() -> None:

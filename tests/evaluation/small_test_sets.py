@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -10,7 +11,7 @@ from resnext_jax.config import build
 from resnext_jax.config.checks import validate
 from resnext_jax.config.fields import base_config
 from resnext_jax.data.sources import Source
-from resnext_jax.evaluation.evaluator import EvalResult
+from resnext_jax.evaluation.images import EvalResult, ImageRecords
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.variables import Arrays, Network, merge
@@ -80,3 +81,11 @@ def score(config: ConfigDict, source: Source, devices: int = 1) -> EvalResult:
     graphdef, *weights = small_weights(config)
     params, batch_stats = jax.device_put(weights, replicated_sharding(mesh))
     return Evaluation(config, source, graphdef, mesh).run(params, batch_stats)
+
+
+def records_of(label: list[int], predicted: list[int], rank: list[int]) -> ImageRecords:
+    """Return records of images by hand, of which no more than this is looked at."""
+    top5 = np.full((len(label), 5), -1, np.int32)
+    top5[:, 0] = predicted
+    index, loss = np.arange(len(label)), np.zeros(len(label))
+    return ImageRecords(index, np.array(label), loss, np.array(rank), None, top5)

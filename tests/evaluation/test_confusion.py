@@ -16,23 +16,27 @@ from resnext_jax.evaluation.confusion import (
     per_class_csv,
     summary,
 )
-from resnext_jax.evaluation.guesses import Guesses, guesses_of, make_guess_step
+from resnext_jax.evaluation.images import make_record_step, score_images
+from resnext_jax.evaluation.metrics import LAST
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
-from tests.evaluation.small_test_sets import CLASSES, SIZES, images_of, small_config, small_networks
+from tests.evaluation.small_test_sets import (
+    CLASSES,
+    SIZES,
+    images_of,
+    records_of,
+    small_config,
+    small_networks,
+)
 
 NAMES = ("cat", "dog", "cow, brown", "none")
 # Three cats, one of them taken for a dog; two dogs, taken for cows; a cow without a score.
-GUESSES = Guesses(
-    np.array([0, 0, 0, 1, 1, 2], np.int32),
-    np.array([0, 1, 0, 2, 2, -1], np.int32),
-    np.array([False, False, False, True, False, True]),
-)
+RECORDS = records_of([0, 0, 0, 1, 1, 2], [0, 1, 0, 2, 2, -1], [0, 1, 0, 5, 1, LAST])
 
 
 @pytest.fixture
 def counts() -> Confusion:
-    return count(GUESSES, NAMES)
+    return count(RECORDS, NAMES)
 
 
 def test_counts_by_hand(counts: Confusion) -> None:
@@ -73,18 +77,18 @@ def test_the_worst_classes_are_told(counts: Confusion) -> None:
         "'cat': top-1 error 33.33 % of 3 images, 1 taken for 'dog'",
         "scores that are not numbers: of 1 images, which are wrong",
     ]
-    right = Guesses(np.arange(4), np.arange(4), np.zeros(4, bool))
+    right = records_of([0, 1, 2, 3], [0, 1, 2, 3], [0] * 4)
     assert summary(count(right, NAMES)) == []
-    many = Guesses(np.arange(9), np.zeros(9, np.int64), np.ones(9, bool))
+    many = records_of(list(range(9)), [0] * 9, [5] * 9)
     assert len(summary(count(many, tuple("abcdefghi")))) == 5
 
 
 def test_the_guess_is_the_first_of_equals_and_none_without_numbers() -> None:
     scores = jnp.asarray([[1.0, 2.0, 2.0], [3.0, jnp.nan, 0.0], [jnp.inf, 0.0, 1.0]])
-    told = guesses_of(scores, jnp.asarray([1, 0, 1]))
-    assert told["predicted"].tolist() == [1, -1, 0]
-    # As the top-5 error has it: wrong where a score is not a number.
-    assert told["top5_wrong"].tolist() == [False, True, False]
+    columns = score_images([scores], jnp.asarray([2, 0, 1]), None)
+    assert columns["top5"].tolist() == [[1, 2, 0, -1, -1], [-1] * 5, [0, 2, 1, -1, -1]]
+    # Wrong, whatever is counted, where a score is not a number.
+    assert columns["rank"].tolist() == [1, LAST, 2]
 
 
 def test_every_device_hears_of_every_image() -> None:
@@ -94,9 +98,10 @@ def test_every_device_hears_of_every_image() -> None:
         batch_sharding(mesh),
     )
     scores = jax.device_put(np.eye(8, dtype=np.float32), batch_sharding(mesh))
-    told = make_guess_step(mesh)(scores, placed)
-    assert all(array.is_fully_replicated for array in told.values())
-    assert told["predicted"].tolist() == list(range(8))
+    columns = make_record_step(mesh)([scores], placed)
+    assert all(array.is_fully_replicated for array in columns.values())
+    assert columns["top5"][:, 0].tolist() == list(range(8))
+    assert columns["mask"].tolist() == [place < 5 for place in range(8)]
 
 
 def test_each_image_is_counted_once() -> None:
@@ -108,9 +113,9 @@ def test_each_image_is_counted_once() -> None:
     for devices in (1, 8):
         mesh = make_mesh(64, None, jax.devices()[:devices])
         evaluation = Evaluation(config, source, None, mesh)
-        (result,) = evaluation.score(small_networks(config, 1, mesh), guesses=True)
-        assert result.guesses is not None
-        counts = count(result.guesses, source.class_names)
+        (result,) = evaluation.score(small_networks(config, 1, mesh))
+        assert result.records is not None
+        counts = count(result.records, source.class_names)
         assert counts.matrix.sum() == counts.images.sum() == result.images == images
         np.testing.assert_array_equal(counts.images, np.bincount(labels))
         assert 100 * counts.top1_wrong.sum() / images == pytest.approx(result.top1_error)

@@ -11,7 +11,7 @@ from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.errors import DataError
 from resnext_jax.evaluation import crops as crops_module
-from resnext_jax.evaluation.evaluator import EvalResult
+from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.models.variables import merge
 from resnext_jax.parallel.mesh import make_mesh
 from tests.evaluation.small_test_sets import SIZES, images_of, score, small_config, small_weights

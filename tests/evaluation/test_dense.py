@@ -1,6 +1,7 @@
 """Multi-scale dense testing: every image once a scale, all positions averaged."""
 
 from collections.abc import Generator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from PIL import Image
 from resnext_jax.config import build
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.decode import decode_rgb
+from resnext_jax.data.shapes import BLANK
 from resnext_jax.errors import DataError
 from resnext_jax.evaluation import dense
-from resnext_jax.evaluation.dense import DenseEvaluation, DenseScores, short_sides
+from resnext_jax.evaluation.dense import DenseEvaluation, PendingImages, short_sides
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.mesh import make_mesh
@@ -133,7 +135,6 @@ def test_only_process_0_says_how_often_it_compiles(
 ) -> None:
     monkeypatch.setattr(dense.DenseEvaluation, "_batches", no_batches)
     monkeypatch.setattr(dense.DenseEvaluation, "_make_plan", lambda self: [])
-    monkeypatch.setattr(DenseScores, "results", lambda self, *_, **__: None)
     config = small_config(eval_crops="dense")
     for process, lines in ((0, 1), (1, 0)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
@@ -169,15 +170,39 @@ def test_nothing_but_bad_images_is_an_error() -> None:
         score(config, images_of(SIZES, 2, {0: b"-", 1: b"-"}))
 
 
-def test_an_image_that_lacks_a_scale_is_skipped() -> None:
-    scores = DenseScores.empty(networks=1, images=4, classes=3)
+def test_an_image_is_done_with_its_last_scale_and_skipped_if_it_lacks_one() -> None:
+    pending = PendingImages(scales=2)
     labels = np.array([2, 0, 1])
     logits = np.eye(3, dtype=np.float32)[[2, 0, 0]]
     mask = np.array([True, True, False])
-    scores.add(np.array([3, 1, -1]), [{"logits": logits, "label": labels, "mask": mask}])
+    batch = {"logits": logits, "label": labels, "mask": mask}
+    assert pending.add(np.array([3, 1, BLANK]), [batch, batch]) == []
+    assert len(pending) == 2
     mask = np.array([False, True, True])
-    scores.add(np.array([1, 3, 0]), [{"logits": logits[:, ::-1], "label": labels, "mask": mask}])
-    assert scores.scales.tolist() == [1, 1, 0, 2]
-    np.testing.assert_array_equal(scores.logits[0, 3], [0, 0, 2])
-    (result,) = scores.results(2, [(0,)], None)
-    assert (result.images, result.skipped) == (1, 3)
+    batch = {"logits": logits[:, ::-1], "label": np.array([0, 2, 1]), "mask": mask}
+    ((image, label, averaged),) = pending.add(np.array([1, 3, 0]), [batch, batch])
+    assert (image, label) == (3, 2)
+    np.testing.assert_array_equal(averaged, [[0, 0, 1]] * 2)
+    # 1 lacks its second scale; 0 waits for it, and lacks it too.
+    assert len(pending) == 1
+    batch["mask"] = np.array([False, False, False])
+    assert pending.add(np.array([0, BLANK, BLANK]), [batch, batch]) == []
+    assert len(pending) == 0
+
+
+def test_few_images_wait_for_their_last_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not all of them: no array of all images' logits is kept."""
+    waiting = []
+
+    class Watched(PendingImages):
+        def add(self, *arguments: Any) -> Any:
+            done = super().add(*arguments)
+            waiting.append(len(self))
+            return done
+
+    monkeypatch.setattr(dense, "PendingImages", Watched)
+    use_scales(monkeypatch, 8, 14)
+    result = score(small_config(eval_crops="dense"), images_of([(16, 16), (16, 28)], 40))
+    assert result.images == 40
+    assert max(waiting) <= 8
+    assert waiting[-1] == 0

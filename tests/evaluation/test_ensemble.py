@@ -11,7 +11,7 @@ from resnext_jax.config import build
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.evaluation import crops, dense
-from resnext_jax.evaluation.evaluator import EvalResult
+from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.evaluation.metrics import ensemble
 from resnext_jax.evaluation.run import Evaluation
 from resnext_jax.models.variables import Network, merge
@@ -33,6 +33,16 @@ ROWS = [(0,), (1,), (2,), (1, 1), (0, 1, 2)]
 
 def mesh_of(devices: int) -> jax.sharding.Mesh:
     return make_mesh(64, None, jax.devices()[:devices])
+
+
+def same_records(result: EvalResult, expected: EvalResult) -> None:
+    assert result.records is not None
+    assert expected.records is not None
+    for name in ("index", "label", "rank", "first_rank", "top5"):
+        np.testing.assert_array_equal(
+            getattr(result.records, name), getattr(expected.records, name)
+        )
+    np.testing.assert_allclose(result.records.loss, expected.records.loss, rtol=1e-4)
 
 
 def soft_max(logits: np.ndarray) -> np.ndarray:
@@ -71,7 +81,7 @@ def scored() -> list[EvalResult]:
     config = small_config(eval_first_classes=3)
     mesh = mesh_of(1)
     evaluation = Evaluation(config, images_of(SIZES, IMAGES), None, mesh)
-    return evaluation.score(small_networks(config, 3, mesh), ROWS, guesses=True)
+    return evaluation.score(small_networks(config, 3, mesh), ROWS)
 
 
 def test_networks_side_by_side_score_as_each_alone(scored: list[EvalResult]) -> None:
@@ -111,23 +121,19 @@ def test_an_ensemble_scores_by_mean_probabilities(scored: list[EvalResult]) -> N
     assert result.top1_error == pytest.approx(100 * (mean.argmax(axis=1) != LABELS).mean())
     wrong = (LABELS >= 3) | (first.argmax(axis=1) != LABELS)
     assert result.among_first[3][0] == pytest.approx(100 * wrong.mean())
-    assert result.guesses is not None
-    np.testing.assert_array_equal(result.guesses.labels, LABELS)
-    np.testing.assert_array_equal(result.guesses.predicted, mean.argmax(axis=1))
+    assert result.records is not None
+    np.testing.assert_array_equal(result.records.index, np.arange(IMAGES))
+    np.testing.assert_array_equal(result.records.label, LABELS)
+    np.testing.assert_array_equal(result.records.top5, np.argsort(-mean, axis=1)[:, :5])
 
 
 def test_devices_do_not_matter(scored: list[EvalResult]) -> None:
     config, mesh = small_config(eval_first_classes=3), mesh_of(8)
     evaluation = Evaluation(config, images_of(SIZES, IMAGES), None, mesh)
-    results = evaluation.score(small_networks(config, 3, mesh), ROWS, guesses=True)
+    results = evaluation.score(small_networks(config, 3, mesh), ROWS)
     for result, expected in zip(results, scored, strict=True):
         same(result, expected)
-        assert result.guesses is not None
-        assert expected.guesses is not None
-        for name in ("labels", "predicted", "top5_wrong"):
-            np.testing.assert_array_equal(
-                getattr(result.guesses, name), getattr(expected.guesses, name)
-            )
+        same_records(result, expected)
 
 
 def test_dense_testing_of_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,17 +146,13 @@ def test_dense_testing_of_an_ensemble(monkeypatch: pytest.MonkeyPatch) -> None:
         small_config(eval_short_side=8, on_error="skip", eval_first_classes=3),
     ]
     by_protocol = [
-        Evaluation(config, source, None, mesh).score(
-            small_networks(config, 2, mesh), rows, guesses=True
-        )
+        Evaluation(config, source, None, mesh).score(small_networks(config, 2, mesh), rows)
         for config in configs
     ]
     for dense_result, crop_result in zip(*by_protocol, strict=True):
         assert dense_result.skipped == 1
         same(dense_result, crop_result)
-        told = [result.guesses for result in (dense_result, crop_result)]
-        for name in ("labels", "predicted", "top5_wrong"):
-            np.testing.assert_array_equal(*(getattr(guesses, name) for guesses in told))
+        same_records(dense_result, crop_result)
 
 
 def test_networks_may_differ_and_images_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

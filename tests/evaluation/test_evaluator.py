@@ -12,7 +12,8 @@ import pytest
 
 from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.errors import DataError
-from resnext_jax.evaluation.evaluator import EvalResult, Scorer, evaluate
+from resnext_jax.evaluation.evaluator import Scorer, evaluate
+from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.models.variables import merge
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from tests.evaluation.small_test_sets import CLASSES, small_config, small_networks, small_weights
@@ -55,7 +56,6 @@ def score(
     (network,) = small_networks(small_config(), 1, mesh)
     changed = map(change, batches(batch_size, batch_sharding(mesh)))
     (result,) = evaluate(scorer_on(mesh, first_classes), [network], [(0,)], changed, IMAGES)
-    assert result.guesses is None
     return result
 
 

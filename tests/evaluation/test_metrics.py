@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong, wrong_among_first
+from resnext_jax.evaluation.metrics import (
+    LAST,
+    cross_entropy,
+    label_rank,
+    rank_among_first,
+    topk_wrong,
+)
 from tests.numerics import relative_difference
 
 
@@ -71,10 +77,16 @@ def test_topk_is_a_sort(k: int, values: int) -> None:
     actual = topk_wrong(jnp.asarray(logits), jnp.asarray(labels), k)
     assert actual.dtype == jnp.bool_
     np.testing.assert_array_equal(actual, expected)
+    rank = label_rank(jnp.asarray(logits), jnp.asarray(labels))
+    assert rank.dtype == jnp.int32
+    np.testing.assert_array_equal(rank >= k, expected)
 
 
 def wrong(scores: list[float], label: int, k: int) -> bool:
-    return bool(topk_wrong(jnp.asarray([scores]), jnp.asarray([label]), k)[0])
+    logits, labels = jnp.asarray([scores]), jnp.asarray([label])
+    (found,) = topk_wrong(logits, labels, k).tolist()
+    assert (label_rank(logits, labels)[0] >= k) == found
+    return bool(found)
 
 
 def test_ties_are_ranked_by_class_number() -> None:
@@ -134,8 +146,8 @@ CLASSES_BY_HAND = [0, 1, 2, 1, 5]
 )
 def test_scoring_among_the_first_classes(classes: int, k: int, wrong: list[bool]) -> None:
     logits, labels = jnp.asarray(SCORES), jnp.asarray(CLASSES_BY_HAND)
-    actual = wrong_among_first(logits, labels, classes, k)
-    assert actual.tolist() == wrong
+    rank = rank_among_first(logits, labels, classes)
+    assert (rank >= k).tolist() == wrong
     # A soft-max over them alone, ranked.
     alone = np.asarray(jax.nn.softmax(logits[:, :classes]))
     best = np.argsort(-alone, axis=1)[:, :k]
@@ -144,5 +156,5 @@ def test_scoring_among_the_first_classes(classes: int, k: int, wrong: list[bool]
 
 def test_not_a_number_among_other_classes_does_not_matter() -> None:
     logits = jnp.asarray([[3.0, 1.0, jnp.nan]])
-    assert not wrong_among_first(logits, jnp.asarray([0]), 2, 1)[0]
-    assert wrong_among_first(logits, jnp.asarray([0]), 3, 1)[0]
+    assert rank_among_first(logits, jnp.asarray([0]), 2)[0] == 0
+    assert rank_among_first(logits, jnp.asarray([0]), 3)[0] == LAST

@@ -15,21 +15,18 @@ from ml_collections import ConfigDict
 from resnext_jax.configs import imagenet
 from resnext_jax.errors import UserError
 from resnext_jax.evaluation import report as command
-from resnext_jax.evaluation.evaluator import EvalResult
-from resnext_jax.evaluation.guesses import Guesses
+from resnext_jax.evaluation.eval_file import as_json, merge_into, read_evaluations
+from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.evaluation.outputs import check_writable, locked_folder, write_output
 from resnext_jax.evaluation.protocol import Protocol
-from resnext_jax.evaluation.record import merge_into, read_evaluations, records
 from resnext_jax.evaluation.run import Report, Scored
 from resnext_jax.evaluation.table import render, row_names
 from resnext_jax.models.variables import Network
 from resnext_jax.runs.weights import Member
-from tests.evaluation.small_test_sets import images_of, small_config
+from tests.evaluation.small_test_sets import images_of, records_of, small_config
 from tests.interop.weights import CIFAR_SPEC
 
-GUESSES = Guesses(
-    np.array([0, 0, 1], np.int32), np.array([0, 2, 1], np.int32), np.array([False, True, False])
-)
+RECORDS = records_of([0, 0, 1], [0, 2, 1], [0, 5, 0])
 
 
 def member(origin: str, step: int | None = 3, weights: str = "raw") -> Member:
@@ -38,7 +35,7 @@ def member(origin: str, step: int | None = 3, weights: str = "raw") -> Member:
 
 
 def result(loss: float = 1.25, **more: Any) -> EvalResult:
-    return EvalResult(3, loss, 100 / 3, 0.0, guesses=GUESSES, **more)
+    return EvalResult(3, loss, 100 / 3, 0.0, records=RECORDS, **more)
 
 
 def report_of(*rows: Scored, config: ConfigDict | None = None) -> Report:
@@ -107,7 +104,7 @@ def test_protocols_have_names() -> None:
 
 
 def test_a_record_says_what_was_scored_and_how() -> None:
-    made = records(of_an_ensemble())
+    made = as_json(of_an_ensemble())
     how = "noise test, centre 8 of 9, bicubic, antialiased"
     names = ["runs/a, step 3", "b.pth, resnext11_2x1d"]
     assert list(made) == [
@@ -129,11 +126,11 @@ def test_a_record_says_what_was_scored_and_how() -> None:
 
 def test_evaluations_of_several_protocols_stand_together(tmp_path: Path) -> None:
     path = tmp_path / "eval.json"
-    merge_into(path, records(of_a_run()))
+    merge_into(path, as_json(of_a_run()))
     ten = dataclasses.replace(of_a_run(2.0), protocol=Protocol.of(small_config(eval_crops="ten")))
-    merge_into(path, records(ten))
+    merge_into(path, as_json(ten))
     assert len(read_evaluations(path)) == 4
-    merge_into(path, records(of_a_run(math.nan)))
+    merge_into(path, as_json(of_a_run(math.nan)))
     stored = read_evaluations(path)
     assert len(stored) == 4
     losses = [one["loss"] for name, one in stored.items() if "averaged" not in name]
@@ -143,7 +140,7 @@ def test_evaluations_of_several_protocols_stand_together(tmp_path: Path) -> None
 
 def test_two_evaluations_at_once_lose_nothing(tmp_path: Path) -> None:
     path = tmp_path / "eval.json"
-    other = threading.Thread(target=merge_into, args=(path, records(of_a_run())))
+    other = threading.Thread(target=merge_into, args=(path, as_json(of_a_run())))
     with locked_folder(tmp_path):
         other.start()
         other.join(0.2)
@@ -160,7 +157,7 @@ def test_another_file_is_not_overwritten(text: str, tmp_path: Path) -> None:
     path = tmp_path / "eval.json"
     path.write_text(text)
     with pytest.raises(UserError, match="is no file of evaluations, or damaged"):
-        merge_into(path, records(of_a_run()))
+        merge_into(path, as_json(of_a_run()))
     assert path.read_text() == text
 
 
@@ -185,20 +182,9 @@ def test_writes_what_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By class, of the table's last row."""
-    asked: list[bool] = []
 
-    def evaluate_all(
-        config: ConfigDict, workdirs: Any, files: Any, *, guesses: bool, **options: Any
-    ) -> Report:
-        asked.append(guesses)
-        report = of_an_ensemble() if len(files) + len(workdirs) > 1 else of_a_run()
-        if guesses:
-            return report
-        rows = [
-            Scored(row.members, dataclasses.replace(row.result, guesses=None))
-            for row in report.rows
-        ]
-        return dataclasses.replace(report, rows=tuple(rows))
+    def evaluate_all(config: ConfigDict, workdirs: Any, files: Any, **options: Any) -> Report:
+        return of_an_ensemble() if len(files) + len(workdirs) > 1 else of_a_run()
 
     monkeypatch.setattr(command, "evaluate_all", evaluate_all)
     per_class, matrix = tmp_path / "class.csv", tmp_path / "matrix.npy"
@@ -227,7 +213,6 @@ def test_writes_what_is_asked_for(
     capsys.readouterr()
     command.evaluate(small_config(), [], ["b.pth"])
     assert "written" not in capsys.readouterr().out
-    assert asked == [True, False, False, False]
 
 
 def test_names_tell_rows_apart() -> None:

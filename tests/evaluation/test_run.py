@@ -44,7 +44,7 @@ def file(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def report(config: ConfigDict, workdirs: list[Path], file: Path) -> Report:
     """All of them at once."""
-    return evaluate_all(config, workdirs, [file], guesses=True)
+    return evaluate_all(config, workdirs, [file])
 
 
 def test_eval_prints_a_table(config: ConfigDict, workdirs: list[Path]) -> None:
@@ -99,7 +99,6 @@ def test_a_file_alone_is_no_ensemble(config: ConfigDict, file: Path, report: Rep
     changed.model.name = "resnet50"
     (row,) = evaluate_all(changed, [], [file]).rows
     assert row.result == report.rows[0].result
-    assert row.result.guesses is None
 
 
 def test_weights_have_a_hash(report: Report, config: ConfigDict, file: Path) -> None:
@@ -130,6 +129,49 @@ def test_a_checkpoint_that_is_not_there(
         evaluate_workdir(config, workdirs[0], checkpoint)
 
 
+def test_classes_are_matched_by_name(
+    config: ConfigDict,
+    workdirs: list[Path],
+    report: Report,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The same names in another order are mapped; others are refused, unless they are accepted."""
+    turned = read_state_dict(file)
+    for name in ("fc.weight", "fc.bias"):
+        turned[name] = turned[name][::-1]
+    names = [str(9 - label) for label in range(10)]
+    write_state_dict(turned, tmp_path / "named.safetensors", names)
+    write_state_dict(turned, tmp_path / "plain.safetensors")
+    run_of_turned = make_workdir(tmp_path / "run", config, names=names)
+    rows = evaluate_all(
+        config,
+        [run_of_turned],
+        [tmp_path / "named.safetensors", tmp_path / "plain.safetensors"],
+    ).rows
+    written = capsys.readouterr().err.splitlines()
+    mapped = [line.partition(" has the classes of data set 'digits' in")[0] for line in written]
+    named = tmp_path / "named.safetensors"
+    assert mapped == [f"note: the run in {run_of_turned}", f"note: weights file {named}"]
+    of_run, of_names, of_labels, _ = (row.result for row in rows)
+    assert of_names == report.rows[3].result
+    assert of_names != of_labels == of_run
+    # The weights are what they were.
+    assert rows[1].members[0].hash() == rows[2].members[0].hash()
+    assert rows[0].members[0].hash() == report.rows[0].members[0].hash()
+
+    letters = tmp_path / "letters.safetensors"
+    write_state_dict(read_state_dict(file), letters, tuple("abcdefghij"))
+    with pytest.raises(DataError, match=r"other classes than the 10 .*\('a' is none of them\)"):
+        evaluate_all(config, [], [letters])
+    (row,) = evaluate_all(config, [], [letters], any_class_names=True).rows
+    assert row.result == report.rows[3].result
+    few = make_workdir(tmp_path / "few", config, names=tuple("0123456"))
+    with pytest.raises(DataError, match=r"\(it has 7\); use the run's data\.$"):
+        evaluate_all(config, [few], any_class_names=True)
+
+
 def test_members_must_fit_the_data(
     config: ConfigDict, workdirs: list[Path], tmp_path: Path
 ) -> None:
@@ -150,16 +192,18 @@ def test_members_must_fit_the_data(
     broken = read_state_dict(few)
     del broken["layer1.0.bn1.bias"]
     write_state_dict(broken, tmp_path / "broken.safetensors")
-    message = r"does not fit resnext11_2x4d: 1 name missing \(layer1.0.bn1.bias\)"
+    message = r"the nearest is resnext11_2x4d: 1 name missing \(layer1.0.bn1.bias\)"
     refused(WeightsError, message, files=[tmp_path / "broken.safetensors"], paths=[])
-    other = make_workdir(tmp_path / "letters", config, names=tuple("abcdefghij"))
-    refused(DataError, "trained on other classes", files=[], paths=[workdirs[0], other])
+    letters = tuple("abcdefghij")
+    other = make_workdir(tmp_path / "letters", config, names=letters)
+    told = r"letters was trained on other classes than the 10 that .* \('a' is none of them\); use"
+    refused(DataError, told, files=[], paths=[workdirs[0], other])
     changed = config.copy_and_resolve_references()
     changed.data.mean = (1.0, 2.0, 3.0)
     other = make_workdir(tmp_path / "mean", changed)
     refused(ConfigError, r"another config \(data.mean is", files=[], paths=[workdirs[0], other])
     # Alone, a workdir's run is the config's.
-    refused(ConfigError, r"another config \(model.form is", files=[], paths=workdirs[1:])
+    refused(ConfigError, r"another config \(.*model.form is", files=[], paths=workdirs[1:])
 
 
 def test_a_config_of_a_workdir_that_cannot_be_read(workdirs: list[Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Which model a state dict fits."""
 
 import dataclasses
+import re
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ from resnext_jax.interop.names import TORCH7, TORCHVISION, Scheme, table
 from resnext_jax.models.blocks import BOTTLENECK
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import NetworkSpec
-from tests.interop.weights import CIFAR_SPEC, IMAGENET_SPEC, random_state_dict, small_spec
+from tests.interop.weights import (
+    CIFAR_SPEC,
+    IMAGENET_SPEC,
+    STRANGERS,
+    random_state_dict,
+    small_spec,
+    stranger,
+)
 
 
 def shapes_only(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> dict[str, np.ndarray]:
@@ -89,7 +97,73 @@ def test_others_are_not(kind: str) -> None:
         identify(strangers()[kind], "FILE")
 
 
-def test_known_strangers_are_named() -> None:
-    state_dict = random_state_dict(CIFAR_SPEC) | {"layer1.0.se.conv.weight": np.zeros((1, 1, 3))}
-    with pytest.raises(WeightsError, match="of a network with ECA attention in its blocks"):
-        identify(state_dict)
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_known_strangers_are_named(kind: str) -> None:
+    with pytest.raises(WeightsError, match=re.escape(f": it is of a network with {kind}")):
+        identify(stranger(kind))
+
+
+def changed(name: str, change: str, **options: Any) -> dict[str, np.ndarray]:
+    """Weights of a network that is nearly ours."""
+    arrays = shapes_only(network_spec(name, **options))
+    head = {part: arrays[f"fc.{part}"] for part in ("weight", "bias")}
+    if change in ("no head", "head in a list"):
+        arrays = {key: array for key, array in arrays.items() if not key.startswith("fc.")}
+    if change == "head in a list":
+        arrays |= {f"fc.1.{part}": array for part, array in head.items()}
+    if change == "first shard":
+        arrays = dict(list(arrays.items())[: len(arrays) // 2])
+    if change == "other stem":
+        arrays["conv1.weight"] = np.zeros((64, 3, 3, 3))
+    if change == "gate":
+        arrays["layer1.0.gate.weight"] = np.zeros(1)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        (
+            "resnext50_32x4d",
+            "no head",
+            "the nearest is resnext50_32x4d: 2 names missing (fc.weight, fc.bias); without a "
+            "classifier it can be loaded by load_weights(model, FILE, classifier=False)",
+        ),
+        (
+            "resnet101",
+            "head in a list",
+            "the nearest is resnet101: 2 names missing (fc.weight, fc.bias); 2 names unexpected "
+            "(fc.1.weight, fc.1.bias); without a classifier it can",
+        ),
+        (
+            "resnet50",
+            "first shard",
+            "the nearest is resnet50: 134 names missing (layer3.0.bn3.running_mean, "
+            "layer3.0.bn3.running_var, layer3.0.downsample.0.weight, and 131 more); if the weights "
+            "are in several files, put them into one.",
+        ),
+        (
+            "seresnext101_32x8d",
+            "gate",
+            "the nearest is seresnext101_32x8d: 1 name unexpected (layer1.0.gate.weight).",
+        ),
+        (
+            "resnet34",
+            "other stem",
+            "the nearest is resnet34: 1 array of another shape (conv1.weight is (64, 3, 3, 3), not "
+            "(64, 3, 7, 7)).",
+        ),
+    ],
+)
+def test_the_nearest_network_is_named(name: str, change: str, told: str) -> None:
+    with pytest.raises(WeightsError, match="no model of this package fits FILE; ") as error:
+        identify(changed(name, change), "FILE")
+    assert told in str(error.value)
+    assert error.value.missing or error.value.unexpected or error.value.misshapen
+
+
+def test_resnet200_with_norms_behind_its_convolutions_is_named() -> None:
+    spec = network_spec("resnet200d")
+    plain = dataclasses.replace(spec.architecture, deep=False)
+    with pytest.raises(WeightsError, match="blocks of resnet200, which is a pre-activation"):
+        identify(shapes_only(dataclasses.replace(spec, architecture=plain)))

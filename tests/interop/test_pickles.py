@@ -370,3 +370,13 @@ def test_what_a_training_keeps_beside_its_weights_is_ignored(
     arrays = read(path, lambda saved: saved["state_dict"])
     np.testing.assert_array_equal(arrays["a"], VALUES.reshape(2, 3))
     assert victim.exists()
+
+
+def test_modules_of_the_older_format_are_placeholders_too(tmp_path: Path) -> None:
+    """Their classes stand there as storages do, with their source code."""
+    module = b"(" + text("module") + b"cown\nNetwork\n" + text("own.py") + text("1+1") + b"tQ)\x81"
+    path = older(tmp_path / "a.pth", program(module + b"}b"))
+    assert "wants to run own.Network" in refused(path)
+    path = older(tmp_path / "b.pth", program(mapping({"ema": module, "a": tensor(older=True)})))
+    arrays = read(path, lambda saved: {"a": saved["a"]})
+    np.testing.assert_array_equal(arrays["a"], VALUES.reshape(2, 3))

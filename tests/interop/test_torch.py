@@ -242,3 +242,43 @@ def test_relatives_compute_what_timm_does(
     difference = relative_difference(found, logits)
     print(name, f"{difference:.1e}")
     assert difference < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["resnet", "resnetv2", "resnest", "sknet", "senet", "byobnet"])
+def test_timms_residual_networks_are_found_or_refused_with_the_reason(
+    family: str, torch: ModuleType
+) -> None:
+    """By name and by their state dicts, where timm is installed."""
+    timm = pytest.importorskip("timm")
+    for name in timm.list_models(module=family):
+        if "res" not in name or name in ("test_resnet", "seresnextaa201d_32x8d"):
+            continue
+        with torch.device("meta"):
+            state_dict = timm.create_model(name).state_dict()
+        if name == "resnet200":  # ours of that name is a pre-activation network
+            with pytest.raises(WeightsError, match="no model of this package fits"):
+                interop.identify(state_dict)
+        elif "aa" in name or "blur" in name:
+            with pytest.raises(ValueError, match=r"not built here: .*anti-aliasing"):
+                parse_name(name)
+            # Their filters have no weights: a limit, told in `interop.torch`.
+            plain = name.replace("aa", "").replace("blur", "")
+            assert interop.identify(state_dict).arguments == {"name": plain, "num_classes": 1000}
+        elif is_built(name):
+            assert interop.identify(state_dict).arguments == {"name": name, "num_classes": 1000}
+        else:
+            if family != "byobnet":
+                with pytest.raises(ValueError, match="is not built here: "):
+                    parse_name(name)
+            with pytest.raises(WeightsError, match="it is of a network with"):
+                interop.identify(state_dict)
+
+
+def is_built(name: str) -> bool:
+    try:
+        parse_name(name)
+    except ValueError:
+        return False
+    return True

@@ -28,6 +28,38 @@ _WIDTHS: dict[str, dict[str, Any]] = {
 }
 FAMILY = {name: network_spec(name, num_classes=5, **widths) for name, widths in _WIDTHS.items()}
 
+# Some arrays of timm 1.0.31's networks that are not built here and told by them, by what an error
+# calls such a network.
+STRANGERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "ECA attention in its blocks": {"layer1.0.se.conv.weight": (1, 1, 5)},  # ecaresnet50d
+    "the names, stem and strides of the first SENets": {
+        "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)  # legacy_seresnet50
+    },
+    "the stages and stem of timm's ByobNet": {
+        "stem.conv2.conv.weight": (32, 24, 3, 3),  # resnet33ts
+        "stages.0.0.conv1_1x1.conv.weight": (64, 64, 1, 1),
+    },
+    "split attention (such as ResNeSt": {"layer1.0.conv2.conv.weight": (128, 32, 3, 3)},
+    "split attention": {"layer1.0.conv2.attn.fc_reduce.weight": (8, 64, 1, 1)},  # skresnet50
+    "ResNet-RS's stem": {  # resnetrs50
+        "conv1.0.weight": (32, 3, 3, 3),
+        "conv1.6.weight": (64, 32, 3, 3),
+        "maxpool.0.weight": (64, 64, 3, 3),
+    },
+    "timm's resnetv2 blocks": {"stages.0.blocks.0.conv1.weight": (64, 64, 1, 1)},
+    "a stem whose convolutions widen one by one (timm's -T)": {  # resnet50t
+        "conv1.0.weight": (24, 3, 3, 3),
+        "conv1.6.weight": (64, 32, 3, 3),
+        "layer2.0.downsample.1.weight": (512, 256, 1, 1),
+    },
+    "a deep stem and plain shortcuts (timm's -C and -S": {  # resnet50s
+        "conv1.0.weight": (64, 3, 3, 3),
+        "conv1.6.weight": (128, 64, 3, 3),
+        "layer2.0.downsample.0.weight": (512, 256, 1, 1),
+    },
+    "norms without running statistics (such as group norm)": {"bn1.weight": (64,)},  # resnet50_gn
+}
+
 
 def small_spec(dtype: str = "float32", num_classes: int = 5) -> NetworkSpec:
     """Make a network with all that a network has, and as few blocks as that takes."""
@@ -66,6 +98,11 @@ def random_state_dict(
     for name in sorted(counters(table(spec, scheme))):
         state_dict[name] = np.array(7, np.int64)
     return state_dict
+
+
+def stranger(kind: str) -> dict[str, np.ndarray]:
+    """Make the arrays of one of `STRANGERS`."""
+    return {name: np.zeros(shape, np.float32) for name, shape in STRANGERS[kind].items()}
 
 
 def random_images(

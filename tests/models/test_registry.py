@@ -155,10 +155,11 @@ def test_blocks_of_names(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnext50_32x4", "nearest: resnext50_32x4d"),
-        ("resnxt50_32x4d", "nearest: resnext50_32x4d"),
+        ("resnext50_32x4", r"did you mean resnext50_32x4d or .*\?$"),
+        ("resnxt50_32x4d", "did you mean resnext50_32x4d"),
         ("resnext50", "as in 'resnext50_32x4d'"),
         ("vgg", "unknown model 'vgg'"),
+        ("zzz", r"unknown model 'zzz'; see resnext_jax.models.list_models\(\)\.$"),
         ("", "unknown model ''"),
         ("resnext50_0x4d", "must both be at least 1"),
         ("resnext50_32x0d", "must both be at least 1"),

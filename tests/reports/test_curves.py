@@ -140,11 +140,13 @@ def test_figure_7_joins_no_other_recipes(tmp_path: Path) -> None:
         (digits("resnext29_2x4d"), 8.0),
         (digits("resnext29_4x4d", num_epochs=3.0), 7.0),
         (digits("resnext29_8x8d"), 7.0),
+        (digits("seresnext29_4x4d"), 6.0),
     )
     assert {name: len(points) for name, points in lines_of_figure_7(groups).items()} == {
         "cardinality, C x 4d (resnet29_1x4d)": 2,
         "8 x 8d (resnet29_1x4d)": 1,
         "4 x 4d (resnext29_4x4d)": 1,
+        "4 x 4d (seresnext29_4x4d)": 1,
     }
 
 

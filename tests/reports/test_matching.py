@@ -60,6 +60,7 @@ def test_takes(config: ConfigDict, place: Place) -> None:
         imagenet_run(**{"model.template_width": 64}),
         imagenet_run(**{"model.stem_width": 32}),
         imagenet_run(**{"model.preactivation": True}),
+        *(imagenet_run(**{"model.name": name}) for name in ("seresnet50", "resnet50d")),
         imagenet_run(**{"data.name": "folder"}),
         imagenet5k.get_config("resnet50"),
         digits(),

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnext_jax.configs import digits_resnext29, imagenet
-from resnext_jax.evaluation.record import EVAL_FILE, merge_into
+from resnext_jax.evaluation.eval_file import EVAL_FILE, merge_into
 from resnext_jax.runs.log import METRICS_FILE
 from resnext_jax.runs.workdir import DATA_SET_FILE, write_config
 

@@ -60,25 +60,12 @@ def test_scanned_blocks_take_the_same_steps_on_eight_devices() -> None:
     assert scanned.train(2) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.slow  # what is theirs alone works image by image
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("seresnext14d_2x4d", marks=pytest.mark.slow),
-        pytest.param("resnet18", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("name", ["seresnext14d_2x4d", "resnet18"])
 def test_relatives_take_the_same_steps_on_eight_devices(name: str) -> None:
     expected = TinyRun(1, 16, name=name).train(2)
     assert TinyRun(8, 16, name=name).train(2) == pytest.approx(expected, rel=1e-9)
-
-
-@pytest.mark.usefixtures("float64")
-def test_relatives_lower_for_eight_devices() -> None:
-    """The test above, where it is quick."""
-    run = TinyRun(8, 16, name="seresnext14d_2x4d")
-    program = run.step.lower(run.state, run.batch()).as_text()
-    assert "all_gather" not in program
 
 
 @pytest.mark.usefixtures("float64")
@@ -178,7 +165,7 @@ def test_compiled_steps_gather_nothing(group: int, implementation: Implementatio
         .compile()
         .as_text()
     )
-    assert "all-reduce" in evaluation
+    assert "all-reduce" not in evaluation
     assert "all-gather" not in evaluation
 
 

@@ -2,12 +2,16 @@
 
 import abc
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from resnext_jax.data.builders.spilling import spilling
+
+# In a prepared data set: `Inputs.origin` of what it was prepared from.
+ORIGIN_FILE = "prepared_from.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +30,15 @@ class Inputs:
     synsets: Path | None = None
     trust_archives: bool = False
 
+    def origin(self) -> dict[str, str]:
+        """Return what is given, by option: the path, and of a file the size."""
+        given = {option: getattr(self, option) for option in ("manual_dir", "archive", "synsets")}
+        return {option: _described(path.absolute()) for option, path in given.items() if path}
+
+
+def _described(path: Path) -> str:
+    return f"{path} ({path.stat().st_size:,} bytes)" if path.is_file() else str(path)
+
 
 class Builder(  # type: ignore[call-arg]  # tfds's, of which mypy knows nothing
     tfds.core.GeneratorBasedBuilder, abc.ABC, skip_registration=True
@@ -40,6 +53,10 @@ class Builder(  # type: ignore[call-arg]  # tfds's, of which mypy knows nothing
     inputs: Inputs = Inputs()
     # What this data set is called in sentences.
     TITLE: ClassVar[str]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keep the class out of tfds's registry: a recipe that defines one is loaded twice."""
+        super().__init_subclass__(**({"skip_registration": True} | options))
 
     @classmethod
     def create(cls, inputs: Inputs, data_dir: str | None) -> "Builder":
@@ -75,3 +92,13 @@ class Builder(  # type: ignore[call-arg]  # tfds's, of which mypy knows nothing
         # Without TensorFlow even where a split is too large to be shuffled in memory.
         with spilling():
             super()._download_and_prepare(*args, **kwargs)
+        # The folder still has another name, and gets its own when all is written.
+        Path(self.data_path, ORIGIN_FILE).write_text(json.dumps(self.inputs.origin()))
+
+    def prepared_from(self) -> dict[str, str] | None:
+        """Return `Inputs.origin` of a prepared data set; None where nobody wrote it down."""
+        try:
+            origin: dict[str, str] = json.loads(Path(self.data_dir, ORIGIN_FILE).read_text())
+        except (OSError, ValueError):  # of an earlier version, or of tfds
+            return None
+        return origin

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from resnext_jax.data.builders.base import Builder, Inputs
 from resnext_jax.data.builders.copies import Image, Record, content_hash, find_copy
-from resnext_jax.data.decode import SUFFIXES
+from resnext_jax.data.file_names import SUFFIXES, is_hidden, is_image, note_ignored
 from resnext_jax.errors import DataError
 
 # Names, in any case, of the folders of the training and of the validation images. Test images are
@@ -37,12 +37,16 @@ class Listing:
       classes: their names, in label order.
       folders: name of the folder of each split.
       images: of each split.
+      ignored: names of files in the splits' folders that are no images.
+      outside: number of images there that are in no class's folder.
     """
 
     folder: Path
     classes: tuple[str, ...]
     folders: dict[str, str]
     images: dict[str, list[Image]]
+    ignored: tuple[str, ...] = ()
+    outside: int = 0
 
     @property
     def files(self) -> list[Image]:
@@ -87,7 +91,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     classes: tuple[str, ...] = ()
 
 
-class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
+class Folder(Builder):
     """Images in `train/CLASS/` and `val/CLASS/` of `inputs.manual_dir`, stored as they are.
 
     Labels are the places of the classes among the sorted names of the folders in
@@ -115,6 +119,8 @@ class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
                 "on the test images",
                 file=sys.stderr,
             )
+        _note_classes(listing)
+        note_ignored(listing.folder, listing.ignored, listing.outside)
         slug = re.sub(r"[^a-z0-9]+", "_", listing.folder.resolve().name.lower()).strip("_")
         config = FolderConfig(
             name=_prepared_copy(listing, data_dir) or _copy_name(slug or "images", listing),
@@ -180,6 +186,36 @@ class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
             record.write(Path(self.data_path))
 
 
+def _note_classes(listing: Listing) -> None:
+    """Say on stderr what may be wrong with the classes."""
+    if len(listing.classes) == 1:
+        train = listing.folder / listing.folders["train"]
+        print(
+            f"note: {train} has one class, {listing.classes[0]!r}, so that there is nothing to "
+            "tell apart; if the classes are the folders in it, move them up into "
+            f"{train}",
+            file=sys.stderr,
+        )
+    pairs = zip(listing.classes, _by_number(listing.classes), strict=True)
+    label, (here, there) = next(
+        ((label, pair) for label, pair in enumerate(pairs) if pair[0] != pair[1]), (0, ("", ""))
+    )
+    if here != there:
+        print(
+            f"note: the classes of {listing.folder} are numbers, and labels follow their order "
+            f"as text: label {label} is class {here}; weights that were trained elsewhere in "
+            f"the order of numbers have class {there} there and are scored wrongly",
+            file=sys.stderr,
+        )
+
+
+def _by_number(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Put names that are all numbers into the order of these."""
+    if not all(name.isascii() and name.isdecimal() for name in names):
+        return names
+    return tuple(sorted(names, key=int))
+
+
 def _copy_name(slug: str, listing: Listing) -> str:
     return f"{slug}-{listing.digest[:12]}"
 
@@ -209,8 +245,8 @@ def list_images(folder: Path | None) -> Listing:
     """Find the images in `train/CLASS/` and `val/CLASS/` of a folder, and in folders in these.
 
     Instead of `val` it may be `valid`, `validation` or `dev`, in any case, and if there is none of
-    these, `test`. Hidden files and folders, and files that are no images by their extension, are
-    ignored.
+    these, `test`. Hidden files and folders, those of systems, and files that are no images by their
+    extension are ignored; the last are listed.
 
     Raises:
       DataError: the folder, `train`, `val`, classes or a class's images are missing, several
@@ -234,15 +270,19 @@ def list_images(folder: Path | None) -> Listing:
             f"class folder {folder / folders['validation'] / unknown[0]} has no counterpart in "
             f"{folder / folders['train']}; remove it, or add training images of that class."
         )
+    ignored: list[str] = []
     images = {
         split: [
             image
             for name in names[split]
-            for image in _images_of_class(folder / folders[split], name, labels[name])
+            for image in _images_of_class(folder / folders[split], name, labels[name], ignored)
         ]
         for split in folders
     }
-    return Listing(folder, tuple(names["train"]), folders, images)
+    loose = [name for split in folders.values() for name in _files_in(folder / split)]
+    ignored += [name for name in loose if not is_image(name)]
+    outside = sum(map(is_image, loose))
+    return Listing(folder, tuple(names["train"]), folders, images, tuple(ignored), outside)
 
 
 def _split_folders(folder: Path) -> dict[str, str]:
@@ -278,6 +318,10 @@ def _folders_in(folder: Path) -> list[str]:
     return [entry.name for entry in _visible(folder) if stat.S_ISDIR(_status(entry).st_mode)]
 
 
+def _files_in(folder: Path) -> list[str]:
+    return [entry.name for entry in _visible(folder) if stat.S_ISREG(_status(entry).st_mode)]
+
+
 def _class_folders(folder: Path) -> list[str]:
     names = _folders_in(folder)
     if not names:
@@ -295,11 +339,15 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _images_of_class(folder: Path, name: str, label: int) -> list[Image]:
-    images = [
-        Image(path, label, status.st_size, status.st_mtime_ns)
-        for path, status in _walk(folder, name, ())
-    ]
+def _images_of_class(folder: Path, name: str, label: int, ignored: list[str]) -> list[Image]:
+    """List the images of a class; the names of other files are added to `ignored`."""
+    images = []
+    for path, status in _walk(folder, name, ()):
+        if is_image(path):
+            stored = _stored_name(folder, path)
+            images.append(Image(stored, label, status.st_size, status.st_mtime_ns))
+        else:
+            ignored.append(path)
     if not images:
         raise DataError(
             f"class folder {folder / name} has no images ({', '.join(SUFFIXES)}); "
@@ -311,7 +359,7 @@ def _images_of_class(folder: Path, name: str, label: int) -> list[Image]:
 def _walk(
     folder: Path, name: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the images in `folder/name` and in folders there, by their paths from `folder`."""
+    """Yield the files in `folder/name` and in folders there, by their paths from `folder`."""
     for entry in _visible(folder / name):
         status = _status(entry)
         path = f"{name}/{entry.name}"
@@ -320,21 +368,25 @@ def _walk(
             if identity in above:
                 raise DataError(f"folder {entry.path} contains itself by a link; remove the link.")
             yield from _walk(folder, path, (*above, identity))
-        elif stat.S_ISREG(status.st_mode) and entry.name.lower().endswith(SUFFIXES):
-            try:
-                path.encode()
-            except UnicodeEncodeError:
-                raise DataError(
-                    f"image {entry.path!r} has a name that is not UTF-8; rename it."
-                ) from None
+        elif stat.S_ISREG(status.st_mode):
             yield path, status
+
+
+def _stored_name(folder: Path, path: str) -> str:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise DataError(
+            f"image {str(folder / path)!r} has a name that is not UTF-8; rename it."
+        ) from None
+    return path
 
 
 def _visible(folder: Path) -> list[os.DirEntry[str]]:
     """List what is in a folder and not hidden, by name."""
     try:
         with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
+            found = [entry for entry in entries if not is_hidden(entry.name)]
     except OSError as error:
         raise _unreadable(folder, error) from error
     return sorted(found, key=lambda entry: entry.name)

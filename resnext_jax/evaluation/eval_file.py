@@ -27,7 +27,7 @@ EVAL_FILE = "eval.json"
 _FLAG = "--output"
 
 
-def records(report: "Report") -> dict[str, dict[str, Any]]:
+def as_json(report: "Report") -> dict[str, dict[str, Any]]:
     """Return the evaluations of a report, by their keys; one for each row.
 
     Each has

@@ -1,0 +1,113 @@
+"""What the value of a config field may be, beyond its type."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from resnext_jax.errors import UserError
+from resnext_jax.files import user_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What the value of a field may be.
+
+    Attributes:
+      holds: tells whether a value, which has the field's type, is allowed.
+      text: what is allowed, as it follows "must be".
+    """
+
+    holds: Callable[[Any], bool]
+    text: str
+
+    @property
+    def allowed(self) -> str:
+        """What is allowed, as it follows "must be"."""
+        return self.text
+
+
+@dataclasses.dataclass(frozen=True)
+class NameIn(Rule):
+    """The rule that a value is a name in a table of another module.
+
+    Imported when a value is first checked: a recipe loads without Flax.
+    """
+
+    @property
+    def allowed(self) -> str:  # noqa: D102
+        return _alternatives(names_in(self.text))
+
+
+def name_in(table: str) -> Rule:
+    """Make the rule that a value is in a table.
+
+    Args:
+      table: "MODULE:NAME" of a mapping by name, or a sequence of names.
+    """
+    return NameIn(lambda value: value in names_in(table), table)
+
+
+def names_in(table: str) -> Sequence[str]:
+    """Return the names in "MODULE:NAME", in its order."""
+    module, _, name = table.partition(":")
+    return tuple(getattr(importlib.import_module(module), name))
+
+
+def one_of(*names: str) -> Rule:
+    """Make the rule that a value is one of some."""
+    return Rule(lambda value: value in names, _alternatives(names))
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return f"one of {', '.join(names)}"
+
+
+def numbers(count: int | None = None, *, positive: bool, least: int = 0) -> Rule:
+    """Make the rule that a value is a tuple of numbers.
+
+    Args:
+      count: how many there are; None: any number of them.
+      positive: whether each is more than 0.
+      least: how many there are at least.
+    """
+
+    def holds(value: Any) -> bool:
+        return (
+            (count is None or len(value) == count)
+            and len(value) >= least
+            and all(isinstance(number, int | float) for number in value)
+            and (not positive or all(number > 0 for number in value))
+        )
+
+    size = f"{count} " if count else "one or more " if least else ""
+    return Rule(holds, f"a tuple of {size}{'positive ' if positive else ''}numbers")
+
+
+def _is_path(value: Any) -> bool:
+    try:
+        user_path(value, "")
+    except UserError:
+        return False
+    return True
+
+
+def _are_steps(value: Any) -> bool:
+    whole = all(isinstance(step, int) and not isinstance(step, bool) for step in value)
+    return len(value) == 0 or (whole and len(value) == 2 and 1 <= value[0] <= value[1])
+
+
+AT_LEAST_ONE = Rule(lambda value: value >= 1, "at least 1")
+POSITIVE = Rule(lambda value: value > 0, "greater than 0")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, "at least 0")
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
+AT_MOST_ONE = Rule(lambda value: 0 <= value <= 1, "at least 0 and at most 1")
+SEED = Rule(lambda value: 0 <= value < 2**32, "at least 0 and less than 2**32")
+ABOVE_ONE = Rule(lambda value: value > 1, "greater than 1")
+DIVISOR = Rule(
+    lambda value: value >= 1,
+    "at least 1: the rate is divided by it (where PyTorch multiplies by gamma=0.1, the factor is "
+    "10)",
+)
+PATH = Rule(_is_path, "a path of this machine, not empty and without scheme://")
+STEPS = Rule(_are_steps, "two whole numbers, as in =10,12, or ()")
