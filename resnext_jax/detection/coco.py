@@ -94,6 +94,17 @@ class CocoSplit:
         """Number of categories and the background."""
         return len(self.category_ids) + 1
 
+    @property
+    def owners(self) -> np.ndarray:
+        """Image of each object, int64 `[n]`, as its place in the split."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
+    def empty(self) -> np.ndarray:
+        """Which images have no object, crowds aside, bool `[N]`."""
+        objects = self.owners[~self.objects.crowd]
+        return np.bincount(objects, minlength=len(self)) == 0
+
     def path(self, index: int) -> Path:
         """Return the file of image `index`."""
         return self.folder / self.file_names[index]
@@ -140,7 +151,7 @@ class CocoSplit:
         """Return some of the images, those at `indices` (int `[n]`), in ascending order."""
         indices = np.unique(np.asarray(indices, np.int64))
         counts = np.diff(self.offsets)[indices]
-        chosen = np.isin(_owners(self.offsets), indices)
+        chosen = np.isin(self.owners, indices)
         return dataclasses.replace(
             self,
             image_ids=self.image_ids[indices],
@@ -226,8 +237,7 @@ def read_coco(
             "repair the files or name others."
         )
     if not quiet:
-        for note in report.notes:
-            print(f"note: {path.name}: {note}", file=sys.stderr)
+        print_notes(path, report.notes)
     return CocoSplit(
         annotations=path,
         folder=folder,
@@ -242,6 +252,12 @@ def read_coco(
         labelled=has_objects,
         notes=tuple(report.notes),
     )
+
+
+def print_notes(annotations: Path, notes: Iterable[str]) -> None:
+    """Print notes on a split to stderr, a line each."""
+    for note in notes:
+        print(f"note: {annotations.name}: {note}", file=sys.stderr)
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -392,10 +408,6 @@ def _places(values: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray
     places = np.minimum(np.searchsorted(ids, values), len(ids) - 1)
     known = ids[places] == values
     return np.where(known, places, 0), known
-
-
-def _owners(offsets: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
 
 
 def _arrays(truth: GroundTruth) -> tuple[np.ndarray, ...]:

@@ -193,7 +193,7 @@ def _check_ids(split: CocoSplit, rows: Sequence[Row]) -> None:
 def _annotations(split: CocoSplit) -> list[Row]:
     objects = split.objects
     columns = {
-        "image_id": np.repeat(split.image_ids, np.diff(split.offsets)),
+        "image_id": split.image_ids[split.owners],
         "category_id": split.category_ids[objects.classes - 1],
         "bbox": _sized(objects.boxes),
         "area": objects.areas,
