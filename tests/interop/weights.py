@@ -30,7 +30,7 @@ FAMILY = {name: network_spec(name, num_classes=5, **widths) for name, widths in 
 
 # Some arrays of timm 1.0.31's networks that are not built here and told by them, by what an error
 # calls such a network.
-STRANGERS = {
+STRANGERS: dict[str, dict[str, tuple[int, ...]]] = {
     "ECA attention in its blocks": {"layer1.0.se.conv.weight": (1, 1, 5)},  # ecaresnet50d
     "the names, stem and strides of the first SENets": {
         "layer1.0.se_module.fc1.weight": (16, 256, 1, 1)  # legacy_seresnet50
