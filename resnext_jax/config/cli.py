@@ -62,7 +62,7 @@ def define_host_flags() -> None:
     flags.DEFINE_float(
         "distributed_timeout",
         300.0,
-        "Seconds to wait for other processes to start, and after which a silent one counts as lost.",
+        "Seconds to wait for other processes to start; a process silent for so long is lost.",
     )
     flags.DEFINE_bool(
         "peer_watch",

@@ -4,8 +4,8 @@ JAX's coordination service watches the processes too, but it ends a process from
 trace for a message, and late: a missing process is not named at all, a killed one only after the
 heartbeat's time limit. Here the operating system tells at once: every process keeps a connection
 to process 0, which breaks with the process. Process 0 listens at the coordinator's address until
-all have connected, and then leaves that port to JAX; the connections stay. Messages are JSON objects,
-one per line; an empty one is a heartbeat.
+all have connected, and then leaves that port to JAX; the connections stay. Messages are JSON
+objects, one per line; an empty one is a heartbeat.
 """
 
 import asyncio

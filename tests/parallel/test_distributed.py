@@ -309,7 +309,9 @@ import os, signal, sys, time
 from absl import app, logging
 from resnext_jax.config import cli
 from resnext_jax.errors import UserError, reports_user_errors
-from resnext_jax.parallel.distributed import broadcast_from_first_host, connected, gather, is_first_host
+from resnext_jax.parallel.distributed import (
+    broadcast_from_first_host, connected, gather, is_first_host
+)
 
 logging.set_verbosity(logging.ERROR)
 cli.define_host_flags()
