@@ -40,7 +40,7 @@ from resnext_jax.parallel.mesh import batch_sharding
 from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.training import setup
 from resnext_jax.training.step import make_train_step
-from resnext_jax.training.window import Window
+from resnext_jax.training.window import MetricsWindow
 
 # Checkpoints that are timed by themselves.
 _ALONE = 10
@@ -77,7 +77,7 @@ class Demo:
             on_error=config.data.on_error,
         )
         self.batches = to_devices(host_batches, sharding, config.batch_size)
-        self._window = Window(config.batch_size)
+        self._window = MetricsWindow(config.batch_size)
 
     def train(self, steps: int) -> None:
         """Take steps as the loop does, and wait for the last."""

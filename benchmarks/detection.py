@@ -40,7 +40,7 @@ Build = Callable[[argparse.Namespace], Program]
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Measurement:
     """What is timed, and by whom it can be computed.
 
     Attributes:
@@ -66,7 +66,7 @@ class Result:
       differences: from what JAX computed, the largest; where both worked.
     """
 
-    row: Row
+    row: Measurement
     timings: dict[str, measure.Timing]
     reasons: dict[str, str]
     differences: dict[str, float]
@@ -86,7 +86,7 @@ class Result:
         return "not measured" if library in self.reasons else "-"
 
 
-def nms_row(count: int, most: int) -> Row:
+def nms_row(count: int, most: int) -> Measurement:
     """Suppress among so many boxes, and keep at most so many."""
     builds = {
         OURS: operators.jax_nms,
@@ -94,14 +94,14 @@ def nms_row(count: int, most: int) -> Row:
         "torchvision": operators.torchvision_nms,
         "torch": operators.torch_nms,
     }
-    return Row(
+    return Measurement(
         f"nms-{count}",
         f"NMS, {count} -> {most}",
         {name: functools.partial(build, count, most) for name, build in builds.items()},
     )
 
 
-def region_row(kind: str, regions: int, *, gradient: bool) -> Row:
+def region_row(kind: str, regions: int, *, gradient: bool) -> Measurement:
     """Pool so many regions, by "pool" or "align"."""
     name = {"pool": "RoI pooling", "align": "RoIAlign"}[kind]
     builds: dict[str, Build] = {
@@ -115,7 +115,7 @@ def region_row(kind: str, regions: int, *, gradient: bool) -> Row:
         builds["torch"] = functools.partial(
             operators.torch_regions, "torch", kind, regions, gradient
         )
-    return Row(
+    return Measurement(
         f"{kind}-{regions}" + "-gradient" * gradient,
         f"{name}, {regions} regions, " + ("with gradient" if gradient else "forward"),
         builds,
@@ -134,7 +134,7 @@ ROWS = (
 )
 
 
-def measure_row(row: Row, args: argparse.Namespace) -> Result:
+def measure_row(row: Measurement, args: argparse.Namespace) -> Result:
     """Make a row's programs, compare what they compute, and time them in turn."""
     measure.progress(row.title)
     programs: dict[str, Program] = {}

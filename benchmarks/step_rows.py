@@ -22,7 +22,7 @@ _HEADER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class StepRow:
     """What was measured of one step.
 
     Attributes:
@@ -63,7 +63,7 @@ class Row:
         """At the median; what counts says `Setting.flops`."""
         return self.setting.flops(self.mode) / self.timing.median if self.timing else None
 
-    def times_time_of(self, other: "Row | None") -> float | None:
+    def times_time_of(self, other: "StepRow | None") -> float | None:
         """Return how many times the other row's time this one takes, where both have one."""
         if self.timing is None or other is None or other.timing is None:
             return None
@@ -75,7 +75,7 @@ def label(variant: Variant) -> str:
     return f"{variant.model} {variant.what}"
 
 
-def print_rows(rows: Sequence[Row], peaks: Mapping[str, float]) -> None:
+def print_rows(rows: Sequence[StepRow], peaks: Mapping[str, float]) -> None:
     """Print the table of one mode, batch and dtype."""
     print(rows[0].group)
     measure.print_table(_HEADER, [_cells(row, rows[0], peaks) for row in rows], left=2)
@@ -85,7 +85,7 @@ def print_rows(rows: Sequence[Row], peaks: Mapping[str, float]) -> None:
     print(flush=True)
 
 
-def _cells(row: Row, first: Row, peaks: Mapping[str, float]) -> list[str]:
+def _cells(row: StepRow, first: StepRow, peaks: Mapping[str, float]) -> list[str]:
     cells = [row.variant.model, row.variant.what]
     if row.timing is None or row.plan is None:
         return [*cells, "failed", *["-"] * (len(_HEADER) - 3)]
@@ -111,7 +111,7 @@ def _mebibytes(value: int | None) -> str:
     return "-" if value is None else f"{value / 2**20:.0f}"
 
 
-def best_of_torch(row: Row, rows: Sequence[Row]) -> Row | None:
+def best_of_torch(row: StepRow, rows: Sequence[StepRow]) -> StepRow | None:
     """Return PyTorch's fastest row of the same model in the same table, if there is one."""
     theirs = [
         other
@@ -123,7 +123,7 @@ def best_of_torch(row: Row, rows: Sequence[Row]) -> Row | None:
     return min(theirs, key=lambda other: other.timing.median if other.timing else 0, default=None)
 
 
-def print_comparisons(rows: Sequence[Row]) -> None:
+def print_comparisons(rows: Sequence[StepRow]) -> None:
     """Compare our rows of one table with the first of it, and with PyTorch's best."""
     first = rows[0]
     ours = [row for row in rows if row.variant.describe()["framework"] == "jax"]
@@ -141,12 +141,12 @@ def print_comparisons(rows: Sequence[Row]) -> None:
             )
 
 
-def records(rows: Sequence[Row], peaks: Mapping[str, float]) -> list[dict[str, Any]]:
+def records(rows: Sequence[StepRow], peaks: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return what the JSON file says of one table."""
     return [_record(row, rows, peaks[row.setting.dtype]) for row in rows]
 
 
-def _record(row: Row, rows: Sequence[Row], peak: float) -> dict[str, Any]:
+def _record(row: StepRow, rows: Sequence[StepRow], peak: float) -> dict[str, Any]:
     record = {
         "mode": row.mode,
         "model": row.variant.model,

@@ -36,7 +36,7 @@ from benchmarks import measure, torch_device
 from benchmarks.jax_step import BLOCKS, JaxVariant
 from benchmarks.matrix_peak import matrix_peak
 from benchmarks.program import MODES, Mode, Network, Program, Setting, Variant
-from benchmarks.step_rows import Row, label, print_comparisons, print_rows, records
+from benchmarks.step_rows import StepRow, label, print_comparisons, print_rows, records
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.blocks import FORMS
 from resnext_jax.ops import cpu
@@ -65,7 +65,7 @@ def variants_of(args: argparse.Namespace, with_torch: bool) -> list[Variant]:
 
 def measure_tables(
     variants: Sequence[Variant], dtype: str, batch: int, args: argparse.Namespace
-) -> Iterator[list[Row]]:
+) -> Iterator[list[StepRow]]:
     """Yield the rows of each mode, for one dtype and batch.
 
     What fails, for want of memory or of a compiler, becomes a row that says so.
@@ -86,7 +86,7 @@ def measure_mode(
     networks: Mapping[Variant, Network],
     failures: dict[Variant, str],
     args: argparse.Namespace,
-) -> list[Row]:
+) -> list[StepRow]:
     """Compile one mode of all networks and time them in turn."""
     programs: dict[Variant, Program] = {}
     for variant, network in networks.items():
@@ -110,7 +110,7 @@ def measure_mode(
         failures=reasons,
     )
     return [
-        Row(
+        StepRow(
             variant,
             setting,
             mode,
@@ -272,7 +272,7 @@ def main() -> None:
             measure.write_json(args.json, "train_step", args, surroundings | more, found)
 
     variants = variants_of(args, with_torch)
-    tables: list[list[Row]] = []
+    tables: list[list[StepRow]] = []
     for dtype, batch in itertools.product(args.dtypes, args.batches):
         for rows in measure_tables(variants, dtype, batch, args):
             print_rows(rows, peaks)

@@ -96,7 +96,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser whose user's mistakes are told as all others are."""
 
     def add_network(self) -> None:
-        """Add what names a network with its weights, arguments of `members.load_single`."""
+        """Add what names a network with its weights, arguments of `runs.weights.load_network`."""
         origin = self.add_mutually_exclusive_group(required=True)
         origin.add_argument("--weights", metavar="FILE", help=".safetensors or .pth")
         origin.add_argument("--workdir", metavar="DIR", help="of a run")

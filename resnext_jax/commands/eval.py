@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     with connected(**cli.host_flags()):
         cli.keep_compiled_programs()
         if values.config.task == "classification":
-            from resnext_jax.evaluation.report import evaluate
+            from resnext_jax.evaluation.report import evaluate_and_write as evaluate
         else:
             from resnext_jax.detection.testing import evaluate
         evaluate(

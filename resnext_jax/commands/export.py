@@ -41,7 +41,7 @@ from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops.target import compiling_for
-from resnext_jax.runs.weights import Single, load_single
+from resnext_jax.runs.weights import LoadedNetwork, load_network
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -171,7 +171,7 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
     return found
 
 
-def export_orbax(found: Single, folder: Path) -> None:
+def export_orbax(found: LoadedNetwork, folder: Path) -> None:
     """Write weights so that `orbax.checkpoint` alone reads them.
 
     `params` and `batch_stats` are dictionaries of arrays by the dotted names of form c, whatever
@@ -211,7 +211,7 @@ def main(argv: Sequence[str]) -> None:
     """Export, as the command line says."""
     options = _parse(argv)
     check_writable(options.out, "--out")
-    found = load_single(
+    found = load_network(
         workdir=options.workdir,
         file=options.weights,
         checkpoint=options.checkpoint,

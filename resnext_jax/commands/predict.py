@@ -41,7 +41,7 @@ from resnext_jax.errors import (
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.interop.identify import twins
 from resnext_jax.models.variables import Arrays, merge
-from resnext_jax.runs.weights import Single, load_single
+from resnext_jax.runs.weights import LoadedNetwork, load_network
 
 _THREADS = 4
 
@@ -92,7 +92,12 @@ class Predictor:
     """A network that is ready to predict images, batch by batch, on one device."""
 
     def __init__(
-        self, network: Single, names: Sequence[str], *, top: int = 5, batch_size: int = 32
+        self,
+        network: LoadedNetwork,
+        names: Sequence[str],
+        *,
+        top: int = 5,
+        batch_size: int = 32,
     ):
         """Prepare; the program compiles when first run.
 
@@ -221,7 +226,7 @@ def _is_meant(file: str, pattern: Path) -> bool:
     return not any(is_hidden(part) and part not in pattern.parts for part in Path(file).parts)
 
 
-def class_names(network: Single, file: Path | None) -> tuple[list[str], str]:
+def class_names(network: LoadedNetwork, file: Path | None) -> tuple[list[str], str]:
     """Return the names of a network's classes, and what is to be said of them.
 
     Args:
@@ -265,7 +270,7 @@ def main(argv: Sequence[str]) -> None:
     options = _parse(argv)
     paths = find_images(options.image)
     cli.keep_compiled_programs()
-    network = load_single(
+    network = load_network(
         workdir=options.workdir,
         file=options.weights,
         checkpoint=options.checkpoint,
@@ -291,7 +296,7 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(status)
 
 
-def _set_data(network: Single, image_size: int | None, interpolation: str | None) -> None:
+def _set_data(network: LoadedNetwork, image_size: int | None, interpolation: str | None) -> None:
     data = network.config.data
     data.eval_crops = "centre"
     if image_size is not None:

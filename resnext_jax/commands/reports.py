@@ -10,7 +10,7 @@ from resnext_jax.reports.curves import FORMATS, error_by_parameters, errors_by_e
 from resnext_jax.reports.errors import ReportError, write_report
 from resnext_jax.reports.runs import Group, find_workdirs, group_runs, read_run
 from resnext_jax.reports.sweeps import SWEEPS, commands
-from resnext_jax.reports.tables import RUNS, TABLES, render
+from resnext_jax.reports.tables import RUNS, TABLES, render_tables
 
 
 @reports_user_errors
@@ -131,7 +131,7 @@ def _groups(options: argparse.Namespace) -> list[Group]:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    text = render(_groups(options), options.table or TABLES)
+    text = render_tables(_groups(options), options.table or TABLES)
     if options.out is None:
         print(text, end="")
     else:

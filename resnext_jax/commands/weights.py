@@ -96,9 +96,9 @@ def _summary(arrays: dict[str, np.ndarray]) -> str:
 
 def _export(workdir: Path, out: Path, *, checkpoint: str, ema: bool) -> None:
     # Late: files of weights are read without what training needs.
-    from resnext_jax.runs.weights import load_single
+    from resnext_jax.runs.weights import load_network
 
-    found = load_single(workdir=workdir, checkpoint=checkpoint, ema=ema)
+    found = load_network(workdir=workdir, checkpoint=checkpoint, ema=ema)
     member = found.member
     state_dict = weights_to_torch(member.network.params, member.network.batch_stats, member.spec)
     write_state_dict(state_dict, out, found.class_names)

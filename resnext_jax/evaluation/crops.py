@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from resnext_jax.config import build
 from resnext_jax.data.pipeline import eval_batches, host_positions, to_devices
 from resnext_jax.data.sources import Source
-from resnext_jax.evaluation.evaluator import Ensemble, Scorer, evaluate
+from resnext_jax.evaluation.evaluator import Ensemble, Scorer, score_batches
 from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.models.variables import Network
 from resnext_jax.parallel.mesh import batch_sharding
@@ -57,7 +57,7 @@ class CropEvaluation:
         with contextlib.closing(
             to_devices(batches, self._sharding, self._batch_size)
         ) as on_devices:
-            return evaluate(
+            return score_batches(
                 self._scorer,
                 networks,
                 ensembles,

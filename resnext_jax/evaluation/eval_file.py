@@ -21,20 +21,20 @@ from resnext_jax.evaluation.table import row_names
 from resnext_jax.files import strict_json
 
 if TYPE_CHECKING:
-    from resnext_jax.evaluation.run import Report
+    from resnext_jax.evaluation.run import EvaluationReport
 
 EVAL_FILE = "eval.json"
 _FLAG = "--output"
 
 
-def as_json(report: "Report") -> dict[str, dict[str, Any]]:
+def as_json(report: "EvaluationReport") -> dict[str, dict[str, Any]]:
     """Return the evaluations of a report, by their keys; one for each row.
 
     Each has
 
     - `members`: a list of one, or of those of an ensemble: `origin` (the workdir or file, as it was
       given), `network`, `step` (null for a file), `weights` ("raw" or "ema") and `sha256` (see
-      `Member.hash`);
+      `LoadedWeights.hash`);
     - `protocol` (see `Protocol`) and `data`: `name`, `version`, `split`, `classes`;
     - `images`, `skipped`, `loss`, `top1_error`, `top5_error` (in percent), and where they were
       asked for `top1_error_1000way`, `top5_error_1000way` (or of another number of classes);

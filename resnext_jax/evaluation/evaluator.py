@@ -94,7 +94,7 @@ class Scorer:
         return self._steps[graphdef]
 
 
-def evaluate(
+def score_batches(
     scorer: Scorer,
     networks: Sequence[Network],
     ensembles: Sequence[Ensemble],

@@ -16,8 +16,8 @@ from resnext_jax.evaluation.confusion import (
 )
 from resnext_jax.evaluation.eval_file import EVAL_FILE, as_json, merge_into, read_evaluations
 from resnext_jax.evaluation.outputs import check_writable, write_output
-from resnext_jax.evaluation.run import Report, evaluate_all
-from resnext_jax.evaluation.table import render, row_names
+from resnext_jax.evaluation.run import EvaluationReport, evaluate_all
+from resnext_jax.evaluation.table import render_report, row_names
 from resnext_jax.files import user_path
 from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.runs.workdir import existing_workdir
@@ -56,7 +56,7 @@ class Outputs:
             read_evaluations(self.evaluations)
 
 
-def evaluate(
+def evaluate_and_write(
     config: ConfigDict,
     workdirs: Sequence[str],
     files: Sequence[str],
@@ -104,11 +104,11 @@ def evaluate(
         any_class_names=any_class_names,
     )
     if is_first_host():
-        print("\n".join(render(report)), flush=True)
+        print("\n".join(render_report(report)), flush=True)
         _write(report, outputs)
 
 
-def _write(report: Report, outputs: Outputs) -> None:
+def _write(report: EvaluationReport, outputs: Outputs) -> None:
     written = []
     if outputs.evaluations is not None:
         merge_into(outputs.evaluations, as_json(report))

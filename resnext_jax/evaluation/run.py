@@ -22,7 +22,7 @@ from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays, Network
 from resnext_jax.parallel.distributed import check_hosts_agree
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.runs.weights import Entrant, FileEntrant, Member, WorkdirEntrant
+from resnext_jax.runs.weights import FileWeights, LoadedWeights, WeightsSource, WorkdirWeights
 from resnext_jax.runs.workdir import check_same_run
 
 # What of a run's data an ensemble's members share: they see the same pixels.
@@ -100,12 +100,12 @@ class Scored:
       result: of the test set.
     """
 
-    members: tuple[Member, ...]
+    members: tuple[LoadedWeights, ...]
     result: EvalResult
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Report:
+class EvaluationReport:
     """What an evaluation found.
 
     Attributes:
@@ -128,7 +128,7 @@ def evaluate_all(
     checkpoint: str = "latest",
     ema: bool = False,
     any_class_names: bool = False,
-) -> Report:
+) -> EvaluationReport:
     """Score checkpoints of workdirs and files of PyTorch's weights, and their ensemble.
 
     In an ensemble a workdir takes part with its averaged weights, if it has some.
@@ -148,21 +148,21 @@ def evaluate_all(
     validate(config)
     # No training batch is split here, so that any number of devices will do.
     mesh = make_mesh(batch_size=jax.device_count(), bn_group_size=1)
-    entrants: list[Entrant] = []
+    weights_sources: list[WeightsSource] = []
     with contextlib.ExitStack() as closing:
         several = len(workdirs) + len(files) > 1
         for workdir in workdirs:
-            entrant = WorkdirEntrant(workdir, checkpoint, closing, None if several else config)
+            weights = WorkdirWeights(workdir, checkpoint, closing, None if several else config)
             sections = ("data",) if several else ("model", "data")
             ignored = frozenset(field_names(config)) - _SHARED if several else frozenset[str]()
-            check_same_run(config, entrant.folder, sections, ignored=ignored)
-            entrants.append(entrant)
-        entrants += [FileEntrant(config, path, ema=ema) for path in files]
+            check_same_run(config, weights.folder, sections, ignored=ignored)
+            weights_sources.append(weights)
+        weights_sources += [FileWeights(config, path, ema=ema) for path in files]
         source = open_split(config, "test")
         check_hosts_agree(lambda: config_facts(config) | source.facts())
-        for found in entrants:
+        for found in weights_sources:
             found.check_data(source, any_class_names=any_class_names)
-        loaded = [found.load(source.num_classes, mesh) for found in entrants]
+        loaded = [found.load(source.num_classes, mesh) for found in weights_sources]
     members = [member for group in loaded for member in group]
     check_hosts_agree(lambda: {f"weights {n}": one.hash() for n, one in enumerate(members, 1)})
     networks = [member.network for member in members]
@@ -175,7 +175,7 @@ def evaluate_all(
         Scored(tuple(members[index] for index in ensemble), result)
         for ensemble, result in zip(ensembles, results, strict=True)
     ]
-    return Report(source, Protocol.of(config), tuple(scored))
+    return EvaluationReport(source, Protocol.of(config), tuple(scored))
 
 
 def evaluate_workdir(

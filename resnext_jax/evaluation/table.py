@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what is written is read by programs that need none of that
-    from resnext_jax.evaluation.run import Report
+    from resnext_jax.evaluation.run import EvaluationReport
 
 
-def row_names(report: "Report") -> list[str]:
+def row_names(report: "EvaluationReport") -> list[str]:
     """Name each row of a report, such as "step 539, averaged"; unlike the others.
 
     Where all rows are of one workdir, it is not named.
@@ -27,7 +27,7 @@ def row_names(report: "Report") -> list[str]:
     return names
 
 
-def render(report: "Report") -> list[str]:
+def render_report(report: "EvaluationReport") -> list[str]:
     """Return the lines of a report: the data, a table, and what is to be said of it."""
     source, protocol = report.source, report.protocol
     first = sorted({k for row in report.rows for k in row.result.among_first})

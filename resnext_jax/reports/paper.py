@@ -30,7 +30,7 @@ class Cell:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class TableRow:
     """A row of a table.
 
     Attributes:
@@ -67,7 +67,7 @@ class ErrorTable:
     key: str
     title: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
     remarks: tuple[str, ...] = ()
 
 
@@ -100,12 +100,12 @@ _PRESERVED = (
 )
 
 
-def _preserved(depth: int, setting: str, error: str, macs: str) -> Row:
+def _preserved(depth: int, setting: str, error: str, macs: str) -> TableRow:
     if setting == "1 x 64d":
         network, model = "ResNet", f"resnet{depth}"
     else:
         network, model = "ResNeXt", f"resnext{depth}_{setting.replace(' ', '')}"
-    return Row(f"{network}-{depth}", setting, _errors(model, error), model, paper_macs=macs)
+    return TableRow(f"{network}-{depth}", setting, _errors(model, error), model, paper_macs=macs)
 
 
 TABLE_3 = ErrorTable(
@@ -123,7 +123,7 @@ TABLE_4 = ErrorTable(
     "Comparisons on ImageNet-1K when FLOPs are increased to twice ResNet-101's",
     (_TOP1, _TOP5),
     tuple(
-        Row(network, setting, _errors(model, *errors), model, paper_macs=macs)
+        TableRow(network, setting, _errors(model, *errors), model, paper_macs=macs)
         for network, setting, model, macs, *errors in (
             ("ResNet-101", "1 x 64d", "resnet101", "~7.8", "22.0", "6.0"),
             ("ResNeXt-101", "32 x 4d", "resnext101_32x4d", "~7.8", "21.2", "5.6"),
@@ -140,7 +140,7 @@ TABLE_RESIDUAL = ErrorTable(
     "Residual connections on ImageNet-1K (Sec. 5.1, a table without a number)",
     (f"with shortcuts, {_TOP1}", f"without, {_TOP1}"),
     tuple(
-        Row(
+        TableRow(
             network,
             setting,
             _errors(model, with_shortcuts) + _errors(model, without, residual=False),
@@ -168,12 +168,14 @@ TABLE_5 = ErrorTable(
     "State-of-the-art models on ImageNet-1K, single crop",
     tuple(f"{size}, {error}" for size in ("224", "320 or 299") for error in (_TOP1, _TOP5)),
     (
-        Row("ResNet-101", "", _two_crops("resnet101", "22.0", "6.0", "-", "-"), "resnet101"),
-        Row("ResNet-200", "", _two_crops("resnet200", "21.7", "5.8", "20.1", "4.8"), "resnet200"),
-        Row("Inception-v3", "", _quoted("-", "-", "21.2", "5.6")),
-        Row("Inception-v4", "", _quoted("-", "-", "20.0", "5.0")),
-        Row("Inception-ResNet-v2", "", _quoted("-", "-", "19.9", "4.9")),
-        Row(
+        TableRow("ResNet-101", "", _two_crops("resnet101", "22.0", "6.0", "-", "-"), "resnet101"),
+        TableRow(
+            "ResNet-200", "", _two_crops("resnet200", "21.7", "5.8", "20.1", "4.8"), "resnet200"
+        ),
+        TableRow("Inception-v3", "", _quoted("-", "-", "21.2", "5.6")),
+        TableRow("Inception-v4", "", _quoted("-", "-", "20.0", "5.0")),
+        TableRow("Inception-ResNet-v2", "", _quoted("-", "-", "19.9", "4.9")),
+        TableRow(
             "ResNeXt-101",
             "64 x 4d",
             _two_crops("resnext101_64x4d", "20.4", "5.3", "19.1", "4.4"),
@@ -200,7 +202,7 @@ TABLE_6 = ErrorTable(
     "ImageNet-5K, tested on ImageNet-1K's validation images",
     tuple(f"{ways}, {error}" for ways in ("5K-way", "1K-way") for error in (_TOP1, _TOP5)),
     tuple(
-        Row(network, setting, _5k(model, *errors), model, classes=5000)
+        TableRow(network, setting, _5k(model, *errors), model, classes=5000)
         for network, setting, model, *errors in (
             ("ResNet-50", "1 x 64d", "resnet50", "45.5", "19.4", "27.1", "8.2"),
             ("ResNeXt-50", "32 x 4d", "resnext50_32x4d", "42.3", "16.8", "24.4", "6.6"),
@@ -215,7 +217,7 @@ TABLE_7 = ErrorTable(
     "Test error and model size on CIFAR; the paper's are averages of 10 runs",
     ("CIFAR-10 error, %", "CIFAR-100 error, %"),
     tuple(
-        Row(
+        TableRow(
             network,
             setting,
             _errors(model, on_10, data="cifar10", crop=WHOLE_32)
@@ -238,7 +240,7 @@ TABLE_8 = ErrorTable(
     "Object detection on COCO minival, Faster R-CNN",
     ("AP@0.5, %", "AP, %"),
     tuple(
-        Row(network, setting, tuple(Cell(figure, None) for figure in figures))
+        TableRow(network, setting, tuple(Cell(figure, None) for figure in figures))
         for network, setting, *figures in (
             ("ResNet-50", "1 x 64d", "47.6", "26.5"),
             ("ResNeXt-50", "32 x 4d", "49.7", "27.5"),

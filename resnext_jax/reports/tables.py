@@ -14,7 +14,7 @@ from resnext_jax.reports.capacity_tables import (
     without_norms,
 )
 from resnext_jax.reports.matching import departures, scored_crop
-from resnext_jax.reports.paper import Cell, ErrorTable, Row
+from resnext_jax.reports.paper import Cell, ErrorTable, TableRow
 from resnext_jax.reports.runs import Group, Run, Score, Tests, labels
 
 _CAPACITY_TABLES: dict[str, Callable[[], list[str]]] = {"1": table_1, "2": table_2}
@@ -40,7 +40,7 @@ which eval.py writes. A star marks a run whose recipe is not the paper's, and wh
 """
 
 
-def render(groups: Sequence[Group], tables: Sequence[str] = TABLES) -> str:
+def render_tables(groups: Sequence[Group], tables: Sequence[str] = TABLES) -> str:
     """Make the tables.
 
     Args:
@@ -118,7 +118,7 @@ def _error_table(table: ErrorTable, groups: Sequence[Group], notes: _Notes) -> l
     return [*lines, *remarks, *(["", *told] if told else []), ""]
 
 
-def _cost(row: Row) -> tuple[str, str]:
+def _cost(row: TableRow) -> tuple[str, str]:
     if row.model is None:
         return paper.NO_FIGURE, paper.NO_FIGURE
     counted = cost(row.model, row.classes)

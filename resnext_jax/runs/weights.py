@@ -43,7 +43,7 @@ from resnext_jax.runs.workdir import (
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Member:
+class LoadedWeights:
     """Weights that are scored, alone or in an ensemble.
 
     Attributes:
@@ -87,7 +87,7 @@ class Member:
         )
 
 
-class Entrant(Protocol):
+class WeightsSource(Protocol):
     """Where members come from: found and checked, and not yet loaded.
 
     Attributes:
@@ -109,7 +109,7 @@ class Entrant(Protocol):
           UserError: they are others.
         """
 
-    def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
+    def load(self, num_classes: int, mesh: Mesh) -> list[LoadedWeights]:
         """Put the weights on all devices: the raw ones, and their average where there is one.
 
         Raises:
@@ -117,7 +117,7 @@ class Entrant(Protocol):
         """
 
 
-class WorkdirEntrant:
+class WorkdirWeights:
     """A checkpoint of a run."""
 
     def __init__(
@@ -148,7 +148,7 @@ class WorkdirEntrant:
         self.config = classifier_config(self.folder) if config is None else config
 
     def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
-        """See `Entrant`; nothing is wrong where the workdir does not tell."""
+        """See `WeightsSource`; nothing is wrong where the workdir does not tell."""
         if (self.folder / DATA_SET_FILE).exists():
             self._labels = _labels_of(
                 source,
@@ -157,8 +157,8 @@ class WorkdirEntrant:
                 any_class_names=any_class_names,
             )
 
-    def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
-        """See `Entrant`."""
+    def load(self, num_classes: int, mesh: Mesh) -> list[LoadedWeights]:
+        """See `WeightsSource`."""
         graphdef, *shapes = build.abstract_weights(self.config, num_classes, mesh)
         spec: NetworkSpec = merge(graphdef, *shapes).spec
         members = []
@@ -170,12 +170,12 @@ class WorkdirEntrant:
             network = _network(graphdef, *arrays, self._labels)
             name = str(self.config.model.name)
             members.append(
-                Member(self.origin, name, self.step, weights, spec, network, self._labels)
+                LoadedWeights(self.origin, name, self.step, weights, spec, network, self._labels)
             )
         return members
 
 
-class FileEntrant:
+class FileWeights:
     """A file of PyTorch's weights. Its network is what its names and shapes tell.
 
     Attributes:
@@ -218,7 +218,7 @@ class FileEntrant:
         self.class_names = names if names and len(names) == self.num_classes else None
 
     def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
-        """See `Entrant`."""
+        """See `WeightsSource`."""
         if self.num_classes != source.num_classes:
             raise WeightsError(
                 f"{self._source} is for {self.num_classes} classes, but data set {source.name!r} "
@@ -229,8 +229,8 @@ class FileEntrant:
                 source, self.class_names, self._source, any_class_names=any_class_names
             )
 
-    def load(self, num_classes: int, mesh: Mesh) -> list[Member]:
-        """See `Entrant`."""
+    def load(self, num_classes: int, mesh: Mesh) -> list[LoadedWeights]:
+        """See `WeightsSource`."""
         graphdef, *shapes = build.abstract_weights(self.config, num_classes, mesh)
         spec: NetworkSpec = merge(graphdef, *shapes).spec
         arrays = weights_from_torch(self._state_dict, spec, source=self._source)
@@ -240,7 +240,7 @@ class FileEntrant:
         ]
         network = _network(graphdef, placed[0], placed[1], self._labels)
         name = str(self.config.model.name)
-        return [Member(self.origin, name, None, self._weights, spec, network, self._labels)]
+        return [LoadedWeights(self.origin, name, None, self._weights, spec, network, self._labels)]
 
 
 def _labels_of(
@@ -252,7 +252,7 @@ def _labels_of(
       source: the data set.
       names: of the weights' classes, in label order.
       origin: what a sentence calls the weights.
-      any_class_names: see `Entrant.check_data`.
+      any_class_names: see `WeightsSource.check_data`.
 
     Raises:
       DataError: they are other classes.
@@ -315,7 +315,7 @@ def classifier_config(workdir: Path) -> ConfigDict:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Single:
+class LoadedNetwork:
     """One network with its weights, on one device, and what its run says of images and classes.
 
     Attributes:
@@ -324,25 +324,25 @@ class Single:
       class_names: of a workdir's data, or of a file that has some, in label order.
     """
 
-    member: Member
+    member: LoadedWeights
     config: ConfigDict
     class_names: tuple[str, ...] | None
 
 
-def load_single(
+def load_network(
     *,
     workdir: str | os.PathLike[str] | None = None,
     file: str | os.PathLike[str] | None = None,
     checkpoint: str = "latest",
     ema: bool = False,
-) -> Single:
+) -> LoadedNetwork:
     """Load a run's weights or a file's.
 
     Args:
       workdir: of a run; or
       file: of PyTorch's weights. It does not tell how its images are made: as the paper's are, in
         the network's usual size.
-      checkpoint: of the workdir, see `WorkdirEntrant`.
+      checkpoint: of the workdir, see `WorkdirWeights`.
       ema: the average of the weights.
 
     Raises:
@@ -351,15 +351,15 @@ def load_single(
     mesh = make_mesh(1, None, jax.local_devices()[:1])
     if workdir is None:
         assert file is not None
-        found = FileEntrant(base_config(), file, ema=ema)
+        found = FileWeights(base_config(), file, ema=ema)
         (member,) = found.load(found.num_classes, mesh)
         architecture = member.spec.architecture
         found.config.data.image_size = architecture.usual_image_size
         if architecture.stem == "cifar":
             found.config.data.crop = "whole"
-        return Single(member, found.config, found.class_names)
+        return LoadedNetwork(member, found.config, found.class_names)
     with contextlib.ExitStack() as closing:
-        run = WorkdirEntrant(workdir, checkpoint, closing)
+        run = WorkdirWeights(workdir, checkpoint, closing)
         names = stored_class_names(run.folder)
         members = {one.weights: one for one in run.load(len(names), mesh)}
     weights = "ema" if ema else "raw"
@@ -367,4 +367,4 @@ def load_single(
         raise CheckpointError(
             f"step {run.step} of {run.folder} has no average of the weights (ema); leave --ema out."
         )
-    return Single(members[weights], run.config, names)
+    return LoadedNetwork(members[weights], run.config, names)

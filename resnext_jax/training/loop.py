@@ -43,7 +43,7 @@ from resnext_jax.training.state import TrainState
 from resnext_jax.training.summary import conclusion, introduction
 from resnext_jax.training.task import Task
 from resnext_jax.training.warm_start import warm_start
-from resnext_jax.training.window import HaltedError, Window
+from resnext_jax.training.window import HaltedError, MetricsWindow
 
 
 class InterruptedRunError(Exception):
@@ -123,7 +123,7 @@ class _Run:
             state = warm_start(config, state, task.mesh)
             weights = state.params
             check_hosts_agree(lambda: {"the weights in config.init_from": digest(weights)})
-        self.state = _unhalted(state)
+        self.state = _clear_halt(state)
         self.step = int(state.step)  # sent off so far
         self.first_host = is_first_host()
         # A finished run keeps the config of its tests: with another nothing was tested.
@@ -138,7 +138,7 @@ class _Run:
             active=self.first_host,
         )
         closing.enter_context(self.log)
-        self.window = Window(config.batch_size, notes.get("window"))
+        self.window = MetricsWindow(config.batch_size, notes.get("window"))
         self.best = Best(**notes["best"]) if notes.get("best") else None
         self._note_best(read_metrics(folder) if self.first_host else [])
         self.save_clock = SaveClock(config.checkpoint_every_minutes)
@@ -159,7 +159,7 @@ class _Run:
             self._test()  # the run had been stopped before or while it tested
         try:
             while self.step < self.calendar.num_steps:
-                self._go_on()
+                self._train_one_step()
         except HaltedError as halt:
             raise self._explain(halt) from None
         self.checkpoints.close()  # waits for the last one
@@ -167,7 +167,7 @@ class _Run:
             for line in conclusion(self.task, self.folder):
                 self.log.say(line)
 
-    def _go_on(self) -> None:
+    def _train_one_step(self) -> None:
         """Take one step, and do what is due after it."""
         requests = self._take_step()
         step, calendar = self.step, self.calendar
@@ -207,13 +207,13 @@ class _Run:
         batch = self.batch
         if jax.process_count() > 1:
             batch = attach_requests(
-                batch, self._wishes(), self.task.mesh, self.config.accumulate_steps
+                batch, self._local_requests(), self.task.mesh, self.config.accumulate_steps
             )
         self.state, metrics = self.task.train_step(self.state, batch)
         self.step = step
         requests = self.window.add(metrics)
         if jax.process_count() == 1:
-            requests = self._wishes()
+            requests = self._local_requests()
         if self.profiler.after(step, metrics):
             self.log.say(f"profile of steps {self.config.profile_steps} written")
             self.window.restart_clock()
@@ -221,7 +221,7 @@ class _Run:
         self.checkpoints.check()
         return requests
 
-    def _wishes(self) -> frozenset[Request]:
+    def _local_requests(self) -> frozenset[Request]:
         """Return what this host asks for."""
         wishes = {
             Request.STOP: self.stop.signal_number is not None,
@@ -230,11 +230,11 @@ class _Run:
         }
         return frozenset(request for request, wished in wishes.items() if wished)
 
-    def _place(self) -> dict[str, Any]:
+    def _progress(self) -> dict[str, Any]:
         return {"step": self.step, "epoch": self.step / self.epoch_steps}
 
     def _record_training(self) -> None:
-        record = self._place() | {"split": "train"} | self.window.close()
+        record = self._progress() | {"split": "train"} | self.window.close()
         record["learning_rate"] = float(self.task.schedule(self.step - 1))
         peak = peak_memory()
         if peak is not None:
@@ -250,7 +250,7 @@ class _Run:
         """Save what was trained: once what is wrong has been mended, the run resumes."""
         with contextlib.suppress(HaltedError):
             self.window.settle()
-        self.state = _unhalted(self.state)
+        self.state = _clear_halt(self.state)
         if self.state.step > 0:
             self._save()
 
@@ -268,9 +268,9 @@ class _Run:
         if self.state.ema is not None:
             weights["ema"] = (self.state.ema["params"], self.state.ema["batch_stats"])
         records = [
-            self._place()
+            self._progress()
             | {"split": "test", "weights": name}
-            | self.task.test(*arrays, self._leave_if_asked)
+            | self.task.test(*arrays, self._raise_if_interrupted)
             for name, arrays in weights.items()
         ]
         self.log.record(*records)  # together: a run stopped in between tests both again
@@ -284,7 +284,7 @@ class _Run:
         tested = any(r["split"] == "test" and r["step"] == self.step for r in records)
         return bool(broadcast_from_first_host(int(tested)))
 
-    def _leave_if_asked(self) -> None:
+    def _raise_if_interrupted(self) -> None:
         """Stop in the middle of a test: the state has been saved before it."""
         # Not where others would wait for this host: they are told with the next step.
         if jax.process_count() == 1 and self.stop.signal_number is not None:
@@ -334,7 +334,7 @@ class _Run:
         )
 
 
-def _unhalted(state: TrainState) -> TrainState:
+def _clear_halt(state: TrainState) -> TrainState:
     """Let a run that was halted go on."""
     if not state.guard.halted:
         return state

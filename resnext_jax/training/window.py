@@ -37,7 +37,7 @@ class HaltedError(Exception):
         self.requests = requests
 
 
-class Window:
+class MetricsWindow:
     """Collects what steps tell, and averages it for a record.
 
     Attributes:

@@ -21,7 +21,7 @@ from resnext_jax.models import create_model
 from resnext_jax.models.variables import merge, skeleton, split
 from resnext_jax.ops import cpu
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.runs.weights import load_single
+from resnext_jax.runs.weights import load_network
 from tests.evaluation.workdirs import digits_config, make_workdir, write_weights
 from tests.numerics import relative_difference
 
@@ -36,7 +36,7 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(workdir: Path) -> nnx.Module:
-    network = load_single(workdir=workdir).member.network
+    network = load_network(workdir=workdir).member.network
     found: nnx.Module = merge(network.graphdef, network.params, network.batch_stats)
     return found
 
@@ -167,7 +167,7 @@ def test_the_command(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines[4] == f"file: {out}, {out.stat().st_size:,} bytes"
     assert lines[5].startswith("checked: read again, its logits of 3 random images differ")
     # The average, and not the weights themselves.
-    single = load_single(workdir=workdir, ema=True)
+    single = load_network(workdir=workdir, ema=True)
     network = single.member.network
     average = merge(network.graphdef, network.params, network.batch_stats)
     average.eval()
@@ -257,7 +257,7 @@ def test_orbax_alone_reads_what_was_exported_for_it(
     graphdef, params, batch_stats = split(shapes)
     assert tree["params"].keys() == params.keys()
     assert tree["batch_stats"].keys() == batch_stats.keys()
-    single = load_single(workdir=workdir).member.network
+    single = load_network(workdir=workdir).member.network
     trained = merge(single.graphdef, single.params, single.batch_stats)
     restored = merge(graphdef, tree["params"], tree["batch_stats"])
     pixels = images(2)

@@ -23,7 +23,7 @@ from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import write_state_dict
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import merge
-from resnext_jax.runs.weights import FileEntrant, load_single
+from resnext_jax.runs.weights import FileWeights, load_network
 from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file
 from tests.evaluation.workdirs import digits_config, make_workdir
@@ -77,7 +77,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., Output]:
 
 def expected(folder: Path, short_side: int, size: int) -> np.ndarray:
     """Probabilities of both photographs `[2, K]`, prepared by Pillow."""
-    single = load_single(file=folder / "weights.safetensors")
+    single = load_network(file=folder / "weights.safetensors")
     network = single.member.network
     images = []
     for name in PHOTOGRAPHS:
@@ -239,7 +239,7 @@ def test_a_run_knows_its_images_and_classes(
         assert sum(both[-1].values()) == pytest.approx(1, abs=1e-5)
         assert set(both[-1]) == set("0123456789")
     assert both[0] != both[1]
-    network = load_single(workdir=workdir).member.network
+    network = load_network(workdir=workdir).member.network
     pixels = EvalTransform(8, None, antialias=False)({"image": np.asarray(photograph("flower"))})
     model = merge(network.graphdef, network.params, network.batch_stats)
     model.eval()
@@ -257,16 +257,16 @@ def test_a_file_may_have_names_of_classes(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "named.safetensors"
     state_dict = random_state_dict(SMALL)
     write_state_dict(state_dict, path, NAMES)
-    assert predict.class_names(load_single(file=path), None) == (list(NAMES), "")
+    assert predict.class_names(load_network(file=path), None) == (list(NAMES), "")
     # Whoever changed the classifier left the names.
     write_state_dict(state_dict, path, NAMES[:-1])
-    assert predict.class_names(load_single(file=path), None)[0][0] == "class 0"
+    assert predict.class_names(load_network(file=path), None)[0][0] == "class 0"
 
 
 def test_imagenets_classes_have_wordnet_ids(folder: Path) -> None:
     spec = network_spec("resnext50_4x1d", stem_width=4, template_width=4)
     write_state_dict(random_state_dict(spec), folder / "thousand.safetensors")
-    names, remark = predict.class_names(load_single(file=folder / "thousand.safetensors"), None)
+    names, remark = predict.class_names(load_network(file=folder / "thousand.safetensors"), None)
     assert (len(names), names[0], names[999]) == (1000, "n01440764", "n15075141")
     assert "WordNet ids" in remark
 
@@ -278,7 +278,7 @@ def test_weights_for_grey_images_are_refused(folder: Path) -> None:
     with pytest.raises(
         WeightsError, match=r"of a network with in_channels=1; images are read in RGB"
     ):
-        load_single(file=folder / "grey.safetensors")
+        load_network(file=folder / "grey.safetensors")
 
 
 def test_weights_of_basic_blocks_have_no_other_form(folder: Path) -> None:
@@ -287,7 +287,7 @@ def test_weights_of_basic_blocks_have_no_other_form(folder: Path) -> None:
     config = base_config()
     config.model.form = "a"
     with pytest.raises(WeightsError, match=r"of cifar_resnet20: Basic blocks .* use 'c'\.$"):
-        FileEntrant(config, folder / "basic.safetensors")
+        FileWeights(config, folder / "basic.safetensors")
 
 
 def test_arguments_stand_for_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

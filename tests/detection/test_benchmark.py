@@ -48,7 +48,7 @@ def test_a_row_says_what_differs_and_what_fails() -> None:
     def fail() -> None:
         raise MemoryError("too large\nand more of it")
 
-    row = detection.Row(
+    row = detection.Measurement(
         "tiny",
         "a tiny row",
         {
@@ -70,7 +70,7 @@ def test_a_row_says_what_differs_and_what_fails() -> None:
 
 
 def test_a_row_of_ours_alone_leaves_the_others_out() -> None:
-    row = detection.Row("ours", "ours", {"jax": lambda _: Program(lambda: jnp.zeros(1))})
+    row = detection.Measurement("ours", "ours", {"jax": lambda _: Program(lambda: jnp.zeros(1))})
     result = detection.measure_row(row, argparse.Namespace(rounds=1, limit=0.1))
     assert [result.cell(library) for library in detection.LIBRARIES[1:]] == ["-", "-", "-"]
     assert np.isclose(result.ratio("jax") or 0, 1)

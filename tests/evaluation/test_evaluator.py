@@ -12,7 +12,7 @@ import pytest
 
 from resnext_jax.data.augment import SKIPPED, Batch
 from resnext_jax.errors import DataError
-from resnext_jax.evaluation.evaluator import Scorer, evaluate
+from resnext_jax.evaluation.evaluator import Scorer, score_batches
 from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.models.variables import merge
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
@@ -55,7 +55,7 @@ def score(
     mesh = make_mesh(64, None, jax.devices()[:devices])
     (network,) = small_networks(small_config(), 1, mesh)
     changed = map(change, batches(batch_size, batch_sharding(mesh)))
-    (result,) = evaluate(scorer_on(mesh, first_classes), [network], [(0,)], changed, IMAGES)
+    (result,) = score_batches(scorer_on(mesh, first_classes), [network], [(0,)], changed, IMAGES)
     return result
 
 
@@ -106,7 +106,7 @@ def test_a_lost_image_is_an_error() -> None:
     (network,) = small_networks(small_config(), 1, mesh)
     lost = batches(27, batch_sharding(mesh))[:1]
     with pytest.raises(RuntimeError, match="saw 27 images and skipped 0 of a data set of 53"):
-        evaluate(Scorer(TRANSFORM.test, mesh), [network], [(0,)], lost, IMAGES)
+        score_batches(Scorer(TRANSFORM.test, mesh), [network], [(0,)], lost, IMAGES)
 
 
 def test_scores_among_the_first_classes_are_added() -> None:

@@ -19,36 +19,38 @@ from resnext_jax.evaluation.eval_file import as_json, merge_into, read_evaluatio
 from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.evaluation.outputs import check_writable, locked_folder, write_output
 from resnext_jax.evaluation.protocol import Protocol
-from resnext_jax.evaluation.run import Report, Scored
-from resnext_jax.evaluation.table import render, row_names
+from resnext_jax.evaluation.run import EvaluationReport, Scored
+from resnext_jax.evaluation.table import render_report, row_names
 from resnext_jax.models.variables import Network
-from resnext_jax.runs.weights import Member
+from resnext_jax.runs.weights import LoadedWeights
 from tests.evaluation.small_test_sets import images_of, records_of, small_config
 from tests.interop.weights import CIFAR_SPEC
 
 RECORDS = records_of([0, 0, 1], [0, 2, 1], [0, 5, 0])
 
 
-def member(origin: str, step: int | None = 3, weights: str = "raw") -> Member:
+def member(origin: str, step: int | None = 3, weights: str = "raw") -> LoadedWeights:
     arrays: dict[str, Any] = {"fc.bias": np.arange(3, dtype=np.float32)}
-    return Member(origin, "resnext11_2x1d", step, weights, CIFAR_SPEC, Network(None, arrays, {}))
+    return LoadedWeights(
+        origin, "resnext11_2x1d", step, weights, CIFAR_SPEC, Network(None, arrays, {})
+    )
 
 
 def result(loss: float = 1.25, **more: Any) -> EvalResult:
     return EvalResult(3, loss, 100 / 3, 0.0, records=RECORDS, **more)
 
 
-def report_of(*rows: Scored, config: ConfigDict | None = None) -> Report:
-    return Report(images_of([(8, 8)], 3), Protocol.of(config or small_config()), rows)
+def report_of(*rows: Scored, config: ConfigDict | None = None) -> EvaluationReport:
+    return EvaluationReport(images_of([(8, 8)], 3), Protocol.of(config or small_config()), rows)
 
 
-def of_a_run(loss: float = 1.25) -> Report:
+def of_a_run(loss: float = 1.25) -> EvaluationReport:
     """Raw and averaged weights of one workdir."""
     raw, average = member("runs/a"), member("runs/a", weights="ema")
     return report_of(Scored((raw,), result(loss)), Scored((average,), result(0.5)))
 
 
-def of_an_ensemble() -> Report:
+def of_an_ensemble() -> EvaluationReport:
     members = (member("runs/a"), member("b.pth", None))
     rows = [Scored((one,), result(among_first={2: (50.0, 0.0)}, skipped=1)) for one in members]
     both = Scored(members, result(among_first={2: (25.0, 0.0)}, skipped=1))
@@ -56,7 +58,7 @@ def of_an_ensemble() -> Report:
 
 
 def test_a_run_is_shown_by_its_weights() -> None:
-    assert render(of_a_run()) == [
+    assert render_report(of_a_run()) == [
         "noise, split test, 7 classes; bicubic, antialiased",
         "weights           test           images    loss  top-1 error  top-5 error",
         "step 3            centre 8 of 9       3  1.2500      33.33 %       0.00 %",
@@ -65,7 +67,7 @@ def test_a_run_is_shown_by_its_weights() -> None:
 
 
 def test_an_ensemble_is_shown_below_its_members() -> None:
-    assert render(of_an_ensemble()) == [
+    assert render_report(of_an_ensemble()) == [
         "noise, split test, 7 classes; bicubic, antialiased",
         "weights                test           images    loss  top-1 error  top-5 error"
         "  2-way top-1  2-way top-5",
@@ -175,7 +177,7 @@ def test_files_that_cannot_be_written_are_told_before(tmp_path: Path) -> None:
     ]
     for outputs, reason in asked:
         with pytest.raises(UserError, match=reason):
-            command.evaluate(config, [], [str(tmp_path / "never_read")], **outputs)
+            command.evaluate_and_write(config, [], [str(tmp_path / "never_read")], **outputs)
 
 
 def test_writes_what_is_asked_for(
@@ -183,12 +185,14 @@ def test_writes_what_is_asked_for(
 ) -> None:
     """By class, of the table's last row."""
 
-    def evaluate_all(config: ConfigDict, workdirs: Any, files: Any, **options: Any) -> Report:
+    def evaluate_all(
+        config: ConfigDict, workdirs: Any, files: Any, **options: Any
+    ) -> EvaluationReport:
         return of_an_ensemble() if len(files) + len(workdirs) > 1 else of_a_run()
 
     monkeypatch.setattr(command, "evaluate_all", evaluate_all)
     per_class, matrix = tmp_path / "class.csv", tmp_path / "matrix.npy"
-    command.evaluate(
+    command.evaluate_and_write(
         small_config(),
         [str(tmp_path)],
         ["b.pth"],
@@ -205,13 +209,15 @@ def test_writes_what_is_asked_for(
     assert len(list(csv.reader(per_class.read_text().splitlines()))) == 1 + 7
     assert np.load(matrix).sum() == 3
     # A single workdir has its evaluations in itself, or where one says.
-    command.evaluate(small_config(), [str(tmp_path)], [])
+    command.evaluate_and_write(small_config(), [str(tmp_path)], [])
     assert capsys.readouterr().out.splitlines()[-1] == f"written: {tmp_path}/eval.json"
     assert len(read_evaluations(tmp_path / "eval.json")) == 2
-    command.evaluate(small_config(), [str(tmp_path)], [], output=str(tmp_path / "other.json"))
+    command.evaluate_and_write(
+        small_config(), [str(tmp_path)], [], output=str(tmp_path / "other.json")
+    )
     assert len(read_evaluations(tmp_path / "other.json")) == 2
     capsys.readouterr()
-    command.evaluate(small_config(), [], ["b.pth"])
+    command.evaluate_and_write(small_config(), [], ["b.pth"])
     assert "written" not in capsys.readouterr().out
 
 

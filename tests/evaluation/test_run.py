@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data.sources import open_split
 from resnext_jax.errors import CheckpointError, ConfigError, DataError, UserError
-from resnext_jax.evaluation.run import Evaluation, Report, evaluate_all, evaluate_workdir
+from resnext_jax.evaluation.run import Evaluation, EvaluationReport, evaluate_all, evaluate_workdir
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, write_state_dict
 from resnext_jax.parallel.mesh import make_mesh
@@ -42,7 +42,7 @@ def file(config: ConfigDict, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(config: ConfigDict, workdirs: list[Path], file: Path) -> Report:
+def report(config: ConfigDict, workdirs: list[Path], file: Path) -> EvaluationReport:
     """All of them at once."""
     return evaluate_all(config, workdirs, [file])
 
@@ -64,7 +64,9 @@ def test_eval_prints_a_table(config: ConfigDict, workdirs: list[Path]) -> None:
     assert re.fullmatch(table, result.stdout), result.stdout
 
 
-def test_each_weights_and_the_ensemble(report: Report, workdirs: list[Path], file: Path) -> None:
+def test_each_weights_and_the_ensemble(
+    report: EvaluationReport, workdirs: list[Path], file: Path
+) -> None:
     rows = [
         [(member.origin, member.model, member.step, member.weights) for member in row.members]
         for row in report.rows
@@ -83,7 +85,7 @@ def test_each_weights_and_the_ensemble(report: Report, workdirs: list[Path], fil
 
 
 def test_a_workdir_alone_scores_as_among_others(
-    config: ConfigDict, workdirs: list[Path], report: Report
+    config: ConfigDict, workdirs: list[Path], report: EvaluationReport
 ) -> None:
     step, results = evaluate_workdir(config, workdirs[0])
     assert step == 7
@@ -93,7 +95,9 @@ def test_a_workdir_alone_scores_as_among_others(
     }
 
 
-def test_a_file_alone_is_no_ensemble(config: ConfigDict, file: Path, report: Report) -> None:
+def test_a_file_alone_is_no_ensemble(
+    config: ConfigDict, file: Path, report: EvaluationReport
+) -> None:
     """Its network is its own, whatever the config's."""
     changed = config.copy_and_resolve_references()
     changed.model.name = "resnet50"
@@ -101,7 +105,7 @@ def test_a_file_alone_is_no_ensemble(config: ConfigDict, file: Path, report: Rep
     assert row.result == report.rows[0].result
 
 
-def test_weights_have_a_hash(report: Report, config: ConfigDict, file: Path) -> None:
+def test_weights_have_a_hash(report: EvaluationReport, config: ConfigDict, file: Path) -> None:
     """Of the arrays: whatever holds them, in whatever form."""
     hashes = [row.members[0].hash() for row in report.rows[:4]]
     assert hashes[0] == hashes[3]
@@ -132,7 +136,7 @@ def test_a_checkpoint_that_is_not_there(
 def test_classes_are_matched_by_name(
     config: ConfigDict,
     workdirs: list[Path],
-    report: Report,
+    report: EvaluationReport,
     file: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

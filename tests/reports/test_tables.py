@@ -8,7 +8,7 @@ from resnext_jax.configs import cifar, imagenet5k
 from resnext_jax.models.capacity import Complexity, LayerCost
 from resnext_jax.reports import paper, tables
 from resnext_jax.reports.runs import group_runs, read_run
-from resnext_jax.reports.tables import RUNS, TABLES, render
+from resnext_jax.reports.tables import RUNS, TABLES, render_tables
 from tests.reports.test_capacity_tables import cells
 from tests.reports.workdirs import (
     EPOCH_STEPS,
@@ -28,7 +28,7 @@ def _no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rendered(workdirs: list[str], *keys: str) -> str:
-    return render(group_runs(map(read_run, workdirs)), keys or TABLES)
+    return render_tables(group_runs(map(read_run, workdirs)), keys or TABLES)
 
 
 def rows(text: str, title: str) -> list[list[str]]:

@@ -11,7 +11,7 @@ import pytest
 from resnext_jax.files import strict_json
 from resnext_jax.training.agreement import REQUESTS, Request
 from resnext_jax.training.step import Metrics
-from resnext_jax.training.window import HaltedError, Window
+from resnext_jax.training.window import HaltedError, MetricsWindow
 
 
 def step(loss: float, *, accepted: bool = True, halted: bool = False, **more: Any) -> Metrics:
@@ -25,7 +25,7 @@ def untimed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_averages_what_was_added_since_the_last_record() -> None:
-    window = Window(batch_size=8)
+    window = MetricsWindow(batch_size=8)
     for loss in (1.0, 2.0, 6.0):
         window.add(step(loss))
     window.settle()
@@ -37,11 +37,11 @@ def test_averages_what_was_added_since_the_last_record() -> None:
 
 
 def test_rows_of_a_checkpoint_are_part_of_the_average() -> None:
-    first = Window(batch_size=8)
+    first = MetricsWindow(batch_size=8)
     for loss in (1.1, 2.3):
         first.add(step(loss))
     first.settle()
-    second = Window(8, first.rows)
+    second = MetricsWindow(8, first.rows)
     for window in (first, second):
         window.add(step(6.7))
         window.settle()
@@ -49,7 +49,7 @@ def test_rows_of_a_checkpoint_are_part_of_the_average() -> None:
 
 
 def test_steps_left_out_are_counted_and_not_averaged() -> None:
-    window = Window(batch_size=8)
+    window = MetricsWindow(batch_size=8)
     for metrics in (step(1.0), step(math.nan, accepted=False), step(3.0)):
         window.add(metrics)
     window.settle()
@@ -64,7 +64,7 @@ def test_steps_left_out_are_counted_and_not_averaged() -> None:
 
 
 def test_skipped_images_are_counted() -> None:
-    window = Window(batch_size=8)
+    window = MetricsWindow(batch_size=8)
     for share in (0.25, 0.0):
         window.add(step(1.0, skipped=share))
     window.settle()
@@ -72,13 +72,13 @@ def test_skipped_images_are_counted() -> None:
     assert record["skipped_images"] == 2
     assert "skipped" not in record
     # A run may be told to skip images when it resumes.
-    window = Window(8, [{"loss": 1.0, "top1_error": 5.0}])
+    window = MetricsWindow(8, [{"loss": 1.0, "top1_error": 5.0}])
     window.add(step(3.0, skipped=0.5))
     window.settle()
     record = window.close()
     assert (record["loss"], record["skipped_images"]) == (2.0, 4)
     # And no longer to.
-    window = Window(8, [{"loss": 1.0, "skipped": 0.5}])
+    window = MetricsWindow(8, [{"loss": 1.0, "skipped": 0.5}])
     window.add(step(3.0))
     window.settle()
     assert window.close()["skipped_images"] == 4
@@ -87,7 +87,7 @@ def test_skipped_images_are_counted() -> None:
 def test_speed_leaves_compilation_and_pauses_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr("time.perf_counter", lambda: now)
-    window = Window(batch_size=8)
+    window = MetricsWindow(batch_size=8)
     now += 100  # compiles
     window.add(step(1.0))
     for _ in range(4):
@@ -106,7 +106,7 @@ def test_speed_leaves_compilation_and_pauses_out(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_halted_step_ends_it_and_nothing_behind_counts() -> None:
-    window = Window(batch_size=8)
+    window = MetricsWindow(batch_size=8)
     window.add(step(1.0))
     window.add(step(math.nan, accepted=False, halted=True, gradient_norm=math.inf))
     window.add(step(math.nan, accepted=False, halted=True))
@@ -119,7 +119,7 @@ def test_a_halted_step_ends_it_and_nothing_behind_counts() -> None:
 
 
 def test_requests_are_known_two_steps_later_on_every_host() -> None:
-    window = Window(batch_size=8)
+    window = MetricsWindow(batch_size=8)
     asked = np.zeros(len(Request), bool)
     wished = asked.copy()
     wished[Request.STOP] = True
@@ -134,10 +134,10 @@ def test_requests_are_known_two_steps_later_on_every_host() -> None:
 
 def test_rows_that_are_not_finite_go_through_json() -> None:
     """As they do in a checkpoint between two records."""
-    first = Window(batch_size=8)
+    first = MetricsWindow(batch_size=8)
     first.add(step(1.0, box_loss=math.nan))
     first.settle()
-    second = Window(batch_size=8, rows=json.loads(strict_json(first.rows)))
+    second = MetricsWindow(batch_size=8, rows=json.loads(strict_json(first.rows)))
     record = second.close()
     assert record["loss"] == 1.0
     assert math.isnan(record["box_loss"])
