@@ -85,7 +85,7 @@ def test_the_batch_size_counts_crops(
     ) -> None:
         shapes.update(batch["image"].shape for batch in batches)
 
-    monkeypatch.setattr(crops_module, "evaluate", batches_only)
+    monkeypatch.setattr(crops_module, "score_batches", batches_only)
     config = small_config(eval_crops=crops)
     config.eval_batch_size = eval_batch_size
     mesh = make_mesh(64, None, jax.devices()[:devices])
