@@ -18,6 +18,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -61,14 +62,15 @@ _FORMATS = {
 _unnoted = threading.Lock()
 
 
-def open_picture(data: bytes | bytearray) -> Image.Image:
-    """Open an image file by Pillow, which reads no more than its header.
+def open_picture(source: bytes | bytearray | BinaryIO) -> Image.Image:
+    """Open an image file, or what is in one, by Pillow, which reads no more than its header.
 
     Raises:
       Image.UnidentifiedImageError: it is of no format that is read.
       Exception: Pillow's readers raise whatever the bytes make them stumble over.
     """
-    return Image.open(io.BytesIO(data), formats=_formats())
+    file = io.BytesIO(source) if isinstance(source, bytes | bytearray) else source
+    return Image.open(file, formats=_formats())
 
 
 @functools.cache

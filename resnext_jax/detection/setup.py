@@ -20,8 +20,9 @@ from resnext_jax.config import build
 from resnext_jax.data.augment import Batch, DeviceTransform
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import AnchorSpec, are_reached
-from resnext_jax.detection.coco import CocoSplit, read_coco
+from resnext_jax.detection.coco import CocoSplit, print_notes, read_coco
 from resnext_jax.detection.coco_fields import Report
+from resnext_jax.detection.headers import check_headers
 from resnext_jax.detection.loading import Proposals, eval_detection_batches
 from resnext_jax.detection.models import (
     RPN,
@@ -92,7 +93,11 @@ def open_split(config: ConfigDict, split: str) -> CocoSplit:
             make_scenes(_scenes_folder(config))
         broadcast_from_first_host(0)  # the others wait
     annotations, images = split_files(config, split)
-    return read_coco(annotations, images, quiet=not is_first_host())
+    found = read_coco(annotations, images, quiet=not is_first_host())
+    notes = check_headers(found)
+    if is_first_host():
+        print_notes(annotations, notes)
+    return found
 
 
 def check_categories(split: CocoSplit, class_names: tuple[str, ...]) -> None:
