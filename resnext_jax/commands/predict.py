@@ -5,8 +5,8 @@
 
 Images are made as for testing: of a run as its config says, in one crop from the centre; for a
 file of weights the short side becomes 256 and the centre 224 (in proportion, for another
-`--image_size`), bicubic. Unreadable images are reported on stderr and skipped; the
-exit status is then 2.
+`--image_size`), bicubic, cut where torchvision cuts. Unreadable images are reported on stderr and
+skipped; the exit status is then 2.
 """
 
 import argparse

@@ -247,6 +247,15 @@ FIELDS: dict[str, Field] = {
     "data.eval_antialias": Field(
         True, "Whether shrinking filters test images; not read with torch7.", **_EVAL
     ),
+    "data.eval_centre": Field(
+        None,
+        "Where the centre is if margins are odd: torch7, the paper's code, halves upwards, "
+        "torchvision to the even number; None: torchvision for files of weights from elsewhere, "
+        "otherwise torch7.",
+        name_in("resnext_jax.data.transforms:CENTRES"),
+        kind=str,
+        **_EVAL,
+    ),
     "data.eval_crops": Field(
         "centre",
         "What of a test image is scored: one crop; the corners too, each also mirrored; every "

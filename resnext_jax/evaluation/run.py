@@ -22,7 +22,7 @@ from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays, Network
 from resnext_jax.parallel.distributed import check_hosts_agree
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.runs.weights import Entrant, FileEntrant, Member, WorkdirEntrant
+from resnext_jax.runs.weights import Entrant, FileEntrant, Member, WorkdirEntrant, foreign_images
 from resnext_jax.runs.workdir import check_same_run
 
 # What of a run's data an ensemble's members share: they see the same pixels.
@@ -157,7 +157,10 @@ def evaluate_all(
             ignored = frozenset(field_names(config)) - _SHARED if several else frozenset[str]()
             check_same_run(config, entrant.folder, sections, ignored=ignored)
             entrants.append(entrant)
-        entrants += [FileEntrant(config, path, ema=ema) for path in files]
+        from_files = [FileEntrant(config, path, ema=ema) for path in files]
+        entrants += from_files
+        if not workdirs and all(found.is_foreign for found in from_files):
+            config = foreign_images(config)
         source = open_split(config, "test")
         check_hosts_agree(lambda: config_facts(config) | source.facts())
         for found in entrants:

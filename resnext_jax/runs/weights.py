@@ -212,6 +212,11 @@ class FileEntrant:
         # Of a file whose classifier was changed they are another's.
         self.class_names = names if names and len(names) == self.num_classes else None
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is from elsewhere: what is exported from a run here has names of classes."""
+        return self.class_names is None
+
     def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
         """See `Entrant`."""
         if self.num_classes != source.num_classes:
@@ -299,6 +304,13 @@ def _with_labels(params: Arrays, labels: Sequence[int]) -> Arrays:
     }
 
 
+def foreign_images(config: ConfigDict) -> ConfigDict:
+    """Return a config whose test images are made as torchvision's, where it leaves that open."""
+    config = config.copy_and_resolve_references()
+    config.data.eval_centre = config.data.eval_centre or "torchvision"
+    return config
+
+
 def classifier_config(workdir: Path) -> ConfigDict:
     """Read the config of a classifier's run; raises WorkdirError."""
     config = stored_config(workdir)
@@ -352,7 +364,8 @@ def load_single(
         found.config.data.image_size = architecture.usual_image_size
         if architecture.stem == "cifar":
             found.config.data.crop = "whole"
-        return Single(member, found.config, found.class_names)
+        config = foreign_images(found.config) if found.is_foreign else found.config
+        return Single(member, config, found.class_names)
     with contextlib.ExitStack() as closing:
         run = WorkdirEntrant(workdir, checkpoint, closing)
         names = stored_class_names(run.folder)

@@ -74,6 +74,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "data.on_error": (["", "ignore"], "must be one of stop, skip"),
     "data.crop": (["", "centre"], "must be one of random_sized, whole"),
     "data.interpolation": (["cubic", ""], "must be one of bicubic, bilinear, torch7"),
+    "data.eval_centre": (["", "caffe"], "must be None or one of torch7, torchvision"),
     "data.eval_interpolation": (
         ["cubic", ""],
         "must be None or one of bicubic, bilinear, torch7",
