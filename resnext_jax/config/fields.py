@@ -210,6 +210,12 @@ FIELDS: dict[str, Field] = {
         one_of("stop", "skip"),
         **_STORE,
     ),
+    "data.exif": Field(
+        "ignore",
+        "Whether images are turned as their EXIF orientation says: ignore, as the paper's code and "
+        "torchvision do, or follow.",
+        name_in("resnext_jax.data.headers:EXIF"),
+    ),
     "data.image_size": Field(224, "Side of the training images, in pixels.", AT_LEAST_ONE),
     "data.crop": Field(
         "random_sized",

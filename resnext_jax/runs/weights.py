@@ -364,7 +364,10 @@ def load_single(
         found.config.data.image_size = architecture.usual_image_size
         if architecture.stem == "cifar":
             found.config.data.crop = "whole"
-        config = foreign_images(found.config) if found.is_foreign else found.config
+        config = found.config
+        if found.is_foreign:
+            config = foreign_images(config)
+            config.data.exif = "follow"  # images of anybody's, which other programs show upright
         return Single(member, config, found.class_names)
     with contextlib.ExitStack() as closing:
         run = WorkdirEntrant(workdir, checkpoint, closing)
