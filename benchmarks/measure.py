@@ -24,10 +24,10 @@ from typing import Any
 import jax
 
 from resnext_jax.models.registry import parse_name
-from resnext_jax.ops.grouped_conv import IMPLEMENTATIONS
+from resnext_jax.ops.grouped_conv import LOWERINGS
 
 # Lowerings that can compute every convolution of a network; "matmul" is for 1x1 alone.
-IMPLEMENTATIONS_3X3 = tuple(name for name in IMPLEMENTATIONS if name != "matmul")
+IMPLEMENTATIONS_3X3 = ("auto", "portable", *(name for name in LOWERINGS if name != "matmul"))
 
 # A sample much shorter than this shows the clock and Python more than the
 # computation, so short calls are repeated until they fill it.

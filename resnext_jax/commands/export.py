@@ -1,10 +1,11 @@
-"""Networks as StableHLO, with their weights, for programs without this package.
+"""Networks with their weights, as StableHLO or as arrays that Orbax reads.
 
     python -m resnext_jax.export --workdir=runs/flowers --out=flowers.stablehlo --batch=any
     python -m resnext_jax.export --weights=resnext50_32x4d.pth --out=resnext50.stablehlo --batch=8
+    python -m resnext_jax.export --workdir=runs/flowers --out=flowers --format=orbax
 
-What is written is the file of `jax.export`: one function, from images to logits, that JAX alone
-reads and runs:
+StableHLO is for programs without this package. What is written is the file of `jax.export`: one
+function, from images to logits, that JAX alone reads and runs:
 
     exported = jax.export.deserialize(open("flowers.stablehlo", "rb").read())
     logits = exported.call(images)
@@ -15,10 +16,12 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from flax import nnx
 from jax import export as jax_export
 
@@ -34,10 +37,11 @@ from resnext_jax.errors import (
 from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.interop.state_dicts import spec_of
+from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops.target import compiling_for
-from resnext_jax.runs.weights import load_single
+from resnext_jax.runs.weights import Single, load_single
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -167,6 +171,41 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
     return found
 
 
+def export_orbax(found: Single, folder: Path) -> None:
+    """Write weights so that `orbax.checkpoint` alone reads them.
+
+    `params` and `batch_stats` are dictionaries of arrays by the dotted names of form c, whatever
+    the network's form; a run's checkpoints are packed. The checkpoint's custom metadata are the
+    arguments of `create_model` but for `rngs`.
+
+    Args:
+      found: the weights.
+      folder: to make.
+
+    Raises:
+      UserError: it is there already, or cannot be written.
+    """
+    spec, network = found.member.spec, found.member.network
+    cardinality = spec.architecture.cardinality
+    tree = {
+        name: convert_arrays(arrays, cardinality, spec.form, "c")
+        for name, arrays in (("params", network.params), ("batch_stats", network.batch_stats))
+    }
+    model, chosen = found.config.model, ("stem_width", "template_width", "preactivation")
+    arguments = {"name": model.name, "num_classes": spec.num_classes}
+    arguments |= {name: model[name] for name in chosen if model[name] is not None}
+    arguments |= {} if model.residual else {"residual": False}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        try:
+            args = ocp.args.PyTreeSave(jax.device_get(tree), custom_metadata=arguments)
+            checkpointer.save(folder.absolute(), args=args)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{folder} cannot be written ({one_line(error)}); name another folder with "
+                "--out=FOLDER."
+            ) from error
+
+
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
     """Export, as the command line says."""
@@ -178,6 +217,11 @@ def main(argv: Sequence[str]) -> None:
         checkpoint=options.checkpoint,
         ema=options.ema,
     )
+    if options.format == "orbax":
+        export_orbax(found, options.out)
+        print(f"network: {found.member.origin}, {found.member.short_name}")
+        print(f"folder: {options.out}, arrays by the names of form c, for orbax.checkpoint")
+        return
     network = found.member.network
     model = merge(network.graphdef, network.params, network.batch_stats)
     transform = build.device_transform(found.config)
@@ -210,11 +254,17 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.export",
-        description="Write a network with its weights as StableHLO.",
+        description="Write a network with its weights, as StableHLO or for Orbax.",
         allow_abbrev=False,
     )
     parser.add_network()
     parser.add_argument("--out", required=True, metavar="FILE", type=path_argument, help="to write")
+    parser.add_argument(
+        "--format",
+        choices=("stablehlo", "orbax"),
+        default="stablehlo",
+        help="stablehlo, a program (the default); or orbax, a folder of the weights alone",
+    )
     parser.add_argument(
         "--batch", type=_batch, default=None, metavar="N", help="images at a time, or any (default)"
     )

@@ -1,4 +1,4 @@
-"""The command `python -m resnext_jax.reports`: tables, curves and sweeps."""
+"""The command `python -m resnext_jax.reports`: tables, curves and the commands of sweeps."""
 
 import argparse
 import sys
@@ -9,14 +9,13 @@ from resnext_jax.files import path_argument
 from resnext_jax.reports.curves import FORMATS, error_by_parameters, errors_by_epoch
 from resnext_jax.reports.errors import ReportError, write_report
 from resnext_jax.reports.runs import Group, find_workdirs, group_runs, read_run
-from resnext_jax.reports.sweeping import make_jobs, run_sweep
-from resnext_jax.reports.sweeps import SWEEPS
+from resnext_jax.reports.sweeps import SWEEPS, commands
 from resnext_jax.reports.tables import RUNS, TABLES, render
 
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Make a report or run a sweep, as the command line says."""
+    """Make a report, as the command line says."""
     options = _parse(argv)
     if options.command == "tables":
         _tables(options)
@@ -52,8 +51,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     _add_sweep(
         commands.add_parser(
             "sweep",
-            help="run the training a table or figure needs",
-            description="Flags for every train.py follow after --, as in -- --config.num_epochs=2",
+            help="print the commands that train what a table or figure needs",
+            description="Print the commands that train what a table or figure needs, for a shell: "
+            "... | sh -e. Flags for every train.py follow after --, as in -- --config.num_epochs=2",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog="\n".join(f"{name:10s}{of.summary}" for name, of in SWEEPS.items()),
             allow_abbrev=False,
@@ -111,12 +111,6 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
     )
     defaults = ", ".join(f"{name} {of.seeds}" for name, of in SWEEPS.items())
     parser.add_argument("--seeds", type=int, metavar="N", help=f"of each setting ({defaults})")
-    for spelling, what in (
-        ("dry-run", "only print the commands"),
-        ("keep-going", "do not stop at a run that ends with status 2 or 75"),
-    ):
-        spellings = (f"--{spelling}", f"--{spelling.replace('-', '_')}")
-        parser.add_argument(*spellings, action="store_true", help=what)
 
 
 def _add_workdirs(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -168,18 +162,7 @@ def _curves(options: argparse.Namespace) -> None:
 def _sweep(options: argparse.Namespace) -> None:
     if options.seeds is not None and options.seeds < 1:
         raise ReportError(f"--seeds={options.seeds} must be at least 1.")
-    jobs = make_jobs(
-        SWEEPS[options.name], options.workdir, seeds=options.seeds, extra=options.extra
-    )
-    if options.dry_run:
-        states = [job.state for job in jobs]
-        pairs = zip(jobs, states, strict=True)
-        # A shell takes what follows the # for a comment.
-        lines = [f"{job.shown}  # {state}" if state else job.shown for job, state in pairs]
-        print("\n".join(lines))
-        return
-    status = run_sweep(
-        jobs, keep_going=options.keep_going, say=lambda line: print(line, flush=True)
-    )
-    print(f"its tables: python -m resnext_jax.reports tables --workdir='{options.workdir}/*/seed*'")
-    sys.exit(status)
+    sweep = SWEEPS[options.name]
+    seeds = options.seeds or sweep.seeds
+    for line in commands(sweep, options.workdir, seeds=seeds, extra=options.extra):
+        print(line)

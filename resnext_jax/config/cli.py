@@ -62,7 +62,13 @@ def define_host_flags() -> None:
     flags.DEFINE_float(
         "distributed_timeout",
         300.0,
-        "Seconds that other processes may take to start, or be silent.",
+        "Seconds to wait for other processes to start; a process silent for so long is lost.",
+    )
+    flags.DEFINE_bool(
+        "peer_watch",
+        True,
+        "Notice a missing or lost process at once, by connections of our own; --peer_watch=false "
+        "leaves that to JAX's coordination service.",
     )
 
 
@@ -73,6 +79,7 @@ def host_flags() -> dict[str, Any]:
         "num_processes": flags.FLAGS.num_processes,
         "process_id": flags.FLAGS.process_id,
         "time_limit": flags.FLAGS.distributed_timeout,
+        "peer_watch": flags.FLAGS.peer_watch,
     }
 
 

@@ -91,7 +91,8 @@ def open_source(
     """Open one split. A small data set is prepared first if it is not there.
 
     Args:
-      name: data set name, one of `catalog.CATALOG`.
+      name: data set name, one of `catalog.CATALOG`, or "tfds:NAME" or "tfds:NAME/CONFIG" for
+        another that tfds prepared, with the features `image` and `label`.
       split: "train" or "test".
       data_dir: tfds folder; None means tfds's default, `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
@@ -110,13 +111,24 @@ def check_available(name: str, data_dir: str | None) -> None:
     Raises:
       DataError: unknown data set, or one that must be prepared first and is not.
     """
-    if not catalog.find(name).automatic and _prepared(name, data_dir) is None:
+    if catalog.find(name).automatic or _prepared(name, data_dir) is not None:
+        return
+    if name.startswith(catalog.TFDS):
         raise DataError(
-            f"data set {name!r} is not prepared in {data_folder(data_dir)}; prepare it with "
-            f"python -m resnext_jax.data.prepare --dataset={name} --manual_dir=ARCHIVES "
-            f"--data_dir={data_folder(data_dir)}, or name another folder with "
-            "--config.data.data_dir=..."
+            f"there is no folder {_tfds_name(name)}/VERSION in {data_folder(data_dir)}; prepare "
+            f"the data set with tfds build {_tfds_name(name)} --file_format=array_record, or name "
+            "another folder with --config.data.data_dir=..."
         )
+    raise DataError(
+        f"data set {name!r} is not prepared in {data_folder(data_dir)}; prepare it with "
+        f"python -m resnext_jax.data.prepare --dataset={name} --manual_dir=ARCHIVES "
+        f"--data_dir={data_folder(data_dir)}, or name another folder with "
+        "--config.data.data_dir=..."
+    )
+
+
+def _tfds_name(name: str) -> str:
+    return name.removeprefix(catalog.TFDS)
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
@@ -173,14 +185,14 @@ def _locate(
         builder = prepare(name, inputs, data_dir)
         folder, versions = Path(builder.data_path), builder.data_versions
     # data_dir/NAME/VERSION, or data_dir/NAME/CONFIGURATION/VERSION.
-    return folder, versions or (folder.as_posix().rpartition(f"/{name}/")[2],)
+    return folder, versions or (folder.as_posix().rpartition(f"/{_tfds_name(name)}/")[2],)
 
 
 def _prepared(name: str, data_dir: str | None) -> Path | None:
     """Find a prepared data set: the newest version, ours or one that tfds's own builder made."""
     versions = [
         path.parent
-        for path in (data_folder(data_dir) / name).glob("*/dataset_info.json")
+        for path in (data_folder(data_dir) / _tfds_name(name)).glob("*/dataset_info.json")
         if tfds.core.Version.is_valid(path.parent.name)
     ]
     return max(versions, key=lambda path: tfds.core.Version(path.name), default=None)
@@ -199,7 +211,13 @@ def _open(folder: Path, versions: tuple[str, ...], name: str, split: str) -> Sou
             " or, where TensorFlow is installed, convert it with tfds convert_format "
             f"--dataset_version_dir={folder} --out_file_format=array_record"
         )
-    tfds_split = catalog.find(name).tfds_split(split)
+    features = dict((builder.info.features or {}).items())
+    if not ("image" in features and isinstance(features.get("label"), tfds.features.ClassLabel)):
+        raise DataError(
+            f"data set {name!r} in {folder} has the features {', '.join(features)}; what is "
+            "trained on has an image and a label (a ClassLabel) of those names."
+        )
+    tfds_split = catalog.find(name).tfds_split(split, builder.info.splits)
     if tfds_split not in builder.info.splits:
         raise DataError(
             f"data set {name!r} in {folder} has no split {tfds_split!r} (it has "

@@ -49,6 +49,31 @@ def base_anchors(spec: AnchorSpec | None = None) -> np.ndarray:
     return np.concatenate([centre - sides / 2, centre + sides / 2], axis=1).astype(np.float32)
 
 
+def are_reached(boxes: np.ndarray, sizes: np.ndarray, spec: AnchorSpec) -> np.ndarray:
+    """Tell which boxes an anchor wholly inside their image overlaps: others have none to learn by.
+
+    Args:
+      boxes: `[n, 4]`, in pixels of their resized images.
+      sizes: `[n, 2]`, height and width of these.
+      spec: the anchors.
+
+    Returns:
+      bool `[n]`.
+    """
+    reached, stride = np.zeros(len(boxes), bool), spec.stride
+    for anchor in base_anchors(spec).astype(float):
+        found = np.ones(len(boxes), bool)
+        for axis in range(2):
+            first, last, length = anchor[axis], anchor[axis + 2], sizes[:, 1 - axis]
+            start, end = boxes[:, axis], boxes[:, axis + 2]
+            # Positions at which it is inside the image, and those at which it overlaps the box.
+            lowest = np.maximum(max(0, np.ceil(-first / stride)), (start - last) // stride + 1)
+            highest = np.minimum((length - last) // stride, np.ceil((end - first) / stride) - 1)
+            found &= lowest <= highest
+        reached |= found
+    return reached
+
+
 def make_anchors(height: int, width: int, spec: AnchorSpec | None = None) -> np.ndarray:
     """Return all anchors of a feature map.
 

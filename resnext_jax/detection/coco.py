@@ -41,12 +41,15 @@ class GroundTruth:
     Attributes:
       boxes: float32 `[n, 4]`, x1, y1, x2, y2 in pixels, continuous, inside the image.
       classes: int32 `[n]`, from 1; 0 is the background.
-      crowd: bool `[n]`, the box is around a crowd and not one object.
+      crowd: bool `[n]`, the box is around a crowd and not one object, or is to be ignored.
+      areas: float64 `[n]`, in square pixels, by which COCO's metrics tell small from large objects;
+        the box's where the file has none.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     crowd: np.ndarray
+    areas: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +93,17 @@ class CocoSplit:
     def num_classes(self) -> int:
         """Number of categories and the background."""
         return len(self.category_ids) + 1
+
+    @property
+    def owners(self) -> np.ndarray:
+        """Image of each object, int64 `[n]`, as its place in the split."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    @property
+    def empty(self) -> np.ndarray:
+        """Which images have no object, crowds aside, bool `[N]`."""
+        objects = self.owners[~self.objects.crowd]
+        return np.bincount(objects, minlength=len(self)) == 0
 
     def path(self, index: int) -> Path:
         """Return the file of image `index`."""
@@ -137,7 +151,7 @@ class CocoSplit:
         """Return some of the images, those at `indices` (int `[n]`), in ascending order."""
         indices = np.unique(np.asarray(indices, np.int64))
         counts = np.diff(self.offsets)[indices]
-        chosen = np.isin(_owners(self.offsets), indices)
+        chosen = np.isin(self.owners, indices)
         return dataclasses.replace(
             self,
             image_ids=self.image_ids[indices],
@@ -211,14 +225,19 @@ def read_coco(
     )
     if has_objects:
         report.note("images without boxes", np.flatnonzero(np.diff(offsets) == 0), image)
+        if truth is not None:
+            report.note(
+                "categories without objects",
+                np.setdiff1d(np.arange(len(names)), truth.classes - 1),
+                lambda place: f"id {category_ids[place]}, {names[place]!r}",
+            )
     if report.mistakes or truth is None:
         raise DataError(
             f"{path} and the images in {folder} cannot be used; {'; '.join(report.mistakes)}; "
             "repair the files or name others."
         )
     if not quiet:
-        for note in report.notes:
-            print(f"note: {path.name}: {note}", file=sys.stderr)
+        print_notes(path, report.notes)
     return CocoSplit(
         annotations=path,
         folder=folder,
@@ -233,6 +252,12 @@ def read_coco(
         labelled=has_objects,
         notes=tuple(report.notes),
     )
+
+
+def print_notes(annotations: Path, notes: Iterable[str]) -> None:
+    """Print notes on a split to stderr, a line each."""
+    for note in notes:
+        print(f"note: {annotations.name}: {note}", file=sys.stderr)
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -320,7 +345,7 @@ def _objects(
     Returns:
       `offsets` and `objects` of `CocoSplit`.
     """
-    ids, owners, categories, boxes, crowd = columns
+    ids, owners, categories, boxes, crowd, ignored, areas = columns
 
     def box(place: int) -> str:
         return f"annotation {ids[place]} of image id {owners[place]}: {boxes[place].tolist()}"
@@ -346,6 +371,13 @@ def _objects(
     empty = (sides <= 0).any(axis=1)
     outside = (beyond > _ROUNDING) & (sides.prod(axis=1) < boxes[:, 2:].prod(axis=1) / 2)
     over = (beyond > _NOTICED) & ~outside & ~empty
+    if len(boxes) and corners.min() >= 0 and corners.max() <= 1:
+        report.mistake(
+            "boxes that all lie within 0..1 (a bbox is x, y, width, height in pixels, not in parts "
+            "of the image)",
+            np.arange(len(boxes)),
+            box,
+        )
     report.mistake(
         "boxes outside their image (a bbox is x, y, width, height in pixels)",
         np.flatnonzero(outside),
@@ -362,7 +394,12 @@ def _objects(
     kept = np.flatnonzero(known_image & known_category & ~empty & ~outside)
     kept = kept[np.argsort(image[kept], kind="stable")]
     counts = np.bincount(image[kept], minlength=len(image_ids))
-    truth = GroundTruth(clipped[kept], (label[kept] + 1).astype(np.int32), crowd[kept])
+    truth = GroundTruth(
+        boxes=clipped[kept],
+        classes=(label[kept] + 1).astype(np.int32),
+        crowd=(crowd | ignored)[kept],
+        areas=np.where(np.isnan(areas), sides.prod(axis=1), areas)[kept],
+    )
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64), truth
 
 
@@ -373,9 +410,5 @@ def _places(values: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return np.where(known, places, 0), known
 
 
-def _owners(offsets: np.ndarray) -> np.ndarray:
-    return np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-
-
-def _arrays(truth: GroundTruth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return truth.boxes, truth.classes, truth.crowd
+def _arrays(truth: GroundTruth) -> tuple[np.ndarray, ...]:
+    return truth.boxes, truth.classes, truth.crowd, truth.areas

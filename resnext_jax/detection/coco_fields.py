@@ -44,10 +44,15 @@ Kind = Callable[[Sequence[Any]], np.ndarray | None]
 
 
 def _whole(values: Sequence[Any]) -> np.ndarray | None:
-    array = _numbers(values)
-    if array is None or array.ndim != 1 or (array != np.floor(array)).any():
+    if any(isinstance(value, bool) for value in values):
         return None
-    return array.astype(np.int64)
+    array = _numbers(values) if values else np.zeros(0, np.int64)
+    if array is not None and array.dtype.kind == "f" and (array == np.floor(array)).all():
+        array = _numbers([int(value) for value in values])  # as in 5.0
+    if array is None or array.ndim != 1 or array.dtype.kind == "f":
+        return None
+    # More than 63 bits are unsigned or, beside negative numbers, no array of whole numbers.
+    return array.astype(np.int64) if array.dtype.kind == "i" else None
 
 
 def _length(values: Sequence[Any]) -> np.ndarray | None:
@@ -72,6 +77,16 @@ def _box(values: Sequence[Any]) -> np.ndarray | None:
     return array.astype(np.float64)
 
 
+def _area(values: Sequence[Any]) -> np.ndarray | None:
+    """Return areas, NaN where there is none."""
+    areas, given = np.full(len(values), np.nan), [value is not _ABSENT for value in values]
+    array = _numbers([value for value in values if value is not _ABSENT])
+    if array is None or array.ndim != 1 or (array < 0).any():
+        return None
+    areas[given] = array
+    return areas
+
+
 def _numbers(values: Sequence[Any]) -> np.ndarray | None:
     try:
         array = np.array(values)
@@ -88,9 +103,14 @@ ANNOTATION: Mapping[str, Kind] = {
     "category_id": _whole,
     "bbox": _box,
     "iscrowd": _flag,
+    "ignore": _flag,
+    "area": _area,
 }
+_ABSENT = object()
 # What many tools leave out.
-_DEFAULTS = {"iscrowd": 0}
+_DEFAULTS = {"iscrowd": 0, "ignore": 0, "area": _ABSENT}
+# Characters of a value that a mistake tells.
+_LONGEST = 60
 
 
 def read_table(
@@ -115,14 +135,28 @@ def read_table(
         for place, row in enumerate(rows):
             bad = [key for key, kind in kinds.items() if _columns([row], {key: kind}) is None]
             if bad:
-                wrong[place] = f"number {place}, which has no usable {' and '.join(bad)}"
-        report.mistake(f"incomplete {what}", np.array(list(wrong)), wrong.__getitem__)
+                wrong[place] = _unusable(row, place, bad)
+        report.mistake(f"unusable {what}", np.array(list(wrong)), wrong.__getitem__)
         good = [row for place, row in enumerate(rows) if place not in wrong]
         return read_table(good, kinds, what, report)
     unique, counts = np.unique(columns[0], return_counts=True)
     twice = unique[counts > 1]
     report.mistake(f"ids that several {what} have", twice, str)
     return columns
+
+
+def _unusable(row: Any, place: int, bad: Sequence[str]) -> str:
+    """Tell a row, by its id if it has one, and what is wrong with some of its fields."""
+    if not isinstance(row, Mapping):
+        return f"number {place} is {_short(row)}"
+    fields = [f"{key}={_short(row[key])}" if key in row else f"no {key}" for key in bad]
+    which = f"id {row['id']}" if "id" in row and "id" not in bad else f"number {place}"
+    return f"{which} has {', '.join(fields)}"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _columns(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> list[np.ndarray] | None:

@@ -73,6 +73,9 @@ _COMMON: dict[str, Field] = {
     "data.short_side": Field(600, "Images are resized to this short side, ...", AT_LEAST_ONE),
     "data.long_side": Field(1000, "... or to this long side, if less.", AT_LEAST_ONE),
     "data.flip": Field(True, "Mirror every second training image."),
+    "data.keep_empty": Field(
+        False, "Train on images without objects (crowds aside) too: all is background."
+    ),
     "data.max_boxes": Field(
         None,
         "Places for an image's objects; None: as many as the annotations need.",

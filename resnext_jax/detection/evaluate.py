@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import itertools
 import json
 import math
 import os
@@ -16,7 +15,7 @@ from pycocotools import mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from resnext_jax.detection.coco import CocoSplit, load_json
+from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.errors import DataError, DivergedError, UserError, one_line
 from resnext_jax.files import replacing
 
@@ -96,41 +95,29 @@ def write_results(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
         ) from error
 
 
-def coco_metrics(
-    annotations: str | os.PathLike[str] | Mapping[str, Any],
-    rows: Sequence[Row],
-    *,
-    image_ids: Iterable[int] | None = None,
-) -> dict[str, float]:
+def coco_metrics(split: CocoSplit, rows: Sequence[Row]) -> dict[str, float]:
     """Measure detections as COCO does.
 
     Args:
-      annotations: an `instances_*.json`, or what is in it.
+      split: the images and their objects, as `coco.read_coco` has checked them.
       rows: of `results_rows`, of all images.
-      image_ids: images to measure; None is all that the annotations name.
 
     Returns:
       `METRICS`, from 0 to 1; NaN where there is no object of a size.
 
     Raises:
-      DataError: the annotations cannot be used, or a row is of an image or a category that they do
-        not name.
+      DataError: the split has no annotations, or a row is of an image or a category that it does
+        not have.
     """
-    name = "the annotations" if isinstance(annotations, Mapping) else str(annotations)
-    content = annotations if isinstance(annotations, Mapping) else load_json(Path(annotations))
-    lacking = [key for key in ("images", "categories", "annotations") if key not in content]
-    if lacking:
+    if not split.labelled:
         raise DataError(
-            f"{name} cannot be measured against, without {' and '.join(lacking)}; name an "
+            f"{split.annotations} cannot be measured against, without annotations; name an "
             "instances_*.json, or send the results to COCO's server."
         )
-    _check_ids(content, rows, name)
-    truth = _indexed(content, content["annotations"])
-    found = _indexed(content, rows)
+    _check_ids(split, rows)
+    truth, found = (_indexed(split, annotations) for annotations in (_annotations(split), rows))
     with contextlib.redirect_stdout(io.StringIO()):  # it tells everything it does
         evaluation = COCOeval(truth, found, "bbox")
-        if image_ids is not None:
-            evaluation.params.imgIds = sorted(set(image_ids))
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -189,33 +176,47 @@ def _sized(boxes: np.ndarray) -> np.ndarray:
     return sized
 
 
-def _check_ids(content: Mapping[str, Any], rows: Sequence[Row], name: str) -> None:
-    for key, section in (("image_id", "images"), ("category_id", "categories")):
-        unknown = {row[key] for row in rows} - {entry["id"] for entry in content[section]}
+def _check_ids(split: CocoSplit, rows: Sequence[Row]) -> None:
+    for key, what, ids in (
+        ("image_id", "images", split.image_ids),
+        ("category_id", "categories", split.category_ids),
+    ):
+        unknown = {row[key] for row in rows}.difference(ids.tolist())
         if unknown:
             raise DataError(
-                f"detections are of {len(unknown)} {section} that {name} does not have (such as id "
-                f"{min(unknown)}); measure them against the annotations that they were made with."
+                f"detections are of {len(unknown)} {what} that {split.annotations} does not have "
+                f"(such as id {min(unknown)}); measure them against the annotations that they were "
+                "made with."
             )
 
 
-def _annotation(row: Mapping[str, Any], number: int) -> Row:
-    """Add what pycocotools needs and many tools leave out.
+def _annotations(split: CocoSplit) -> list[Row]:
+    objects = split.objects
+    columns = {
+        "image_id": split.image_ids[split.owners],
+        "category_id": split.category_ids[objects.classes - 1],
+        "bbox": _sized(objects.boxes),
+        "area": objects.areas,
+        "iscrowd": objects.crowd.astype(int),
+    }
+    values = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
 
-    Also, it takes an annotation with id 0 for one that is never found, so they are counted from 1.
+
+def _indexed(split: CocoSplit, annotations: Iterable[Row]) -> COCO:
+    """Return pycocotools's index; its own reader of results refuses an empty list.
+
+    It takes an annotation with id 0 for one that is never found, so they are counted from 1.
     """
-    width, height = row["bbox"][2:]
-    return {"area": width * height, "iscrowd": 0, **row, "id": number}
-
-
-def _indexed(content: Mapping[str, Any], annotations: Iterable[Mapping[str, Any]]) -> COCO:
-    """Return pycocotools's index; its own reader of results refuses an empty list."""
     with contextlib.redirect_stdout(io.StringIO()):
         index = COCO()
         index.dataset = {
-            "images": content["images"],
-            "categories": content["categories"],
-            "annotations": list(map(_annotation, annotations, itertools.count(1))),
+            "images": [{"id": number} for number in split.image_ids.tolist()],
+            "categories": [{"id": number} for number in split.category_ids.tolist()],
+            "annotations": [
+                {"area": row["bbox"][2] * row["bbox"][3], "iscrowd": 0, **row, "id": number}
+                for number, row in enumerate(annotations, 1)
+            ],
         }
         index.createIndex()
     return index

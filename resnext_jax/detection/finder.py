@@ -300,7 +300,9 @@ def image_split(sizes: Mapping[str, tuple[int, int]], names: Sequence[str]) -> C
     """
     count = len(sizes)
     heights, widths = np.array(list(sizes.values()), np.int32).reshape(-1, 2).T
-    nothing = GroundTruth(np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool))
+    nothing = GroundTruth(
+        np.zeros((0, 4), np.float32), np.zeros(0, np.int32), np.zeros(0, bool), np.zeros(0)
+    )
     return CocoSplit(
         annotations=Path(),
         folder=Path(),

@@ -41,15 +41,13 @@ class TrainingOrder:
 
     Attributes:
       groups: for each canvas, int64 `[n]` indices of the images that have it and are trained on:
-        those with an object that is no crowd, as in py-faster-rcnn.
-      left_out: number of the other images.
+        those with an object that is no crowd, as in py-faster-rcnn, or all (`spec.keep_empty`).
       copies: 2 where mirrored images are images of their own, otherwise 1.
       batch_size: B, images in a global batch.
       seed: of the order.
     """
 
     groups: tuple[np.ndarray, ...]
-    left_out: int
     copies: int
     batch_size: int
     seed: int
@@ -94,14 +92,13 @@ def training_order(
     Raises:
       DataError: no image can be trained on.
     """
-    single = np.concatenate([[0], np.cumsum(~split.objects.crowd)])[split.offsets]
-    usable = np.diff(single) > 0
-    if not usable.any():
+    empty = split.empty
+    if empty.all():
         raise DataError(
             f"no image of {split.annotations} has a box to train on; name a file with annotations, "
             "such as instances_train2017.json."
         )
-    canvases = _canvases(split, spec)
+    canvases, usable = _canvases(split, spec), ~empty | spec.keep_empty
     groups = [np.flatnonzero(usable & (canvases == canvas)) for canvas in range(len(spec.canvases))]
     copies = 1 + spec.flip
     streams = []
@@ -110,7 +107,6 @@ def training_order(
         streams.append(numbers.seed(_drawn(seed, _ORDER, canvas)).shuffle().repeat())
     return TrainingOrder(
         groups=tuple(groups),
-        left_out=int((~usable).sum()),
         copies=copies,
         batch_size=batch_size,
         seed=seed,

@@ -173,11 +173,18 @@ class StoredProposals:
                 f"there are no whole proposals in {self._folder} ({one_line(error)}); make them "
                 "with python -m resnext_jax.detection.proposals --workdir=... --out=..."
             ) from error
-        if images != split.images_digest():
+        if images == hash_of([split.image_ids]):
+            # An earlier version compared the ids alone.
+            print(
+                f"note: the proposals in {self._folder} were made by an earlier version; that "
+                f"sizes and crowds are those of {split.annotations} is not known",
+                file=sys.stderr,
+            )
+        elif images != split.images_digest():
             raise DataError(
                 f"the proposals in {self._folder} are of other images than {split.annotations} "
-                "names (ids, file names, sizes and crowds are compared), or of an earlier version "
-                "of this package; make them again, with python -m resnext_jax.detection.proposals."
+                "names (ids, file names, sizes and crowds are compared); make them again, with "
+                "python -m resnext_jax.detection.proposals."
             )
 
     def __call__(self, index: int) -> np.ndarray:

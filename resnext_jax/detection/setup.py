@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from resnext_jax.config import build
 from resnext_jax.data.augment import Batch, DeviceTransform
 from resnext_jax.data.pipeline import host_positions, to_devices
-from resnext_jax.detection.anchors import AnchorSpec
+from resnext_jax.detection.anchors import AnchorSpec, are_reached
 from resnext_jax.detection.coco import CocoSplit, read_coco
+from resnext_jax.detection.coco_fields import Report
 from resnext_jax.detection.loading import Proposals, eval_detection_batches
 from resnext_jax.detection.models import (
     RPN,
@@ -32,13 +33,13 @@ from resnext_jax.detection.models import (
     RoiSpec,
 )
 from resnext_jax.detection.pyramid import RPN_STRIDES
-from resnext_jax.detection.sizes import ImageSpec
+from resnext_jax.detection.sizes import ImageSpec, resized_boxes, resized_shape
 from resnext_jax.detection.synthetic import SceneFolder, make_scenes
 from resnext_jax.detection.targets import RegionTargetSpec, RpnTargetSpec
 from resnext_jax.errors import DataError, WorkdirError
 from resnext_jax.files import user_path
 from resnext_jax.models.variables import Arrays, merge
-from resnext_jax.parallel.distributed import agree, is_first_host
+from resnext_jax.parallel.distributed import broadcast_from_first_host, is_first_host
 from resnext_jax.parallel.mesh import BATCH, REPLICATED, batch_sharding, make_mesh
 from resnext_jax.runs.best import wanted_step
 from resnext_jax.runs.checkpoint import Checkpoints
@@ -61,6 +62,7 @@ def image_spec(config: ConfigDict) -> ImageSpec:
         short_side=data.short_side,
         long_side=data.long_side,
         flip=data.flip,
+        keep_empty=data.keep_empty,
     )
 
 
@@ -88,7 +90,7 @@ def open_split(config: ConfigDict, split: str) -> CocoSplit:
     if config.data.name == "digit_scenes":
         if is_first_host():
             make_scenes(_scenes_folder(config))
-        agree(0)  # the others wait
+        broadcast_from_first_host(0)  # the others wait
     annotations, images = split_files(config, split)
     return read_coco(annotations, images, quiet=not is_first_host())
 
@@ -131,14 +133,40 @@ def anchor_spec(config: ConfigDict) -> AnchorSpec:
 
 
 def anchor_specs(config: ConfigDict) -> tuple[AnchorSpec, ...]:
-    """Return the anchors of each level of a Faster R-CNN's config: one, or a pyramid's five."""
+    """Return the anchors of each level of a config: one, or a pyramid's five."""
     spec = anchor_spec(config)
-    if not config.pyramid.enabled:
+    if config.task == "rpn" or not config.pyramid.enabled:
         return (spec,)
     return tuple(
         dataclasses.replace(spec, stride=stride, base=spec.base * stride // STRIDE)
         for stride in RPN_STRIDES
     )
+
+
+def training_notes(config: ConfigDict, split: CocoSplit) -> list[str]:
+    """Say which of the training images and objects are not learned from, a sentence each."""
+    report, spec, owners = Report(), image_spec(config), split.owners
+    report.note(
+        "images without an object (crowds aside), "
+        + ("trained on as background" if spec.keep_empty else "left out of training")
+        + f" (config.data.keep_empty={spec.keep_empty})",
+        np.flatnonzero(split.empty),
+        lambda place: f"image id {split.image_ids[place]}",
+    )
+    if config.task != "fast_rcnn":
+        shapes = np.stack([split.heights, split.widths], axis=1)
+        sizes = np.array([resized_shape(h, w, spec) for h, w in shapes.tolist()])[owners]
+        boxes = resized_boxes(split.objects.boxes, shapes[owners], sizes, mirrored=False)
+        reached = [are_reached(boxes, sizes, anchors) for anchors in anchor_specs(config)]
+        report.note(
+            "objects that no anchor inside their image overlaps, which the RPN does not learn",
+            np.flatnonzero(~np.any(reached, axis=0) & ~split.objects.crowd),
+            lambda place: (
+                f"{split.objects.boxes[place].tolist()} of image id "
+                f"{split.image_ids[owners[place]]}"
+            ),
+        )
+    return report.notes
 
 
 def rpn_target_spec(targets: ConfigDict) -> RpnTargetSpec:

@@ -16,12 +16,14 @@ class ImageSpec:
       long_side: of the resized image, in pixels, at most.
       stride: of the feature map; canvases are multiples of it.
       flip: train on the mirrored images too, as images of their own: an epoch is twice as long.
+      keep_empty: train on images without objects too, where all is background.
     """
 
     short_side: int = 600
     long_side: int = 1000
     stride: int = 16
     flip: bool = True
+    keep_empty: bool = False
 
     @property
     def canvases(self) -> tuple[tuple[int, int], ...]:
@@ -75,8 +77,8 @@ def resized_boxes(
 
     Args:
       boxes: `[n, 4]`, in pixels of the image as it is stored.
-      original_size: `[2]`, height and width of that image.
-      size: `[2]`, of the resized one.
+      original_size: `[2]`, height and width of that image; or `[n, 2]`, of each box's image.
+      size: of the resized one, likewise.
       mirrored: whether the image is mirrored left to right.
 
     Returns:
@@ -84,7 +86,8 @@ def resized_boxes(
     """
     if mirrored:
         x1, y1, x2, y2 = boxes.T
-        boxes = np.stack([original_size[1] - x2, y1, original_size[1] - x1, y2], axis=1)
+        width = original_size[..., 1]
+        boxes = np.stack([width - x2, y1, width - x1, y2], axis=1)
     return (boxes * _scales(original_size, size)).astype(np.float32)
 
 
@@ -104,6 +107,6 @@ def original_boxes(boxes: np.ndarray, size: np.ndarray, original_size: np.ndarra
 
 
 def _scales(size: np.ndarray, new_size: np.ndarray) -> np.ndarray:
-    """Return what x1, y1, x2, y2 are multiplied by, float64 `[4]`."""
-    vertical, horizontal = np.asarray(new_size, np.float64) / np.asarray(size)
-    return np.array([horizontal, vertical, horizontal, vertical])
+    """Return what x1, y1, x2, y2 are multiplied by, float64 `[..., 4]`."""
+    factors = np.asarray(new_size, np.float64) / np.asarray(size)
+    return np.tile(factors[..., ::-1], 2)

@@ -104,7 +104,7 @@ def find_objects_jointly(
 
 def logged_metrics(split: CocoSplit, rows: Sequence[Row]) -> dict[str, float]:
     """Return `LOGGED` of COCO's metrics, in percent."""
-    metrics = coco_metrics(split.annotations, rows)
+    metrics = coco_metrics(split, rows)
     return {name: 100 * metrics[name] for name in LOGGED}
 
 
@@ -204,4 +204,4 @@ def _score(
         proposals = StoredProposals(config.data.proposals, "test", split)
         detector = Detector(config, stored.graphdef, stored.mesh)
         rows = find_objects(detector, split, proposals, weights)
-    return coco_metrics(split.annotations, rows), rows
+    return coco_metrics(split, rows), rows

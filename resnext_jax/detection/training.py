@@ -24,7 +24,7 @@ from resnext_jax.config.fields import config_facts
 from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import make_anchors
-from resnext_jax.detection.coco import CocoSplit
+from resnext_jax.detection.coco import CocoSplit, print_notes
 from resnext_jax.detection.detector import Detector, JointDetector, propose_in_batch
 from resnext_jax.detection.evaluate import Row
 from resnext_jax.detection.loading import Proposals, box_places, detection_batches, training_order
@@ -46,6 +46,7 @@ from resnext_jax.detection.setup import (
     region_target_spec,
     rpn_target_spec,
     split_files,
+    training_notes,
 )
 from resnext_jax.detection.targets import (
     BACKGROUND,
@@ -68,7 +69,7 @@ from resnext_jax.errors import DataError
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.optim.optimizers import is_bias
-from resnext_jax.parallel.distributed import check_hosts_agree
+from resnext_jax.parallel.distributed import check_hosts_agree, is_first_host
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
 from resnext_jax.runs.best import Measure
 from resnext_jax.training import loop, setup
@@ -197,6 +198,8 @@ def open_splits(config: ConfigDict) -> Splits:
     order = training_order(
         train, image_spec(config), seed=config.seed, batch_size=config.batch_size
     )
+    if is_first_host():
+        print_notes(train.annotations, training_notes(config, train))
     return Splits(train, test, len(order))
 
 

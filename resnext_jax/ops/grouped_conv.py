@@ -27,7 +27,7 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,8 @@ from resnext_jax.ops import cpu
 from resnext_jax.ops.cpu import onednn
 from resnext_jax.ops.target import target_platform
 
-Implementation = Literal[
-    "auto", "portable", "native", "packed", "grouped_packs", "matmul", "onednn"
-]
-IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+# "auto", "portable", or a name in `LOWERINGS`.
+Implementation = str
 
 # Zeros before and after, vertically and horizontally.
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -73,7 +71,7 @@ def grouped_conv(
       strides: vertical and horizontal stride.
       padding: zeros added before and after, vertically and horizontally.
         Always explicit: `SAME` pads another side at stride 2 than Torch does.
-      implementation: one of the lowerings of this module, or "auto". The choice
+      implementation: a name in `LOWERINGS`, "auto" or "portable". The choice
         looks at platform, channels and dtype, never at the batch size.
 
     Returns:
@@ -92,15 +90,7 @@ def grouped_conv(
         sharded = any(any(jax.typeof(array).sharding.spec) for array in (x, kernel))
         portable = implementation == "portable" or sharded
         implementation = _choose(kernel, groups, pad, portable=portable)
-    if implementation == "native":
-        return _native(x, kernel, groups, stride, pad)
-    if implementation == "packed":
-        return _packed(x, kernel, groups, stride, pad)
-    if implementation == "grouped_packs":
-        return _grouped_packs(x, kernel, groups, stride, pad)
-    if implementation == "onednn":
-        return _onednn(x, kernel, groups, stride, pad)
-    return _matmul(x, kernel, groups, stride, pad)
+    return LOWERINGS[implementation](x, kernel, groups, stride, pad)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -309,15 +299,26 @@ def _onednn(
     return onednn.convolution(x, kernel, groups=groups, strides=strides, padding=padding)
 
 
+# By name: from images, kernel, number of groups, strides and padding to the convolution.
+LOWERINGS: dict[str, Callable[[jax.Array, jax.Array, int, tuple[int, int], Padding], jax.Array]] = {
+    "native": _native,
+    "packed": _packed,
+    "grouped_packs": _grouped_packs,
+    "matmul": _matmul,
+    "onednn": _onednn,
+}
+
+
 def _is_pointwise(kernel: jax.Array, padding: Padding) -> bool:
     return kernel.shape[:2] == (1, 1) and padding == ((0, 0), (0, 0))
 
 
 def _check(x: jax.Array, kernel: jax.Array, groups: int, implementation: str) -> None:
-    if implementation not in IMPLEMENTATIONS:
+    known = ("auto", "portable", *LOWERINGS)
+    if implementation not in known:
         raise ValueError(
             f"unknown implementation {implementation!r} of grouped_conv; "
-            f"choose one of {', '.join(IMPLEMENTATIONS)}."
+            f"choose one of {', '.join(known)}."
         )
     if x.ndim != 4 or kernel.ndim != 4:
         raise ValueError(

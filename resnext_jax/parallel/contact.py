@@ -1,11 +1,11 @@
-"""Contact between the processes of a run: who came, who was lost, who gave up.
+"""Connections between the processes of a run, to notice at once when one is missing or lost.
 
 JAX's coordination service watches the processes too, but it ends a process from C++, with a stack
 trace for a message, and late: a missing process is not named at all, a killed one only after the
 heartbeat's time limit. Here the operating system tells at once: every process keeps a connection
 to process 0, which breaks with the process. Process 0 listens at the coordinator's address until
-all have come, and leaves that port to JAX then; the connections stay. Messages are JSON objects,
-one a line, and an empty one is a sign of life.
+all have connected, and then leaves that port to JAX; the connections stay. Messages are JSON
+objects, one per line; an empty one is a heartbeat.
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from resnext_jax.errors import EXIT_LOST_HOST, HostError, UserError
 GRACE = 2.0
 _RETRY = 0.2
 # Seconds of waiting that need no explanation.
-_PATIENCE = 10.0
-# A process counts as lost when this many parts of the time limit have passed without a sign
-# of life. Parts, so that a machine that was suspended is given time after it wakes.
-_PARTS = 4
-_GREETING = "resnext_jax"
+_QUIET_SECONDS = 10.0
+# A process counts as lost after this many intervals of the time limit without a heartbeat.
+# Several, so that a machine that was suspended is given time after it wakes.
+_HEARTBEATS_PER_LIMIT = 4
+_PROTOCOL = "resnext_jax"
 
 Message = dict[str, Any]
 
@@ -44,7 +44,7 @@ class _Peer:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     done: bool = False
-    gave_up: bool = False
+    aborted: bool = False
     gone: asyncio.Event = dataclasses.field(default_factory=asyncio.Event)
 
     def send(self, **message: Any) -> None:
@@ -65,15 +65,15 @@ class Contact:
         time_limit: float,
         on_end: Callable[[str, int], None],
     ):
-        """Note what to do; `meet` begins.
+        """Prepare; `connect` connects.
 
         Args:
           address: host of process 0, and a port there.
           num_processes: of the run, at least 2.
           process_id: of this process, 0 to num_processes - 1.
-          time_limit: seconds that the others may take to come, or be silent.
+          time_limit: seconds that the others may take to connect, or be silent.
           on_end: called, in the thread of the connections, when another process
-            is lost or has given up, with a sentence and an exit status; it is
+            is lost or has aborted, with a sentence and an exit status; it is
             to end this process.
         """
         self._address = address
@@ -92,12 +92,12 @@ class Contact:
         self._all_came = asyncio.Event()
         self._all_done = asyncio.Event()
         self._end_heard = asyncio.Event()
-        # For the main thread: another process was lost; another was lost or has given up.
+        # For the main thread: another process was lost; another was lost or has aborted.
         self.lost = threading.Event()
         self.ended = threading.Event()
 
-    def meet(self) -> None:
-        """Wait until all processes are there.
+    def connect(self) -> None:
+        """Wait until all processes are connected.
 
         Raises:
           HostError: some did not come within the time limit.
@@ -106,20 +106,23 @@ class Contact:
         """
         self._thread.start()
         try:
-            self._wait(self._meet_others() if self._process == 0 else self._meet_first())
+            self._wait(self._accept_all() if self._process == 0 else self._connect_to_first())
         except BaseException:
             self.close()
             raise
 
-    def part(self) -> None:
-        """Wait until all processes have come here; they may take any time, but must live."""
-        self._wait(self._part())
+    def barrier_and_close(self) -> None:
+        """Wait until all processes have called this, then close.
+
+        They may take any time, as long as their heartbeats arrive.
+        """
+        self._wait(self._barrier())
         self.close()
 
-    def give_up(self, sentence: str, status: int) -> None:
-        """Tell the others that this process ends with an error, and what it is."""
+    def abort(self, sentence: str, status: int) -> None:
+        """Send the others the error that this process ends with."""
         with contextlib.suppress(TimeoutError):
-            self._wait(self._give_up(sentence, status), timeout=4 * GRACE)
+            self._wait(self._abort(sentence, status), timeout=4 * GRACE)
 
     def close(self) -> None:
         """Close the connections, if they are not closed."""
@@ -133,34 +136,34 @@ class Contact:
     def _wait(self, work: Coroutine[Any, Any, None], timeout: float | None = None) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout)
 
-    # Coming together
+    # Connecting
 
-    async def _meet_others(self) -> None:
-        """Process 0: let the others come."""
-        server = await asyncio.start_server(self._answer, sock=_listen(self._address[1]))
-        self._start(self._show_life())
-        reminder = self._start(self._remind())
+    async def _accept_all(self) -> None:
+        """Process 0: accept the others' connections."""
+        server = await asyncio.start_server(self._start_accepting, sock=_listen(self._address[1]))
+        self._start(self._send_heartbeats())
+        reminder = self._start(self._print_who_is_missing())
         try:
             async with asyncio.timeout(self._limit):
                 await self._all_came.wait()
         except TimeoutError:
-            absent = self._absent()  # before those who came hear of it, and leave
-            self._tell(waiting_for=absent, too_late=self._limit)
+            absent = self._absent()  # before those that connected hear of it, and exit
+            self._broadcast(waiting_for=absent, too_late=self._limit)
             drains = [peer.writer.drain() for peer in self._peers.values()]
             await _within(GRACE, asyncio.gather(*drains, return_exceptions=True))
             raise HostError(_did_not_come(absent, self._limit)) from None
         finally:
             reminder.cancel()
             server.close()  # leaves the port to JAX; the connections stay
-        self._tell(met=socket.gethostname())
+        self._broadcast(met=socket.gethostname())
 
-    def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._start(self._welcome(reader, writer))
+    def _start_accepting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._start(self._accept(reader, writer))
 
-    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(TimeoutError, LookupError, ValueError):
-            hello = await self._hear(reader)
-            if hello is None or hello.get("hello") != _GREETING:
+            hello = await self._receive(reader)
+            if hello is None or hello.get("hello") != _PROTOCOL:
                 return
             peer = _Peer(int(hello["process"]), str(hello["name"]), reader, writer)
             refusal = self._refusal(peer.process, int(hello["count"]))
@@ -171,10 +174,10 @@ class Contact:
             self._met = not self._absent()
             if self._met:
                 self._all_came.set()
-            await self._follow(peer)
+            await self._watch(peer)
 
     def _refusal(self, process: int, count: int) -> str | None:
-        """Say what is wrong with a process that comes, if anything."""
+        """Return why a process that connects is refused; None if it is not."""
         if count != self._count:
             return (
                 f"this process expects {count} processes and process 0 expects {self._count}; "
@@ -190,12 +193,12 @@ class Contact:
     def _absent(self) -> list[int]:
         return [process for process in range(1, self._count) if process not in self._peers]
 
-    async def _meet_first(self) -> None:
-        """Others: go to process 0, and wait there until all have come."""
+    async def _connect_to_first(self) -> None:
+        """Others: connect to process 0, and wait until all have connected."""
         host, port = self._address
         deadline = self._loop.time() + self._limit
         problem = "no answer"
-        reminder = self._start(self._remind())
+        reminder = self._start(self._print_who_is_missing())
         try:
             while True:
                 try:
@@ -205,7 +208,7 @@ class Contact:
                     problem = os.strerror(error.errno) if error.errno else str(error) or problem
                 else:
                     # Process 0 says when it has been too long.
-                    if await self._introduce(_Peer(0, host, reader, writer)):
+                    if await self._handshake(_Peer(0, host, reader, writer)):
                         return
                     problem = "it ended, or another program answers there"
                 await asyncio.sleep(_RETRY)
@@ -218,14 +221,14 @@ class Contact:
         finally:
             reminder.cancel()
 
-    async def _introduce(self, first: _Peer) -> bool:
-        """Wait beside process 0; False when it left before all had come."""
+    async def _handshake(self, first: _Peer) -> bool:
+        """Wait for process 0's confirmation; False if it left before all had connected."""
         first.send(
-            hello=_GREETING, process=self._process, count=self._count, name=socket.gethostname()
+            hello=_PROTOCOL, process=self._process, count=self._count, name=socket.gethostname()
         )
         with contextlib.ExitStack() as closing, contextlib.suppress(TimeoutError):
             closing.callback(first.writer.close)
-            while (message := await self._hear(first.reader)) is not None:
+            while (message := await self._receive(first.reader)) is not None:
                 if "hello" in message:
                     break  # connected to itself, as can be where nobody listens
                 if "refused" in message:
@@ -238,27 +241,27 @@ class Contact:
                     first.name = message["met"]
                     self._peers[0] = first
                     self._met = True
-                    self._start(self._follow(first))
-                    self._start(self._show_life())
+                    self._start(self._watch(first))
+                    self._start(self._send_heartbeats())
                     return True
         return False
 
-    async def _remind(self) -> None:
-        """Tell a person why nothing happens."""
-        await asyncio.sleep(_PATIENCE)
+    async def _print_who_is_missing(self) -> None:
+        """Print who is waited for, once waiting takes long."""
+        await asyncio.sleep(_QUIET_SECONDS)
         absent = self._absent() if self._process == 0 else self._waiting_for or [0]
         print(f"waiting for {_processes(absent)}", file=sys.stderr, flush=True)
 
-    # Staying in touch
+    # Heartbeats
 
-    async def _show_life(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
             absent = [] if self._met else self._absent()
-            self._tell(**({"waiting_for": absent} if absent else {}))
-            await asyncio.sleep(min(1.0, self._limit / _PARTS / 2))
+            self._broadcast(**({"waiting_for": absent} if absent else {}))
+            await asyncio.sleep(min(1.0, self._limit / _HEARTBEATS_PER_LIMIT / 2))
 
-    async def _hear(self, reader: asyncio.StreamReader) -> Message | None:
-        """Return the next message that is more than a sign of life; None when there is no more.
+    async def _receive(self, reader: asyncio.StreamReader) -> Message | None:
+        """Return the next message that is no heartbeat; None when the connection ended.
 
         Raises:
           TimeoutError: silence for the time limit.
@@ -266,11 +269,13 @@ class Contact:
         quiet = 0
         while True:
             try:
-                line = await asyncio.wait_for(reader.readline(), self._limit / _PARTS)
+                line = await asyncio.wait_for(
+                    reader.readline(), self._limit / _HEARTBEATS_PER_LIMIT
+                )
                 message = json.loads(line) if line.endswith(b"\n") else None
             except TimeoutError:
                 quiet += 1
-                if quiet == _PARTS:
+                if quiet == _HEARTBEATS_PER_LIMIT:
                     raise
                 continue
             except (OSError, ValueError):  # a broken connection, or no message of ours
@@ -281,13 +286,13 @@ class Contact:
             if message:
                 return message
 
-    async def _follow(self, peer: _Peer) -> None:
-        """Act on what a process says, until it has no more to say."""
+    async def _watch(self, peer: _Peer) -> None:
+        """Act on a process's messages until its connection ends."""
         reason = "its connection broke"
         try:
-            while (message := await self._hear(peer.reader)) is not None:
+            while (message := await self._receive(peer.reader)) is not None:
                 if "end" in message:
-                    peer.gave_up = True
+                    peer.aborted = True
                     self._end_heard.set()
                     self._start(self._end(peer, message["end"], message["status"], message["lost"]))
                 elif "done" in message:
@@ -299,7 +304,7 @@ class Contact:
         peer.writer.close()
         if not self._met:
             del self._peers[peer.process]  # it may come again
-        elif not (peer.done or peer.gave_up):
+        elif not (peer.done or peer.aborted):
             sentence = (
                 f"process {peer.process} on {peer.name} was lost ({reason}); start all processes "
                 "again: training resumes from its last checkpoint."
@@ -307,54 +312,54 @@ class Contact:
             await self._end(peer, sentence, EXIT_LOST_HOST, lost=True)
 
     async def _end(self, source: _Peer, sentence: str, status: int, lost: bool) -> None:
-        """Another process was lost or gave up: end this one."""
+        """Another process was lost or has aborted: end this one."""
         if self.ended.is_set():
             return
         if lost:
             self.lost.set()
         self.ended.set()
         if self._process == 0:
-            self._tell(end=sentence, status=status, lost=lost)
+            self._broadcast(end=sentence, status=status, lost=lost)
         if not lost:
             await asyncio.sleep(GRACE)
-        await self._let_others_leave(GRACE + 1, source)
+        await self._wait_for_peers_to_exit(GRACE + 1, source)
         self._on_end(sentence, status)  # at once: JAX may be about to abort this process
 
-    async def _give_up(self, sentence: str, status: int) -> None:
+    async def _abort(self, sentence: str, status: int) -> None:
         self.ended.set()  # whatever is heard from now on comes too late
-        self._tell(end=sentence, status=status, lost=False)
+        self._broadcast(end=sentence, status=status, lost=False)
         if self._process != 0:
             # Process 0 tells all, this one too. A connection closed before all that came
             # through it is read can lose what was sent.
             await _within(GRACE, self._end_heard.wait())
-        await self._let_others_leave(GRACE + 1)
+        await self._wait_for_peers_to_exit(GRACE + 1)
 
-    async def _let_others_leave(self, seconds: float, but: _Peer | None = None) -> None:
-        """Process 0 goes last: JAX aborts the others as soon as it is gone."""
+    async def _wait_for_peers_to_exit(self, seconds: float, but: _Peer | None = None) -> None:
+        """Process 0 exits last: JAX aborts the others as soon as it is gone."""
         if self._process == 0:
             others = [peer.gone.wait() for peer in self._peers.values() if peer is not but]
             await _within(seconds, asyncio.gather(*others))
 
-    # Parting
+    # Barrier
 
-    async def _part(self) -> None:
+    async def _barrier(self) -> None:
         self._self_done = True
         if self._process != 0:
-            self._tell(done=True)
+            self._broadcast(done=True)
         self._check_done()
         await self._all_done.wait()
-        await self._let_others_leave(self._limit)
+        await self._wait_for_peers_to_exit(self._limit)
 
     def _check_done(self) -> None:
         """On process 0 all must be done; from it, that is what the others hear."""
         if all(peer.done for peer in self._peers.values()) and self._self_done:
             if self._process == 0:
-                self._tell(done=True)
+                self._broadcast(done=True)
             self._all_done.set()
 
-    # Means
+    # Helpers
 
-    def _tell(self, **message: Any) -> None:
+    def _broadcast(self, **message: Any) -> None:
         for peer in self._peers.values():
             peer.send(**message)
 

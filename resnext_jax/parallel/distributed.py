@@ -82,6 +82,7 @@ def connected(
     num_processes: int | None = None,
     process_id: int | None = None,
     time_limit: float = 300.0,
+    peer_watch: bool = True,
 ) -> Iterator[None]:
     """Run the block together with the other processes, if there are any.
 
@@ -97,6 +98,8 @@ def connected(
       num_processes: how many there are.
       process_id: the number of this one, from 0.
       time_limit: seconds.
+      peer_watch: False leaves it to JAX's coordination service alone to notice a missing or lost
+        process: later, and with a stack trace.
 
     Raises:
       UserError: what is given does not fit together.
@@ -106,6 +109,10 @@ def connected(
     if cluster is None:
         yield
         return
+    if not peer_watch:
+        _initialize_jax(cluster, time_limit, heartbeat=time_limit)
+        yield
+        return
     contact = Contact(
         cluster.address,
         num_processes=cluster.num_processes,
@@ -113,16 +120,17 @@ def connected(
         time_limit=time_limit,
         on_end=_end_after_another,
     )
-    contact.meet()
+    contact.connect()
     try:
-        _initialize_jax(cluster, time_limit)
+        # Ours comes earlier, and says more: JAX's is for where Python itself hangs.
+        _initialize_jax(cluster, time_limit, heartbeat=2 * time_limit)
         yield
-        contact.part()
+        contact.barrier_and_close()
     except BaseException as error:
         _end_with(error, contact, cluster.process_id)
 
 
-def agree(value: int) -> int:
+def broadcast_from_first_host(value: int) -> int:
     """Return the first host's value, on all hosts; all must call it.
 
     Args:
@@ -355,7 +363,7 @@ def _share_of_devices(rank: int, processes_here: int) -> tuple[int, ...] | None:
     return (rank,)
 
 
-def _initialize_jax(cluster: Cluster, time_limit: float) -> None:
+def _initialize_jax(cluster: Cluster, time_limit: float, *, heartbeat: float) -> None:
     # It would take SIGTERM for itself, which is the training loop's to see.
     jax.config.update("jax_enable_preemption_service", False)
     host, port = cluster.address
@@ -370,8 +378,7 @@ def _initialize_jax(cluster: Cluster, time_limit: float) -> None:
         cluster.local_device_ids,
         cluster_detection_method="deactivate",
         initialization_timeout=seconds,
-        # Only where Python itself hangs: `Contact` tells earlier, and better.
-        heartbeat_timeout_seconds=2 * seconds,
+        heartbeat_timeout_seconds=math.ceil(heartbeat),
         shutdown_timeout_seconds=seconds,
     )
 
@@ -402,7 +409,7 @@ def _end_with(error: BaseException, contact: Contact, process_id: int) -> NoRetu
         last = own.splitlines()[-1][:300]
         others = f"{me} ended with an unexpected error, see its own output ({last})"
     _say(own)
-    contact.give_up(others, status)
+    contact.abort(others, status)
     _leave(status)
 
 

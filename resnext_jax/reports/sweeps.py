@@ -1,6 +1,13 @@
 """Sweeps by name: the runs that a table or figure of the paper needs, as data."""
 
 import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import resnext_jax
+from resnext_jax.reports.errors import ReportError
 
 # Files of the repository.
 _IMAGENET = "configs/imagenet.py"
@@ -117,3 +124,47 @@ SWEEPS = {
         seeds=3,
     ),
 }
+
+
+def commands(sweep: Sweep, folder: Path, *, seeds: int, extra: Sequence[str] = ()) -> list[str]:
+    """Return the commands that train a sweep: every setting with seed 0, then with seed 1, ...
+
+    A shell can run them as they are. Runs that are finished are skipped by train.py, others resume.
+
+    Args:
+      sweep: of `SWEEPS`.
+      folder: the workdir of a run is FOLDER/SETTING/seedN.
+      seeds: how many.
+      extra: further flags for every train.py.
+
+    Raises:
+      ReportError: the package is installed without train.py.
+    """
+    root = Path(resnext_jax.__file__).resolve().parents[1]
+    if not (root / "train.py").exists():
+        raise ReportError(
+            f"{root / 'train.py'} does not exist: sweeps are run from a clone of the repository."
+        )
+    prefix = "" if Path.cwd() == root else f"{root}/"
+    return [
+        shlex.join(
+            [
+                _python(),
+                f"{prefix}train.py",
+                f"--config={prefix}{setting.config}",
+                *setting.overrides,
+                f"--config.seed={seed}",
+                f"--workdir={folder / setting.name / f'seed{seed}'}",
+                *extra,
+            ]
+        )
+        for seed in range(seeds)
+        for setting in sweep.settings
+    ]
+
+
+def _python() -> str:
+    """Return this Python, as short as it works in this folder."""
+    # Not resolved: in a virtual environment it is a link, and has to stay one.
+    path = Path(sys.executable)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

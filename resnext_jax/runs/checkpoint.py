@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from resnext_jax.errors import CheckpointError, one_line
 from resnext_jax.files import strict_json
 from resnext_jax.models.variables import Arrays
-from resnext_jax.parallel.distributed import agree, is_first_host
+from resnext_jax.parallel.distributed import broadcast_from_first_host, is_first_host
 from resnext_jax.runs import packing
 from resnext_jax.runs.manifest import StepFolders
 
@@ -433,7 +433,7 @@ def _from_first_host(work: Callable[[], Answer]) -> Answer:
             text = json.dumps({"answer": work()}).encode()
         except CheckpointError as error:
             text = json.dumps({"error": str(error)}).encode()
-    sent = np.zeros(agree(len(text)), np.uint8)
+    sent = np.zeros(broadcast_from_first_host(len(text)), np.uint8)
     if is_first_host():
         sent[:] = np.frombuffer(text, np.uint8)
     received = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)

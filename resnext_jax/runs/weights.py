@@ -25,6 +25,7 @@ from resnext_jax.interop.files import source as file_source
 from resnext_jax.interop.identify import identify
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.equivalence import convert_arrays
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import Arrays, Network, digest, merge
 from resnext_jax.parallel.distributed import is_first_host
@@ -191,7 +192,7 @@ class FileEntrant:
           ema: the average that a training saved beside the weights.
 
         Raises:
-          WeightsError: it cannot be read, or no network fits.
+          WeightsError: it cannot be read, no network fits, or it has not the config's form.
         """
         self.origin, self._source = str(path), file_source(path)
         self._weights = "ema" if ema else "raw"
@@ -204,6 +205,10 @@ class FileEntrant:
                 f"{self._source} is of a network with in_channels={identity.in_channels}; images "
                 "are read in RGB here, so give weights for 3 channels."
             )
+        try:
+            network_spec(identity.name, form=model.form)
+        except ValueError as error:
+            raise WeightsError(f"{self._source} is of {identity.name}: {error}") from error
         model.name, model.residual, model.preactivation = identity.name, identity.residual, None
         model.stem_width, model.template_width = identity.stem_width, identity.template_width
         self.num_classes = identity.num_classes

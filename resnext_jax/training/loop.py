@@ -15,7 +15,12 @@ from resnext_jax.config import build
 from resnext_jax.data.augment import Batch
 from resnext_jax.errors import DataError, DivergedError
 from resnext_jax.models.variables import digest
-from resnext_jax.parallel.distributed import agree, check_hosts_agree, gather, is_first_host
+from resnext_jax.parallel.distributed import (
+    broadcast_from_first_host,
+    check_hosts_agree,
+    gather,
+    is_first_host,
+)
 from resnext_jax.runs.best import Best, best_of, write_best
 from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.runs.curve import draw_training_curve
@@ -277,7 +282,7 @@ class _Run:
     def _is_tested(self) -> bool:
         records = read_metrics(self.folder) if self.first_host else []
         tested = any(r["split"] == "test" and r["step"] == self.step for r in records)
-        return bool(agree(int(tested)))
+        return bool(broadcast_from_first_host(int(tested)))
 
     def _leave_if_asked(self) -> None:
         """Stop in the middle of a test: the state has been saved before it."""
@@ -292,7 +297,7 @@ class _Run:
         self.best = best_of(tests, self.task.measure, self.best)
         if self.first_host:
             write_best(self.best, self.folder)
-        step = agree(self.best.step if self.best else -1)
+        step = broadcast_from_first_host(self.best.step if self.best else -1)
         if step >= 0:
             self.checkpoints.note_best(step)
 
@@ -300,7 +305,9 @@ class _Run:
         """Save the state, which is that before the halted step, and say what happened."""
         self._save_after_error()
         self.checkpoints.wait()
-        saved = agree(int(self.state.step))  # none leaves, and ends the others, before it is whole
+        saved = broadcast_from_first_host(
+            int(self.state.step)
+        )  # none leaves, and ends the others, before it is whole
         if Request.HALT in halt.requests:
             return self.data_error or DataError(
                 f"another host has no images for step {saved + 1} (it says why); the state after "

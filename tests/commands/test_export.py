@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -237,3 +238,31 @@ def test_a_file_that_is_no_export(tmp_path: Path, model: nnx.Module) -> None:
             read_export(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_export(tmp_path / "none")
+
+
+def test_orbax_alone_reads_what_was_exported_for_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the names of form c, whatever was trained; and the model can be built from it."""
+    config = digits_config()
+    config.model.form = "a"
+    workdir, folder = make_workdir(tmp_path / "run", config), tmp_path / "weights"
+    main([f"--workdir={workdir}", f"--out={folder}", "--format=orbax"])
+    assert "for orbax.checkpoint" in capsys.readouterr().out
+    handler = ocp.PyTreeCheckpointHandler()
+    tree = ocp.Checkpointer(handler).restore(folder)
+    arguments = handler.metadata(folder).custom_metadata
+    assert arguments.keys() == {"name", "num_classes", "stem_width", "template_width"}
+    shapes = nnx.eval_shape(lambda: create_model(**arguments, rngs=nnx.Rngs(0)))
+    graphdef, params, batch_stats = split(shapes)
+    assert tree["params"].keys() == params.keys()
+    assert tree["batch_stats"].keys() == batch_stats.keys()
+    single = load_single(workdir=workdir).member.network
+    trained = merge(single.graphdef, single.params, single.batch_stats)
+    restored = merge(graphdef, tree["params"], tree["batch_stats"])
+    pixels = images(2)
+    assert relative_difference(logits(restored, pixels), logits(trained, pixels)) < 1e-5
+    with pytest.raises(SystemExit) as end:
+        main([f"--workdir={workdir}", f"--out={folder}", "--format=orbax"])
+    assert end.value.code == 2
+    assert f"{folder} cannot be written: it is a folder" in capsys.readouterr().err

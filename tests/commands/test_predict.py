@@ -17,13 +17,14 @@ from PIL import Image
 from resnext_jax.commands import predict
 from resnext_jax.commands.predict import find_images, main
 from resnext_jax.config import build
+from resnext_jax.config.fields import base_config
 from resnext_jax.data import deep_images
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import write_state_dict
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import merge
-from resnext_jax.runs.weights import load_single
+from resnext_jax.runs.weights import FileEntrant, load_single
 from tests.data.deep_files import pnm, tiff
 from tests.data.images import PHOTOGRAPHS, encoded, noise_file, photograph, photograph_file
 from tests.evaluation.workdirs import digits_config, make_workdir
@@ -314,6 +315,15 @@ def test_weights_for_grey_images_are_refused(folder: Path) -> None:
         WeightsError, match=r"of a network with in_channels=1; images are read in RGB"
     ):
         load_single(file=folder / "grey.safetensors")
+
+
+def test_weights_of_basic_blocks_have_no_other_form(folder: Path) -> None:
+    spec = network_spec("cifar_resnet20", stem_width=4, template_width=4)
+    write_state_dict(random_state_dict(spec), folder / "basic.safetensors")
+    config = base_config()
+    config.model.form = "a"
+    with pytest.raises(WeightsError, match=r"of cifar_resnet20: Basic blocks .* use 'c'\.$"):
+        FileEntrant(config, folder / "basic.safetensors")
 
 
 def test_arguments_stand_for_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

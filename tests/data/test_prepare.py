@@ -33,7 +33,7 @@ IMAGE = encoded(Image.new("RGB", (2, 2)), "PNG")
 Example = tuple[int, dict[str, Any]]
 
 
-class Toy(Builder, skip_registration=True):  # type: ignore[call-arg]
+class Toy(Builder):
     """Five images for training and two for testing, whose making a test can disturb."""
 
     TITLE = "the toy"

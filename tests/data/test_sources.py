@@ -61,7 +61,7 @@ def test_unknown_data_set(name: str, tmp_path: Path) -> None:
 def test_every_builder_can_be_imported(name: str) -> None:
     builder_class = find(name).builder_class()
     assert builder_class.name == name
-    assert find(name).tfds_split("train") == "train"
+    assert find(name).tfds_split("train", ()) == "train"
 
 
 @pytest.mark.parametrize("name", ["imagenet2012", "imagenet5k"])
@@ -161,6 +161,36 @@ def test_a_set_for_tensorflow_alone(copy: Path) -> None:
     assert "prepare it anew in another folder" in message
     command = f"tfds convert_format --dataset_version_dir={version_folder(copy)}"
     assert f"{command} --out_file_format=array_record" in message
+
+
+def test_any_set_that_tfds_prepared_is_read_by_its_name(cifar: Path, tmp_path: Path) -> None:
+    """Of a configuration too; with a validation split, that is tested on."""
+    for folder in ("flowers", "flowers/small"):
+        target = tmp_path / folder / "1.2.3"
+        shutil.copytree(version_folder(cifar), target)
+        source = open_source(f"tfds:{folder}", "test", str(tmp_path))
+        assert (source.name, source.version) == (f"tfds:{folder}", "1.2.3")
+        assert len(source) == len(open_source("cifar10", "test", str(cifar)))
+    path = target / "dataset_info.json"
+    info = json.loads(path.read_text())
+    (train,) = (split for split in info["splits"] if split["name"] == "train")
+    info["splits"].append(train | {"name": "validation"})
+    path.write_text(json.dumps(info))
+    for shard in target.glob("cifar10-train.*"):
+        shutil.copy(shard, target / shard.name.replace("-train", "-validation"))
+    assert len(open_source("tfds:flowers/small", "test", str(tmp_path))) == 7
+
+
+def test_a_set_of_tfds_that_is_not_there_or_is_of_another_kind(copy: Path) -> None:
+    with pytest.raises(DataError) as error:
+        open_source("tfds:flowers", "train", str(copy))
+    assert "there is no folder flowers/VERSION in" in sentence(error)
+    assert "tfds build flowers --file_format=array_record" in sentence(error)
+    path = version_folder(copy) / "features.json"
+    path.write_text(path.read_text().replace('"label"', '"kind"'))
+    with pytest.raises(DataError) as error:
+        open_source("tfds:cifar10", "train", str(copy))
+    assert "what is trained on has an image and a label" in sentence(error)
 
 
 def test_a_damaged_data_set(copy: Path) -> None:

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from resnext_jax.detection.anchors import AnchorSpec, base_anchors, make_anchors
+from resnext_jax.detection.anchors import AnchorSpec, are_reached, base_anchors, make_anchors
+from tests.detection import plain
 
 # From inclusive corners to continuous ones.
 CONTINUOUS = np.array([0, 0, 1, 1])
@@ -64,3 +65,30 @@ def test_another_feature_map() -> None:
     anchors = make_anchors(2, 3, spec).reshape(2, 3, 2, 4)
     np.testing.assert_array_equal(anchors[0, 0], [[-8, -8, 24, 24], [-24, -24, 40, 40]])
     np.testing.assert_array_equal(anchors[1, 2] - anchors[0, 0], [[16, 8, 16, 8]] * 2)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        AnchorSpec(),
+        # Smaller than the stride, so that there are gaps between them.
+        AnchorSpec(stride=16, base=16, ratios=(0.5, 2.0), scales=(0.5,)),
+        AnchorSpec(stride=32, base=32, ratios=(1.0,), scales=(3.0,)),
+    ],
+)
+def test_boxes_that_an_anchor_inside_the_image_overlaps(spec: AnchorSpec) -> None:
+    """One anchor after the other."""
+    rng = np.random.default_rng(0)
+    sizes = rng.integers((20, 20), (160, 160), (200, 2))
+    sizes[:20] = 33, 160  # too low for the paper's anchors
+    starts = rng.uniform(0, 0.95, (200, 2)) * sizes[:, ::-1]
+    ends = np.minimum(starts + rng.exponential(8, (200, 2)), sizes[:, ::-1])
+    boxes = np.concatenate([starts, ends], axis=1)
+    expected = []
+    for box, (height, width) in zip(boxes, sizes, strict=True):
+        anchors = make_anchors(10, 10, spec)
+        x1, y1, x2, y2 = anchors.T
+        inside = anchors[(x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)]
+        expected.append(any(plain.iou(anchor, box) > 0 for anchor in inside.tolist()))
+    assert are_reached(boxes, sizes, spec).tolist() == expected
+    assert 20 < sum(expected) < 180

@@ -99,6 +99,27 @@ def test_what_is_harmless_is_mended_and_noted(
     assert not capsys.readouterr().err
 
 
+def test_boxes_in_parts_of_the_image_are_refused(tmp_path: Path) -> None:
+    """As YOLO's files have them; each would be less than a pixel."""
+    boxes = [[0.25, 0.5, 0.5, 0.25], [0.0, 0.0, 1.0, 1.0]]
+    annotations = [annotation(n, 1, 1, box) for n, box in enumerate(boxes)]
+    with pytest.raises(
+        DataError,
+        match=r"lie within 0\.\.1 .* in pixels.*: 2 \(annotation 0 of image id 1: \[0.25, ",
+    ):
+        write_coco(tmp_path, [image(1)], annotations)
+    # Small objects are nothing unusual.
+    write_coco(tmp_path, [image(1)], [*annotations, annotation(3, 1, 1, [5, 5, 1, 0.5])])
+
+
+def test_categories_without_objects_are_noted(tmp_path: Path) -> None:
+    annotations = [annotation(1, 1, 3, [1, 1, 5, 5])]
+    split = write_coco(tmp_path, [image(1)], annotations, [1, 3, 7, 9, 12])
+    assert split.notes == (
+        "categories without objects: 4 (id 1, 'name 1', id 7, 'name 7', id 9, 'name 9', ...)",
+    )
+
+
 def test_a_file_need_not_say_what_is_no_crowd(tmp_path: Path) -> None:
     bare = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [1, 1, 2, 2]}
     marked = bare | {"id": 2, "iscrowd": True}
@@ -131,9 +152,9 @@ def test_every_kind_of_mistake_is_in_one_report(tmp_path: Path) -> None:
         "images that are missing: 5 ('000000000003.png' of image id 3, '000000000004.png' of "
         "image id 4, '000000000005.png' of image id 5, ...)",
         "ids that several images have: 1 (1)",
-        "incomplete images: 1 (number 8, which has no usable height)",
+        "unusable images: 1 (id 8 has height=0)",
         "ids that several annotations have: 1 (1)",
-        "incomplete annotations: 2 (number 5, which has no usable bbox, number 6, ",
+        "unusable annotations: 2 (id 6 has bbox=[1, 1, 5], id 7 has bbox=[1, 1, -5, 5], ",
         "annotations of unknown images: 1 (annotation 3: image id 77)",
         "annotations of unknown categories: 1 (annotation 4: category id 55)",
         "boxes outside their image (a bbox is x, y, width, height in pixels): 1 (annotation 5 of "
@@ -174,11 +195,11 @@ WHOLE = {
         (changed(WHOLE, images=[]), "has no list of images"),
         (changed(WHOLE, categories={"1": "dog"}), "has no list of categories"),
         (changed(WHOLE, annotations=None), "has no list of annotations"),
-        (changed(WHOLE, images=[3]), "incomplete images: 1"),
-        (changed(WHOLE, images=[image(1, width=True)]), "has no usable width"),
-        (changed(WHOLE, categories=[{"id": 1}]), "incomplete categories: 1"),
+        (changed(WHOLE, images=[3]), "unusable images: 1 "),
+        (changed(WHOLE, images=[image(1, width=True)]), "id 1 has width=True"),
+        (changed(WHOLE, categories=[{"id": 1}]), "unusable categories: 1 "),
         (changed(WHOLE, categories=categories([1, 1])), "ids that several categories have: 1"),
-        (changed(WHOLE, annotations=[{"id": 1}]), "incomplete annotations: 1"),
+        (changed(WHOLE, annotations=[{"id": 1}]), "unusable annotations: 1 "),
     ],
 )
 def test_what_is_not_coco_s_format(tmp_path: Path, content: Any, message: str) -> None:

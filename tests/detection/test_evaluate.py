@@ -13,7 +13,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from resnext_jax.detection.coco import CocoSplit, read_coco
+from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.evaluate import (
     METRICS,
     Detections,
@@ -30,8 +30,8 @@ from tests.detection.coco_files import (
     categories,
     image,
     random_split,
+    split_of,
     write_coco,
-    write_images,
     write_json,
 )
 
@@ -66,6 +66,11 @@ def random_content() -> dict[str, Any]:
             number = len(annotations) + 1
             annotations.append(annotation(number, entry["id"], category, bbox, iscrowd=crowd))
     return {"images": images, "annotations": annotations, "categories": categories([1, 3, 90])}
+
+
+@pytest.fixture(scope="module")
+def measured(random_content: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> CocoSplit:
+    return split_of(tmp_path_factory.mktemp("random"), random_content)
 
 
 @pytest.fixture(scope="module")
@@ -107,9 +112,12 @@ def reference(evaluator: Any, index: Any, content: dict[str, Any], rows: list[Ro
 
 
 def test_metrics_are_those_of_pycocotools_and_of_faster_coco_eval(
-    random_content: dict[str, Any], random_rows: list[Row], capfd: pytest.CaptureFixture[str]
+    random_content: dict[str, Any],
+    random_rows: list[Row],
+    measured: CocoSplit,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    ours = coco_metrics(random_content, random_rows)
+    ours = coco_metrics(measured, random_rows)
     assert capfd.readouterr().out == ""
     assert tuple(ours) == METRICS
     values = list(ours.values())
@@ -122,17 +130,15 @@ def test_metrics_are_those_of_pycocotools_and_of_faster_coco_eval(
     assert all(0.05 < value < 0.95 for value in values)
 
 
-def test_metrics_leave_arguments_as_they_are(
-    random_content: dict[str, Any], random_rows: list[Row], tmp_path: Path
-) -> None:
-    before = json.dumps([random_content, random_rows])
-    metrics = coco_metrics(random_content, random_rows)
-    assert json.dumps([random_content, random_rows]) == before
-    assert coco_metrics(write_json(tmp_path, random_content), random_rows) == metrics
+def test_metrics_leave_arguments_as_they_are(measured: CocoSplit, random_rows: list[Row]) -> None:
+    before = json.dumps(random_rows)
+    metrics = coco_metrics(measured, random_rows)
+    assert json.dumps(random_rows) == before
+    assert coco_metrics(measured, random_rows) == metrics
 
 
 def test_some_images_are_measured_alone(
-    random_content: dict[str, Any], random_rows: list[Row]
+    random_content: dict[str, Any], random_rows: list[Row], measured: CocoSplit
 ) -> None:
     chosen = range(1, 41)
     part = {
@@ -143,14 +149,14 @@ def test_some_images_are_measured_alone(
         "categories": random_content["categories"],
     }
     rows = [row for row in random_rows if row["image_id"] in chosen]
-    expected = coco_metrics(part, rows)
-    assert coco_metrics(random_content, random_rows, image_ids=chosen) == expected
-    assert expected != coco_metrics(random_content, random_rows)
+    ours = coco_metrics(measured.select(np.arange(40)), rows)
+    assert list(ours.values()) == reference(COCOeval, COCO, part, rows)
+    assert ours != coco_metrics(measured, random_rows)
 
 
 def test_perfect_detections_score_one(tmp_path: Path) -> None:
     split = random_split(tmp_path, landscape=20, portrait=10)
-    metrics = coco_metrics(split.annotations, perfect(split))
+    metrics = coco_metrics(split, perfect(split))
     assert {name for name, value in metrics.items() if math.isnan(value)} == {
         *("APm", "APl", "ARm", "ARl")  # objects are small here
     }
@@ -174,18 +180,20 @@ def test_coco_s_ids_go_into_the_rows_and_back(tmp_path: Path) -> None:
         assert row["category_id"] == entry["category_id"]
         assert row["bbox"] == entry["bbox"]
         assert row["score"] == 0.9
-    assert coco_metrics(split.annotations, rows)["AP"] == pytest.approx(1)
+    assert coco_metrics(split, rows)["AP"] == pytest.approx(1)
     # Other categories are other objects (far away here): nothing is found.
     others = dict(zip(COCO_IDS.tolist(), np.roll(COCO_IDS, 40).tolist(), strict=True))
     for row in rows:
         row["category_id"] = others[row["category_id"]]
-    assert coco_metrics(split.annotations, rows)["AP"] == 0
+    assert coco_metrics(split, rows)["AP"] == 0
 
 
-def test_nothing_found_scores_zero(random_content: dict[str, Any]) -> None:
-    assert coco_metrics(random_content, []) == dict.fromkeys(METRICS, 0.0)
+def test_nothing_found_scores_zero(
+    random_content: dict[str, Any], measured: CocoSplit, tmp_path: Path
+) -> None:
+    assert coco_metrics(measured, []) == dict.fromkeys(METRICS, 0.0)
     # And where there is nothing to be found there is no score.
-    nothing = random_content | {"annotations": []}
+    nothing = split_of(tmp_path, random_content | {"annotations": []})
     assert all(math.isnan(value) for value in coco_metrics(nothing, []).values())
 
 
@@ -205,32 +213,51 @@ def test_detections_of_a_diverged_network(tmp_path: Path, value: float) -> None:
         results_rows(split, 0, Detections(box * value, np.array([1.0]), label))
 
 
+def test_what_is_to_be_ignored_is_neither_missed_nor_wrong(tmp_path: Path) -> None:
+    """`ignore` is what other tools call COCO's `iscrowd`."""
+    seen, hard = annotation(1, 1, 1, [5, 5, 40, 40]), annotation(2, 1, 1, [50, 5, 10, 10])
+    scores = []
+    for name in ("ignore", "iscrowd"):
+        split = write_coco(tmp_path / name, [image(1)], [seen, hard | {name: 1}])
+        truth = split.ground_truth(0)
+        assert truth.crowd.tolist() == [False, True]
+        everything = Detections(truth.boxes, np.array([0.5, 0.9]), truth.classes)
+        for rows in (perfect(split), results_rows(split, 0, everything)):
+            scores.append(coco_metrics(split, rows)["AP"])
+    assert scores == pytest.approx([1, 1, 1, 1])
+
+
 def test_annotations_without_area_and_crowd_can_be_measured(tmp_path: Path) -> None:
     # Nor need ids be positive, as pycocotools has it: it finds nothing that has id 0.
     entry = {"id": 0, "image_id": 1, "category_id": 1, "bbox": [5, 5, 40, 40]}
     split = write_coco(tmp_path, [image(1)], [entry])
-    metrics = coco_metrics(split.annotations, perfect(split))
+    metrics = coco_metrics(split, perfect(split))
     assert metrics["AP"] == metrics["APm"] == pytest.approx(1)
     assert math.isnan(metrics["APs"])
 
 
-def test_detections_of_other_data_are_refused(
-    random_content: dict[str, Any], tmp_path: Path
-) -> None:
+def test_sizes_are_by_the_file_s_areas(tmp_path: Path) -> None:
+    """COCO's are those of the outlines."""
+    split = write_coco(tmp_path, [image(1)], [annotation(1, 1, 1, [5, 5, 40, 40], area=31.0**2)])
+    metrics = coco_metrics(split, perfect(split))
+    assert metrics["APs"] == pytest.approx(1)
+    assert math.isnan(metrics["APm"])
+
+
+def test_detections_of_other_data_are_refused(measured: CocoSplit) -> None:
     row = {"image_id": 1, "category_id": 3, "bbox": [1, 1, 5, 5], "score": 1.0}
     with pytest.raises(DataError, match=r"1 images that .*train\.json does not have .* id 999"):
-        coco_metrics(write_json(tmp_path, random_content), [row, row | {"image_id": 999}])
-    with pytest.raises(DataError, match=r"1 categories that the annotations .* id 2\)"):
-        coco_metrics(random_content, [row | {"category_id": 2}])
+        coco_metrics(measured, [row, row | {"image_id": 999}])
+    with pytest.raises(DataError, match=r"1 categories that .*train\.json .* id 2\)"):
+        coco_metrics(measured, [row | {"category_id": 2}])
 
 
 def test_images_for_coco_s_server_cannot_be_measured(tmp_path: Path) -> None:
     content = {"images": [image(1)], "categories": categories([1])}
-    path = write_json(tmp_path, content, "image_info_test-dev2017.json")
+    split = split_of(tmp_path, content, labelled=False)
     with pytest.raises(DataError, match=r"without annotations; .* COCO's server"):
-        coco_metrics(path, [])
+        coco_metrics(split, [])
     # But what is found in them can be written.
-    split = read_coco(path, write_images(tmp_path, content["images"]), labelled=False)
     found = Detections(np.array([[1, 2, 4, 8]]), np.array([0.123456789]), np.array([1]))
     assert results_rows(split, 0, found) == [
         {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 6], "score": 0.123457}

@@ -130,9 +130,23 @@ def test_only_images_with_single_objects_are_trained_on(tmp_path: Path) -> None:
     split = write_coco(tmp_path, images, annotations)
     order = order_of(split)
     assert [group.tolist() for group in order.groups] == [[2], []]
-    assert (order.left_out, len(order)) == (2, 2)
+    assert len(order) == 2
     with pytest.raises(DataError, match=r"no image of .*instances_train\.json has a box"):
         train(split.select(np.array([0, 1])))
+
+
+def test_images_without_objects_can_be_trained_on(tmp_path: Path) -> None:
+    """Whatever they have: nothing, or crowds alone."""
+    crowd = annotation(1, 1, 1, [0, 0, 9, 9], iscrowd=1)
+    images = [image(number) for number in (1, 2, 3)]
+    split = write_coco(tmp_path, images, [crowd, annotation(3, 3, 1, [0, 0, 9, 9])])
+    spec = dataclasses.replace(SMALL, keep_empty=True)
+    order = training_order(split, spec, seed=3, batch_size=3)
+    assert [group.tolist() for group in order.groups] == [[0, 1, 2], []]
+    batch = joined(train(split, spec, batch_size=3, num_steps=2))
+    assert sorted((batch["valid"] & ~batch["crowd"]).sum(axis=1)) == [0, 0, 0, 0, 1, 1]
+    with pytest.raises(DataError, match="has a box to train on"):
+        train(split.select(np.array([0, 1])), spec)
 
 
 def test_batches_hold_what_a_step_needs(split: CocoSplit) -> None:

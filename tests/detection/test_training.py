@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from resnext_jax.detection import training
 from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate
@@ -132,6 +133,45 @@ def test_an_epoch_may_be_all_images(config: ConfigDict) -> None:
     assert task.num_images == 12  # not mirrored
     assert task.batch_note.endswith(", places for 4 objects an image")
     assert callable(task.train_step)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_is_not_learned_from_is_counted_at_the_start(
+    keep: bool, config: ConfigDict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what is kept is background, with losses that are numbers."""
+    scenes = small_scenes(tmp_path / "scenes")
+    path = scenes / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    first = content["images"][0]["id"]
+    content["annotations"] = [row for row in content["annotations"] if row["image_id"] != first]
+    # An image that is too thin for any anchor.
+    content["images"].append({"id": 99, "file_name": "thin.png", "height": 2, "width": 60})
+    thin = content["annotations"][0] | {"id": 9999, "image_id": 99, "bbox": [1, 0, 50, 2]}
+    content["annotations"].append(thin)
+    path.write_text(json.dumps(content))
+    Image.new("RGB", (60, 2)).save(scenes / "train" / "thin.png")
+    small_proposals(scenes)
+    changed = small_config(config.task, scenes)
+    changed.data.keep_empty = keep
+    changed.batch_size = changed.optimizer.base_batch_size = 16
+    mesh = training.training_mesh(changed)
+    task, state = training.prepare(changed, mesh)
+    notes = capsys.readouterr().err
+    what = "trained on as background" if keep else "left out of training"
+    assert (
+        "note: instances_train.json: images without an object (crowds aside), "
+        f"{what} (config.data.keep_empty={keep}): 1 (image id {first})\n"
+    ) in notes
+    unreached = (
+        "note: instances_train.json: objects that no anchor inside their image overlaps, which the "
+        "RPN does not learn: 1 ([1.0, 0.0, 51.0, 2.0] of image id 99)\n"
+    )
+    assert (unreached in notes) == (config.task == "rpn")
+    assert task.num_images == 12 + keep
+    if keep:
+        _, metrics = task.train_step(state, next(task.batches(0, 1)))
+        assert np.isfinite(metrics["loss"])
 
 
 def test_too_few_places_for_objects_are_refused_at_the_start(config: ConfigDict) -> None:

@@ -78,13 +78,13 @@ def threads() -> Iterator[ThreadPoolExecutor]:
         yield pool
 
 
-def meet(threads: ThreadPoolExecutor, *processes: Process) -> list[Future[None]]:
-    return [threads.submit(process.contact.meet) for process in processes]
+def connect(threads: ThreadPoolExecutor, *processes: Process) -> list[Future[None]]:
+    return [threads.submit(process.contact.connect) for process in processes]
 
 
 def together(threads: ThreadPoolExecutor, make: Make, count: int) -> list[Process]:
     processes = [make(number, count) for number in range(count)]
-    for met in meet(threads, *processes):
+    for met in connect(threads, *processes):
         met.result(10)
     return processes
 
@@ -110,17 +110,17 @@ class Stranger:
 
 def test_all_wait_for_the_last_at_both_ends(threads: ThreadPoolExecutor, make: Make) -> None:
     first, second, third = make(0, 3), make(1, 3), make(2, 3)
-    early = meet(threads, third, first)
+    early = connect(threads, third, first)
     time.sleep(0.3)
     assert not any(met.done() for met in early)
-    second.contact.meet()
+    second.contact.connect()
     for met in early:
         met.result(5)
 
-    parted = [threads.submit(process.contact.part) for process in (first, third)]
+    parted = [threads.submit(process.contact.barrier_and_close) for process in (first, third)]
     time.sleep(0.3)
     assert not any(part.done() for part in parted)
-    second.contact.part()
+    second.contact.barrier_and_close()
     for part in parted:
         part.result(5)
     assert all(process.ends.empty() for process in (first, second, third))
@@ -132,14 +132,14 @@ def test_the_port_is_free_once_all_have_met(
     first, second = together(threads, make, 2)
     with socket.create_server(("", port)):
         pass
-    parted = threads.submit(first.contact.part)
-    second.contact.part()
+    parted = threads.submit(first.contact.barrier_and_close)
+    second.contact.barrier_and_close()
     parted.result(5)
 
 
 def test_a_missing_process_is_named_by_all(threads: ThreadPoolExecutor, make: Make) -> None:
     begin = time.monotonic()
-    for met in meet(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
+    for met in connect(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
         with pytest.raises(HostError, match="processes 1, 3 did not come within 2 seconds"):
             met.result(10)
     assert time.monotonic() - begin < 6
@@ -155,7 +155,7 @@ def test_who_came_and_left_when_told_is_not_missing(
         await asyncio.sleep(0.3)  # process 2 has gone by now
 
     monkeypatch.setattr(contact_module, "_within", slow)
-    for met in meet(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
+    for met in connect(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
         with pytest.raises(HostError, match="processes 1, 3 did not come within 2 seconds"):
             met.result(10)
 
@@ -164,9 +164,9 @@ def test_who_has_come_waits_as_long_as_the_first_process(
     threads: ThreadPoolExecutor, make: Make
 ) -> None:
     begin = time.monotonic()
-    (hasty,) = meet(threads, make(1, 3, limit=1.5))
+    (hasty,) = connect(threads, make(1, 3, limit=1.5))
     time.sleep(0.3)
-    (first,) = meet(threads, make(0, 3, limit=1.75))
+    (first,) = connect(threads, make(0, 3, limit=1.75))
     for met in (hasty, first):
         with pytest.raises(HostError, match=r"process 2 did not come within 1\.75 seconds"):
             met.result(10)
@@ -175,7 +175,7 @@ def test_who_has_come_waits_as_long_as_the_first_process(
 
 def test_the_first_process_is_missing(make: Make, port: int) -> None:
     with pytest.raises(HostError) as error:
-        make(1, limit=0.5).contact.meet()
+        make(1, limit=0.5).contact.connect()
     assert f"process 0 could not be reached at 127.0.0.1:{port} within 0.5 seconds" in str(
         error.value
     )
@@ -191,24 +191,24 @@ def test_who_waits_long_is_told_for_whom(
 ) -> None:
     together(threads, make, 2)
     assert capfd.readouterr().err == ""
-    monkeypatch.setattr(contact_module, "_PATIENCE", 0.1)
+    monkeypatch.setattr(contact_module, "_QUIET_SECONDS", 0.1)
     with pytest.raises(HostError):
-        Process(0, free_port(), 3, limit=1.0).contact.meet()
+        Process(0, free_port(), 3, limit=1.0).contact.connect()
     assert capfd.readouterr().err == "waiting for processes 1, 2\n"
 
 
 def test_processes_that_do_not_fit_together(threads: ThreadPoolExecutor, make: Make) -> None:
     first = make(0, 3)
-    waiting, second = meet(threads, first, make(1, 3))
+    waiting, second = connect(threads, first, make(1, 3))
     while first.contact._absent() != [2]:
         time.sleep(0.01)
     with pytest.raises(UserError, match="expects 4 processes and process 0 expects 3"):
-        make(2, 4).contact.meet()
+        make(2, 4).contact.connect()
     with pytest.raises(UserError, match=f"there is a process 1 already, on {HERE}") as error:
-        make(1, 3).contact.meet()
+        make(1, 3).contact.connect()
     assert error.value.exit_status == 2
     assert not waiting.done()
-    make(2, 3).contact.meet()
+    make(2, 3).contact.connect()
     waiting.result(5)
     second.result(5)
 
@@ -216,7 +216,7 @@ def test_processes_that_do_not_fit_together(threads: ThreadPoolExecutor, make: M
 def test_strangers_and_leavers_are_no_processes(
     threads: ThreadPoolExecutor, make: Make, port: int
 ) -> None:
-    (waiting,) = meet(threads, make(0, 3))
+    (waiting,) = connect(threads, make(0, 3))
     strangers = [Stranger(port) for _ in range(5)]
     strangers[1].socket.sendall(b"GET / HTTP/1.1\r\n\r\n")
     strangers[2].socket.sendall(b'["hello"]\n')
@@ -225,7 +225,7 @@ def test_strangers_and_leavers_are_no_processes(
     strangers[4].socket.close()
     time.sleep(0.2)
     assert not waiting.done()
-    for met in (*meet(threads, make(1, 3), make(2, 3)), waiting):
+    for met in (*connect(threads, make(1, 3), make(2, 3)), waiting):
         met.result(5)
     for stranger in strangers:
         stranger.socket.close()
@@ -236,7 +236,7 @@ def test_a_port_that_is_taken(make: Make, port: int) -> None:
         socket.create_server(("", port)),
         pytest.raises(UserError, match=f"cannot listen at port {port} of {HERE}") as error,
     ):
-        make(0).contact.meet()
+        make(0).contact.connect()
     assert "Address already in use" in str(error.value)
 
 
@@ -256,7 +256,7 @@ def test_all_hear_who_was_lost(threads: ThreadPoolExecutor, make: Make, lost: in
 
 def test_who_is_silent_is_lost(threads: ThreadPoolExecutor, make: Make, port: int) -> None:
     first = make(0, limit=1.5)
-    (met,) = meet(threads, first)
+    (met,) = connect(threads, first)
     stranger = Stranger(port)
     stranger.greet(1, 2)
     met.result(5)
@@ -271,7 +271,7 @@ def test_who_is_silent_is_lost(threads: ThreadPoolExecutor, make: Make, port: in
 
 def test_who_shows_life_is_not_lost(threads: ThreadPoolExecutor, make: Make) -> None:
     processes = [make(0, limit=1.0), make(1, limit=1.0)]
-    for met in meet(threads, *processes):
+    for met in connect(threads, *processes):
         met.result(5)
     time.sleep(1.5)
     assert all(process.ends.empty() for process in processes)
@@ -283,11 +283,11 @@ def test_who_shows_life_is_not_lost(threads: ThreadPoolExecutor, make: Make) -> 
 def test_all_hear_why_one_gave_up(threads: ThreadPoolExecutor, make: Make, gives_up: int) -> None:
     processes = together(threads, make, 3)
     waiting = [
-        threads.submit(process.contact.part)
+        threads.submit(process.contact.barrier_and_close)
         for number, process in enumerate(processes)
         if number != gives_up
     ]
-    processes[gives_up].contact.give_up("it had enough", 7)
+    processes[gives_up].contact.abort("it had enough", 7)
     processes[gives_up].leave()
     for number, process in enumerate(processes):
         if number != gives_up:
@@ -299,7 +299,7 @@ def test_all_hear_why_one_gave_up(threads: ThreadPoolExecutor, make: Make, gives
 
 def test_an_end_is_told_once(threads: ThreadPoolExecutor, make: Make) -> None:
     first, second, third = together(threads, make, 3)
-    second.contact.give_up("the cause", 2)
+    second.contact.abort("the cause", 2)
     second.leave()
     third.leave()
     assert first.end() == ("the cause", 2)

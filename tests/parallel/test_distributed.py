@@ -1,4 +1,4 @@
-"""Several hosts find each other, agree, and end together."""
+"""Several hosts find each other, broadcast_from_first_host, and end together."""
 
 import os
 import re
@@ -15,7 +15,13 @@ from jax._src.clusters import GceTpuCluster, GkeTpuCluster, K8sCluster, cloud_tp
 
 from resnext_jax.errors import EXIT_LOST_HOST, UserError
 from resnext_jax.parallel import distributed
-from resnext_jax.parallel.distributed import Cluster, agree, connected, find_cluster, is_first_host
+from resnext_jax.parallel.distributed import (
+    Cluster,
+    broadcast_from_first_host,
+    connected,
+    find_cluster,
+    is_first_host,
+)
 from tests.training.hosts import ROOT, run_hosts, start_hosts
 
 DIGITS = "--config=configs/digits_resnext29.py"
@@ -80,7 +86,7 @@ def test_alone_nothing_is_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax.distributed, "initialize", never)
     with connected():
         assert is_first_host()
-        assert agree(2**40 + 3) == 2**40 + 3
+        assert broadcast_from_first_host(2**40 + 3) == 2**40 + 3
     with connected(num_processes=1):
         pass
     with pytest.raises(ValueError, match="passed on"), connected():
@@ -303,7 +309,9 @@ import os, signal, sys, time
 from absl import app, logging
 from resnext_jax.config import cli
 from resnext_jax.errors import UserError, reports_user_errors
-from resnext_jax.parallel.distributed import agree, connected, gather, is_first_host
+from resnext_jax.parallel.distributed import (
+    broadcast_from_first_host, connected, gather, is_first_host
+)
 
 logging.set_verbosity(logging.ERROR)
 cli.define_host_flags()
@@ -347,7 +355,8 @@ total = jax.shard_map(
     lambda x: jax.lax.psum(x, "all"), mesh=mesh, in_specs=sharding.spec, out_specs=PartitionSpec()
 )(numbers)
 print(jax.process_count(), jax.device_count(), jax.local_device_count())
-print(float(total[0]), agree(2**40 + 3 + me), agree(-1 - me), is_first_host(), gather(5 - me))
+sent = broadcast_from_first_host(2**40 + 3 + me), broadcast_from_first_host(-1 - me)
+print(float(total[0]), *sent, is_first_host(), gather(5 - me))
 time.sleep(4 * (1 - me))
 """
 
@@ -367,6 +376,22 @@ def test_two_hosts_see_all_devices_and_agree() -> None:
         ]
         assert host.stderr == ""
     assert time.monotonic() - begin < 30
+
+
+@pytest.mark.slow
+def test_without_the_peer_watch_jax_ends_the_others() -> None:
+    """And nothing of ours connects the processes."""
+    flags = ["--peer_watch=false", "--distributed_timeout=5"]
+    for host in run_hosts([*program(SUM), *flags], hosts=2, devices=4, timeout=60):
+        assert host.returncode == 0, host.stderr
+        assert lines(host.stdout)[-1] == "done"
+    with start_hosts([*program("work_for_ever()"), *flags], devices=1) as hosts:
+        for number in (0, 1):
+            hosts.wait_for(number, "at work")
+        hosts.kill(1)
+        first, _ = hosts.finish(timeout=60)
+    assert first.returncode == -signal.SIGABRT
+    assert "error: process 1" not in first.stderr
 
 
 @pytest.mark.parametrize("lost", [0, 1])
@@ -521,12 +546,12 @@ def test_the_time_limit_is_what_jax_gets(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv(distributed._NO_PROXY, "")
     preempts = jax.config.values["jax_enable_preemption_service"]
     try:
-        distributed._initialize_jax(Cluster(("fe80::1", 99), 3, 2, (1,)), 2.5)
+        distributed._initialize_jax(Cluster(("fe80::1", 99), 3, 2, (1,)), 2.5, heartbeat=5.0)
         assert jax.config.values["jax_enable_preemption_service"] is False
     finally:
         jax.config.update("jax_enable_preemption_service", preempts)
     assert told["a"] == ("[fe80::1]:99", 3, 2, (1,))
     assert told["cluster_detection_method"] == "deactivate"
     assert told["initialization_timeout"] == 3
-    assert told["heartbeat_timeout_seconds"] == 6
+    assert told["heartbeat_timeout_seconds"] == 5
     assert os.environ[distributed._NO_PROXY] == "localhost,fe80::1"

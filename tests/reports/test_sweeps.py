@@ -1,28 +1,55 @@
 """The sweeps are the runs that tables and figures need."""
 
+import importlib
+import shlex
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
+from resnext_jax.config.checks import validate
+from resnext_jax.config.fields import field, set_field
 from resnext_jax.models import create_model
 from resnext_jax.models.variables import skeleton, split
 from resnext_jax.reports import paper
 from resnext_jax.reports.matching import departures
 from resnext_jax.reports.paper import ErrorTable
 from resnext_jax.reports.runs import Run
-from resnext_jax.reports.sweeping import load_config, make_jobs
-from resnext_jax.reports.sweeps import SWEEPS
+from resnext_jax.reports.sweeps import SWEEPS, Setting, commands
 
-# By ml_collections, where it loads a config file.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:the load_module\(\) method is deprecated:DeprecationWarning"
-)
+ROOT = Path(__file__).parents[2]
 
 
 def runs(name: str) -> list[Run]:
     """Return what a sweep's runs would be, of one seed."""
-    jobs = make_jobs(SWEEPS[name], Path("somewhere"), seeds=1)
-    return [Run(str(job.workdir), load_config(job), 10, "", ()) for job in jobs]
+    return [Run(one.name, config_of(one), 10, "", ()) for one in SWEEPS[name].settings]
+
+
+def config_of(setting: Setting) -> ConfigDict:
+    """Make the config that train.py will make."""
+    path, _, choice = setting.config.partition(":")
+    recipe = importlib.import_module(f"resnext_jax.configs.{Path(path).stem}")
+    config: ConfigDict = recipe.get_config(*([choice] if choice else []))
+    for override in setting.overrides:
+        name, value = override.removeprefix("--config.").split("=")
+        set_field(config, name, type(field(config, name))(value))
+    validate(config)
+    return config
+
+
+def test_commands_are_every_setting_with_each_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = commands(SWEEPS["digits"], Path("a b"), seeds=2, extra=["--config.num_epochs=1.0"])
+    assert len(lines) == 14
+    *_, program, config, model, epochs, seed, workdir, extra = shlex.split(lines[7])
+    assert (program, config) == ("train.py", "--config=configs/digits_resnext29.py")
+    assert (model, epochs) == ("--config.model.name=resnext29_1x4d", "--config.num_epochs=6.0")
+    assert (seed, workdir) == ("--config.seed=1", "--workdir=a b/digits_resnext29_1x4d/seed1")
+    assert extra == "--config.num_epochs=1.0"
+    # From elsewhere, with whole paths.
+    monkeypatch.chdir(ROOT.parent)
+    (line, *_) = commands(SWEEPS["digits"], Path("runs"), seeds=1)
+    assert f"{ROOT}/train.py --config={ROOT}/configs/digits_resnext29.py" in line
 
 
 def parameters(run: Run) -> int:

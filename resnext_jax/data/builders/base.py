@@ -54,6 +54,10 @@ class Builder(  # type: ignore[call-arg]  # tfds's, of which mypy knows nothing
     # What this data set is called in sentences.
     TITLE: ClassVar[str]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Keep the class out of tfds's registry: a recipe that defines one is loaded twice."""
+        super().__init_subclass__(**({"skip_registration": True} | options))
+
     @classmethod
     def create(cls, inputs: Inputs, data_dir: str | None) -> "Builder":
         """Make the builder of a data set in a tfds folder (None: tfds's default folder).

@@ -82,7 +82,7 @@ class Archive:
         return UrlInfo(size=size, checksum=self.sha256, filename=self.file_name)
 
 
-class Cifar10(Builder, skip_registration=True):  # type: ignore[call-arg]
+class Cifar10(Builder):
     """CIFAR-10: 50,000 training and 10,000 test images, 32x32 pixels, 10 classes.
 
     Name, version, features, keys (so the order on disk), ids and labels are those
@@ -290,7 +290,7 @@ class Cifar10(Builder, skip_registration=True):  # type: ignore[call-arg]
         )
 
 
-class Cifar100(Cifar10, skip_registration=True):  # type: ignore[call-arg]
+class Cifar100(Cifar10):
     """CIFAR-100: like CIFAR-10, of 100 classes, which are grouped into 20 coarse ones."""
 
     TITLE = "CIFAR-100"

@@ -91,7 +91,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     classes: tuple[str, ...] = ()
 
 
-class Folder(Builder, skip_registration=True):  # type: ignore[call-arg]
+class Folder(Builder):
     """Images in `train/CLASS/` and `val/CLASS/` of `inputs.manual_dir`, stored as they are.
 
     Labels are the places of the classes among the sorted names of the folders in

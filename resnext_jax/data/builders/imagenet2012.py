@@ -44,7 +44,7 @@ _VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 Example = tuple[str, dict[str, Any]]
 
 
-class ImagenetBuilder(Builder, skip_registration=True):  # type: ignore[call-arg]
+class ImagenetBuilder(Builder):
     """What ImageNet-1K and ImageNet-5K share: features, and the validation split."""
 
     @property
@@ -140,7 +140,7 @@ class ImagenetBuilder(Builder, skip_registration=True):  # type: ignore[call-arg
             )
 
 
-class Imagenet2012(ImagenetBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Imagenet2012(ImagenetBuilder):
     """ImageNet-1K: 1,281,167 training and 50,000 validation images of 1,000 classes.
 
     Name, version, features, keys (so the order on disk) and labels are those of

@@ -37,7 +37,7 @@ _OTHER_ARCHIVE = re.compile(r"ILSVRC.*|n\d{8}\.tar")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
-class Imagenet5k(ImagenetBuilder, skip_registration=True):  # type: ignore[call-arg]
+class Imagenet5k(ImagenetBuilder):
     """ImageNet-5K (ResNeXt paper, Sec. 5.2): 6.8 million training images of 5,000 classes.
 
     Labels 0 to 999 are ImageNet-1K's, then follow the 4,000 other synsets of the

@@ -33,7 +33,7 @@ def convolve(
         groups=groups,
         strides=strides,
         padding=padding,
-        implementation=implementation,  # type: ignore[arg-type]
+        implementation=implementation,
     )
 
 
