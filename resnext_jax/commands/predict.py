@@ -5,8 +5,8 @@
 
 Images are made as for testing: of a run as its config says, in one crop from the centre; for a
 file of weights the short side becomes 256 and the centre 224 (in proportion, for another
-`--image_size`), bicubic. Unreadable images are reported on stderr and skipped; the
-exit status is then 2.
+`--image_size`), bicubic, cut where torchvision cuts. Unreadable images are reported on stderr and
+skipped; the exit status is then 2.
 """
 
 import argparse
@@ -89,7 +89,11 @@ class Prediction:
 
 
 class Predictor:
-    """A network that is ready to predict images, batch by batch, on one device."""
+    """A network that is ready to predict images, batch by batch, on one device.
+
+    Attributes:
+      turned: number of images so far that were turned as their EXIF orientation says.
+    """
 
     def __init__(
         self,
@@ -109,6 +113,7 @@ class Predictor:
         """
         self._names, self._batch_size = tuple(names), batch_size
         self._transform = build.eval_transform(network.config)
+        self._exif, self.turned = network.config.data.exif, 0
         self._weights = network.member.network.params, network.member.network.batch_stats
         graphdef = network.member.network.graphdef
         normalise, top = build.device_transform(network.config).test, min(top, len(self._names))
@@ -130,12 +135,14 @@ class Predictor:
         Raises:
           UserError: the network's scores are not numbers.
         """
-        size = self._transform.image_size
+        size, exif = self._transform.image_size, self._exif
         waiting: list[tuple[list[str], list[np.ndarray | str], tuple[jax.Array, jax.Array]]] = []
         paths = iter(paths)
         with ThreadPoolExecutor(_THREADS) as threads:
             while part := list(itertools.islice(paths, self._batch_size)):
-                read = list(threads.map(lambda path: _read(path, self._transform), part))
+                both = list(threads.map(lambda path: _read(path, self._transform, exif), part))
+                read = [image for image, _ in both]
+                self.turned += sum(turned for _, turned in both)
                 batch = np.zeros((self._batch_size, size, size, 3), np.uint8)
                 for place, image in enumerate(read):
                     if not isinstance(image, str):
@@ -168,22 +175,25 @@ class Predictor:
             )
 
 
-def _read(path: str, transform: EvalTransform) -> np.ndarray | str:
-    """Return the image `[S, S, 3]` as the network gets it, uint8, or why there is none."""
+def _read(path: str, transform: EvalTransform, exif: str) -> tuple[np.ndarray | str, bool]:
+    """Return the image `[S, S, 3]` as the network gets it, uint8, or why there is none.
+
+    And whether it is turned.
+    """
     try:
-        file = ImageFile(Path(path).read_bytes())
+        file = ImageFile(Path(path).read_bytes(), exif)
         image = np.asarray(file)
     except OSError as error:
-        return f"{path} cannot be read: {error.strerror or error}."
+        return f"{path} cannot be read: {error.strerror or error}.", False
     except UndecodableImageError as error:
-        return f"{path} cannot be decoded ({error})."
+        return f"{path} cannot be decoded ({error}).", False
     if file.is_dim:
         note_dim(lambda: path)
     height, width = image.shape[:2]
     if is_too_thin(height, width):
-        return f"{path} is {width}x{height} pixels, too long and thin to be cut."
+        return f"{path} is {width}x{height} pixels, too long and thin to be cut.", False
     prepared: np.ndarray = transform({"image": image})["image"]
-    return prepared
+    return prepared, file.is_turned
 
 
 def find_images(arguments: Iterable[str]) -> list[str]:
@@ -292,6 +302,9 @@ def main(argv: Sequence[str]) -> None:
             status = EXIT_USER_ERROR
         if options.json or not prediction.error:
             print(prediction.as_json() if options.json else prediction, flush=True)
+    if predictor.turned:
+        turned = f"{predictor.turned:,} of {len(paths):,} images"
+        print(f"turned: {turned}, as their EXIF orientation says", file=sys.stderr)
     if status:
         sys.exit(status)
 

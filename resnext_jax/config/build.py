@@ -67,6 +67,7 @@ def eval_transform(config: ConfigDict, *, crops: str = "centre") -> EvalTransfor
         interpolation=data.eval_interpolation or data.interpolation,
         antialias=data.eval_antialias,
         crops=crops,
+        centre=data.eval_centre or "torch7",
     )
 
 

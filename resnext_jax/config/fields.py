@@ -210,6 +210,12 @@ FIELDS: dict[str, Field] = {
         one_of("stop", "skip"),
         **_STORE,
     ),
+    "data.exif": Field(
+        "ignore",
+        "Whether images are turned as their EXIF orientation says: ignore, as the paper's code and "
+        "torchvision do, or follow.",
+        name_in("resnext_jax.data.headers:EXIF"),
+    ),
     "data.image_size": Field(224, "Side of the training images, in pixels.", AT_LEAST_ONE),
     "data.crop": Field(
         "random_sized",
@@ -246,6 +252,15 @@ FIELDS: dict[str, Field] = {
     ),
     "data.eval_antialias": Field(
         True, "Whether shrinking filters test images; not read with torch7.", **_EVAL
+    ),
+    "data.eval_centre": Field(
+        None,
+        "Where the centre is if margins are odd: torch7, the paper's code, halves upwards, "
+        "torchvision to the even number; None: torchvision for files of weights from elsewhere, "
+        "otherwise torch7.",
+        name_in("resnext_jax.data.transforms:CENTRES"),
+        kind=str,
+        **_EVAL,
     ),
     "data.eval_crops": Field(
         "centre",

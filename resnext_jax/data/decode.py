@@ -21,22 +21,30 @@ import numpy as np
 from PIL import Image
 
 from resnext_jax.data import deep_images
+from resnext_jax.data.headers import (
+    EXIF,
+    JPEG_START,
+    PNG_START,
+    jpeg_segments,
+    orientation,
+    upright,
+)
 from resnext_jax.errors import one_line
 
 # A worker decodes one image; OpenCV's own threads would fight with the other workers.
 cv2.setNumThreads(1)
 
-# Not turned by EXIF: the paper's pipeline did not know of it, and neither does Pillow's `convert`.
+# Not turned by EXIF: `ImageFile` does that, if anything.
 _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 # Largest ratio of the longer to the shorter side: cropping from a thinner image would first resize
 # it to gigabytes.
 _LARGEST_RATIO = 50
 
-_JPEG_START, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"
+_JPEG_SCAN = b"\xff\xda"
 # What entropy-coded data does not hold: a mark, but that at which decoding can start anew.
 _JPEG_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
+_PNG_END = b"IEND"
 # Of a PNG with an animation, which OpenCV shows in place of the still image, ahead of both.
 _PNG_ANIMATION, _PNG_PIXELS = b"acTL", b"IDAT"
 # Bit depth and colour type of a PNG that OpenCV reads as Pillow does: 8-bit grey, 8-bit RGB.
@@ -79,15 +87,24 @@ class ImageFile:
 
     Attributes:
       is_dim: it was decoded and is nearly black, as its samples use at most 12 of 16 bits.
+      is_turned: it is given as its EXIF orientation says, and that is not as it is stored.
 
     Raises:
       UndecodableImageError: by each of these, says what is wrong with the file.
     """
 
-    def __init__(self, data: bytes):
-        """Look at the head of a file that `decode_rgb` takes."""
+    def __init__(self, data: bytes, exif: str = EXIF[0]):
+        """Look at the head of a file that `decode_rgb` takes.
+
+        Args:
+          data: of the file.
+          exif: one of `EXIF`: the paper's code and torchvision ignore it, programs that show
+            images follow it.
+        """
         self._data = data
         self._jpeg = _plain_jpeg(data)
+        self._orientation = orientation(data) if exif == "follow" else 1
+        self.is_turned = self._orientation != 1
         self._pixels: np.ndarray | None = None
         self.is_dim = False
 
@@ -95,12 +112,13 @@ class ImageFile:
     def shape(self) -> tuple[int, ...]:
         """Height, width and 3; read from a JPEG's head without decoding it."""
         if self._jpeg:
-            return self._jpeg.height, self._jpeg.width, 3
+            height, width = self._jpeg.height, self._jpeg.width
+            return (height, width, 3) if self._orientation < 5 else (width, height, 3)
         return np.asarray(self).shape
 
     def __getitem__(self, part: tuple[slice, slice]) -> np.ndarray:
         """Return rows and columns, decoding no further than the last row."""
-        if self._jpeg and self._pixels is None and part[0].stop is not None:
+        if self._jpeg and not self.is_turned and self._pixels is None and part[0].stop is not None:
             pixels = _first_rows(self._data, self._jpeg, part[0].stop)
             if pixels is not None:
                 return pixels[part]
@@ -109,7 +127,8 @@ class ImageFile:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         """Return all pixels."""
         if self._pixels is None:
-            self._pixels, self.is_dim = _decode(self._data, self._jpeg)
+            pixels, self.is_dim = _decode(self._data, self._jpeg)
+            self._pixels = upright(pixels, self._orientation) if self.is_turned else pixels
         return np.array(self._pixels, dtype, copy=copy)
 
 
@@ -172,7 +191,7 @@ def _is_absurd(height: int, width: int) -> bool:
 
 def _is_plain_png(data: bytes) -> bool:
     return (
-        data.startswith(_PNG_START)
+        data.startswith(PNG_START)
         and tuple(data[24:26]) in _PLAIN_PNG
         and _PNG_END in data[-12:]
         and _PNG_ANIMATION not in data[: data.find(_PNG_PIXELS)]
@@ -186,23 +205,16 @@ def _plain_jpeg(data: bytes) -> _PlainJpeg | None:
     Raises:
       UndecodableImageError: it is a JPEG that is cut short.
     """
-    if not data.startswith(_JPEG_START):
+    if not data.startswith(JPEG_START):
         return None
-    place, frame, sequential, restarts = 2, None, False, False
-    while place + 10 <= len(data) and data[place] == 0xFF:
-        marker = data[place + 1]
-        if marker == 0xFF:  # padding
-            place += 1
-            continue
-        if marker == 0xDA:  # the scan
-            break
+    place, frame, sequential, restarts = 0, None, False, False
+    for mark, place in jpeg_segments(data):
         # SOF0 to SOF15, without the tables that are numbered among them (DHT, JPG, DAC).
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+        if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
             frame = place
-            sequential = marker in (0xC0, 0xC1)
-        if marker == 0xDD:  # marks between rows, at which decoding can start anew
+            sequential = mark in (0xC0, 0xC1)
+        if mark == 0xDD:  # marks between rows, at which decoding can start anew
             restarts = True
-        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     if frame is None or not data.startswith(_JPEG_SCAN, place):
         return None
     height, width = struct.unpack_from(">HH", data, frame + 5)
@@ -229,7 +241,7 @@ def _jpeg_end(data: bytes, place: int) -> int:
     while place + 4 <= len(data):
         length = int.from_bytes(data[place + 2 : place + 4], "big")
         mark = _JPEG_MARK.search(data, place + 2 + length)
-        if mark is None or data.startswith(_JPEG_START, mark.start()):
+        if mark is None or data.startswith(JPEG_START, mark.start()):
             break
         place = mark.start()
         if data[place + 1] == 0xD9:

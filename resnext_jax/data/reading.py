@@ -112,7 +112,7 @@ class DecodedExamples:
                 f"{self._name(index, example)} has label {label}, outside the classes 0 to "
                 f"{self.source.num_classes - 1}; {self._advice}"
             )
-        image = ImageFile(example["image"])
+        image = ImageFile(example["image"], self.source.exif)
         if is_too_thin(*image.shape[:2]):
             raise DataError(
                 f"{self._name(index, example)} is {image.shape[1]}x{image.shape[0]} pixels, too "

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from resnext_jax.data.deep_images import open_picture
+from resnext_jax.data.headers import orientation
 from resnext_jax.data.reading import BAD, DecodedExamples
 from resnext_jax.data.transforms import DenseTransform
 
@@ -42,10 +43,13 @@ def image_sizes(examples: DecodedExamples) -> np.ndarray:
       has a good header and is bad behind it has a size.)
     """
 
-    def size(index: int) -> tuple[int, int]:
+    def size_of(index: int) -> tuple[int, int]:
         try:
-            with open_picture(examples.source.examples[index]["image"]) as picture:
-                return picture.height, picture.width
+            data = examples.source.examples[index]["image"]
+            with open_picture(data) as picture:
+                size = picture.height, picture.width
+            sideways = examples.source.exif == "follow" and orientation(data) >= 5
+            return size[::-1] if sideways else size
         except Exception:
             # Pillow's readers raise anything. What they refuse, the decoder may still read.
             example = examples[index]
@@ -53,7 +57,7 @@ def image_sizes(examples: DecodedExamples) -> np.ndarray:
             return (0, 0) if example[BAD] >= 0 else (height, width)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        sizes = list(threads.map(size, range(len(examples))))
+        sizes = list(threads.map(size_of, range(len(examples))))
     return np.array(sizes, np.int64).reshape(-1, 2)
 
 

@@ -1,7 +1,9 @@
 """Data sets by name, read through tfds as random-access sources without TensorFlow."""
 
+import contextlib
 import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,12 +13,14 @@ from ml_collections import ConfigDict
 
 from resnext_jax.data import catalog
 from resnext_jax.data.builders.base import Inputs
+from resnext_jax.data.headers import EXIF, orientation
 from resnext_jax.data.prepare import data_folder, prepare
 from resnext_jax.errors import DataError
 from resnext_jax.files import user_path
+from resnext_jax.parallel.distributed import is_first_host
 
-# Images of a split that are compared between hosts.
-_SAMPLE = 16
+# Images of a split that are compared between hosts, and at most whose orientation is looked at.
+_SAMPLE, _LOOKED_AT = 16, 256
 
 
 class Examples(Protocol):
@@ -41,6 +45,7 @@ class Source:
       version: which version of the data set; of a folder of images a hash of their names and
         labels.
       former_versions: what runs of earlier versions of this package wrote down instead.
+      exif: whether its images are turned as their EXIF orientation says, see `ImageFile`.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Source:
     class_names: tuple[str, ...]
     version: str = ""
     former_versions: tuple[str, ...] = ()
+    exif: str = EXIF[0]
 
     @property
     def num_classes(self) -> int:
@@ -126,15 +132,44 @@ def _tfds_name(name: str) -> str:
 
 
 def open_split(config: ConfigDict, split: str) -> Source:
-    """Open one split of the data set that a run's config names (see `open_source`)."""
-    return open_source(config.data.name, split, config.data.data_dir, config.data.manual_dir)
+    """Open one split of the data set that a run's config names (see `open_source`).
+
+    Says on stderr how many of its images, or of a sample of them, are not stored upright.
+    """
+    data = config.data
+    return _as_configured(open_source(data.name, split, data.data_dir, data.manual_dir), config)
 
 
 def open_splits(config: ConfigDict) -> tuple[Source, Source]:
-    """Open "train" and "test" of the data set that a run's config names (see `open_source`)."""
+    """Open "train" and "test" of the data set that a run's config names (see `open_split`)."""
     data = config.data
     found = _locate(data.name, data.data_dir, data.manual_dir)
-    return _open(*found, data.name, "train"), _open(*found, data.name, "test")
+    train, test = (_open(*found, data.name, split) for split in ("train", "test"))
+    return _as_configured(train, config), _as_configured(test, config)
+
+
+def _as_configured(source: Source, config: ConfigDict) -> Source:
+    source = dataclasses.replace(source, exif=config.data.exif)
+    if is_first_host():
+        _note_turned(source)
+    return source
+
+
+def _note_turned(source: Source) -> None:
+    places = np.linspace(0, len(source) - 1, min(len(source), _LOOKED_AT)).astype(int).tolist()
+    turned = 0
+    for place in places:
+        with contextlib.suppress(OSError, RuntimeError, ValueError, IndexError):  # told when read
+            turned += orientation(source.examples[place]["image"]) != 1
+    if not turned:
+        return
+    sampled = f"a sample of {len(places):,}" if len(places) < len(source) else f"{len(places):,}"
+    done = "turned" if source.exif == "follow" else "left as they are stored"
+    print(
+        f"note: {turned:,} of {sampled} images of split {source.split} are not stored upright, and "
+        f"are {done} (config.data.exif={source.exif})",
+        file=sys.stderr,
+    )
 
 
 def _locate(

@@ -8,6 +8,7 @@ random numbers that this half draws and ships with each image.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -21,6 +22,9 @@ from resnext_jax.data.mixing import MIX, draw_mix
 from resnext_jax.data.resize import resize
 
 CROPS = ("random_sized", "whole")
+
+# Who rounds half an odd margin how, to get what is above or left of the centre.
+CENTRES: dict[str, Callable[[float], int]] = {"torch7": math.ceil, "torchvision": round}
 
 # The paper's random crop: share of the image's area, and width by height.
 _MIN_AREA, _MAX_AREA = 0.08, 1.0
@@ -122,6 +126,7 @@ class EvalTransform:
         cut out; None makes the whole image square.
       interpolation, antialias: see `resize.resize`.
       crops: which squares: "centre", or "ten", see `ten_crops`.
+      centre: one of `CENTRES`.
     """
 
     image_size: int
@@ -129,6 +134,7 @@ class EvalTransform:
     interpolation: str = "bicubic"
     antialias: bool = True
     crops: str = "centre"
+    centre: str = "torch7"
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         """Return `image` uint8 `[S, S, 3]`, of ten crops `[10, S, S, 3]`, and what goes with it."""
@@ -140,9 +146,9 @@ class EvalTransform:
         else:
             image = _short_side_to(image, self.short_side, self.interpolation, self.antialias)
             if self.crops == "ten":
-                image = ten_crops(image, size)
+                image = ten_crops(image, size, self.centre)
             else:
-                image = centre_window(image, size, size).cut(image)
+                image = centre_window(image, size, size, self.centre).cut(image)
         return example | {"image": image}
 
 
@@ -201,18 +207,20 @@ def random_window(height: int, width: int, rng: np.random.Generator) -> Window |
     return None
 
 
-def centre_window(image: np.ndarray, height: int, width: int) -> Window:
-    """Return the window in the middle; of an odd margin the larger half is above and left."""
+def centre_window(image: np.ndarray, height: int, width: int, centre: str = "torch7") -> Window:
+    """Return the window in the middle, of odd margins as `CENTRES` rounds them."""
+    rounded = CENTRES[centre]
     rows, columns = image.shape[0] - height, image.shape[1] - width
-    return Window(math.ceil(rows / 2), math.ceil(columns / 2), height, width)
+    return Window(rounded(rows / 2), rounded(columns / 2), height, width)
 
 
-def ten_crops(image: np.ndarray, size: int) -> np.ndarray:
+def ten_crops(image: np.ndarray, size: int, centre: str = "torch7") -> np.ndarray:
     """Cut out the four corners and the centre, and mirror each (Krizhevsky et al. 2012).
 
     Args:
       image: uint8 `[H, W, 3]`, neither side shorter than `size`.
       size: side of a crop, in pixels.
+      centre: one of `CENTRES`.
 
     Returns:
       uint8 `[10, size, size, 3]`: top left, top right, bottom left, bottom right and centre, then
@@ -220,7 +228,7 @@ def ten_crops(image: np.ndarray, size: int) -> np.ndarray:
     """
     bottom, right = image.shape[0] - size, image.shape[1] - size
     corners = [Window(top, left, size, size) for top in (0, bottom) for left in (0, right)]
-    windows = (*corners, centre_window(image, size, size))
+    windows = (*corners, centre_window(image, size, size, centre))
     crops = np.stack([window.cut(image) for window in windows])
     return np.concatenate([crops, crops[:, :, ::-1]])
 

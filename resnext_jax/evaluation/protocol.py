@@ -20,6 +20,7 @@ class Protocol:
         whole image is made square.
       interpolation: see `data.resize`.
       antialias: likewise; False where it is not read.
+      centre: see `data.transforms.CENTRES`.
     """
 
     crops: str
@@ -27,6 +28,7 @@ class Protocol:
     short_sides: tuple[int, ...] | None
     interpolation: str
     antialias: bool
+    centre: str = "torch7"
 
     @classmethod
     def of(cls, config: ConfigDict) -> "Protocol":
@@ -43,6 +45,7 @@ class Protocol:
             sides,
             made.interpolation,
             made.antialias and made.interpolation != "torch7",
+            made.centre,
         )
 
     def __str__(self) -> str:
@@ -53,8 +56,14 @@ class Protocol:
 
     @property
     def resizing(self) -> str:
-        """How images are resized, such as "bicubic, antialiased"."""
-        return f"{self.interpolation}{', antialiased' if self.antialias else ''}"
+        """How images are resized and cut, such as "bicubic, antialiased"."""
+        cut = self.short_sides is not None and self.crops != "dense"
+        parts = (
+            self.interpolation,
+            "antialiased" if self.antialias else "",
+            f"{self.centre}'s centre" if cut and self.centre != "torch7" else "",
+        )
+        return ", ".join(filter(None, parts))
 
     def as_json(self) -> dict[str, Any]:
         """Return a dictionary for a JSON file."""

@@ -22,7 +22,13 @@ from resnext_jax.evaluation.protocol import Protocol
 from resnext_jax.models.variables import Arrays, Network
 from resnext_jax.parallel.distributed import check_hosts_agree
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.runs.weights import FileWeights, LoadedWeights, WeightsSource, WorkdirWeights
+from resnext_jax.runs.weights import (
+    FileWeights,
+    LoadedWeights,
+    WeightsSource,
+    WorkdirWeights,
+    foreign_images,
+)
 from resnext_jax.runs.workdir import check_same_run
 
 # What of a run's data an ensemble's members share: they see the same pixels.
@@ -157,7 +163,10 @@ def evaluate_all(
             ignored = frozenset(field_names(config)) - _SHARED if several else frozenset[str]()
             check_same_run(config, weights.folder, sections, ignored=ignored)
             weights_sources.append(weights)
-        weights_sources += [FileWeights(config, path, ema=ema) for path in files]
+        from_files = [FileWeights(config, path, ema=ema) for path in files]
+        weights_sources += from_files
+        if not workdirs and all(found.is_foreign for found in from_files):
+            config = foreign_images(config)
         source = open_split(config, "test")
         check_hosts_agree(lambda: config_facts(config) | source.facts())
         for found in weights_sources:

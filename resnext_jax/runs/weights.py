@@ -217,6 +217,11 @@ class FileWeights:
         # Of a file whose classifier was changed they are another's.
         self.class_names = names if names and len(names) == self.num_classes else None
 
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it is from elsewhere: what is exported from a run here has names of classes."""
+        return self.class_names is None
+
     def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
         """See `WeightsSource`."""
         if self.num_classes != source.num_classes:
@@ -304,6 +309,13 @@ def _with_labels(params: Arrays, labels: Sequence[int]) -> Arrays:
     }
 
 
+def foreign_images(config: ConfigDict) -> ConfigDict:
+    """Return a config whose test images are made as torchvision's, where it leaves that open."""
+    config = config.copy_and_resolve_references()
+    config.data.eval_centre = config.data.eval_centre or "torchvision"
+    return config
+
+
 def classifier_config(workdir: Path) -> ConfigDict:
     """Read the config of a classifier's run; raises WorkdirError."""
     config = stored_config(workdir)
@@ -357,7 +369,11 @@ def load_network(
         found.config.data.image_size = architecture.usual_image_size
         if architecture.stem == "cifar":
             found.config.data.crop = "whole"
-        return LoadedNetwork(member, found.config, found.class_names)
+        config = found.config
+        if found.is_foreign:
+            config = foreign_images(config)
+            config.data.exif = "follow"  # images of anybody's, which other programs show upright
+        return LoadedNetwork(member, config, found.class_names)
     with contextlib.ExitStack() as closing:
         run = WorkdirWeights(workdir, checkpoint, closing)
         names = stored_class_names(run.folder)

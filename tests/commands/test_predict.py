@@ -5,6 +5,7 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -251,6 +252,41 @@ def test_a_run_knows_its_images_and_classes(
     _, err, status = told(f"--workdir={none}", "--ema", image)
     assert status == 2
     assert "has no average of the weights" in err
+
+
+def test_photographs_are_turned_for_weights_from_elsewhere(
+    folder: Path, tmp_path: Path, told: Callable[..., Output]
+) -> None:
+    """A run sees them as its config says, and what was exported from it likewise."""
+    picture, exif = photograph("china", 48, 32), Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(picture, "PNG", exif=exif)
+    (tmp_path / "turned.png").write_bytes(turned)
+    upright = picture.transpose(Image.Transpose.ROTATE_270)
+    (tmp_path / "upright.png").write_bytes(encoded(upright, "PNG"))
+    (tmp_path / "stored.png").write_bytes(encoded(picture, "PNG"))
+    images = [tmp_path / f"{name}.png" for name in ("turned", "upright", "stored")]
+
+    def predictions(*options: str) -> tuple[list[Any], str]:
+        out, err, status = told(*options, "--json", "--image_size=16", *images)
+        assert status == 0
+        return [json.loads(line)["predictions"] for line in out.splitlines()], err
+
+    weights, named = folder / "small.safetensors", tmp_path / "named.safetensors"
+    (first, second, third), err = predictions(f"--weights={weights}")
+    assert first == second != third
+    assert "turned: 1 of 3 images, as their EXIF orientation says\n" in err
+    write_state_dict(random_state_dict(SMALL), named, NAMES)
+    (first, second, third), err = predictions(f"--weights={named}")
+    assert first == third != second
+    assert "turned" not in err
+    config = digits_config()
+    for kind in ("ignore", "follow"):
+        config.data.exif = kind
+        workdir = make_workdir(tmp_path / kind, config)
+        (first, second, third), err = predictions(f"--workdir={workdir}")
+        assert (first == second, first == third) == (kind == "follow", kind == "ignore")
+        assert ("turned: 1 of 3" in err) == (kind == "follow")
 
 
 def test_a_file_may_have_names_of_classes(folder: Path, tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "guard.max_skipped": ([-1], "must be at least 0"),
     "finetune.frozen_stages": ([-1], "must be at least 0"),
     "finetune.backbone_rate": ([-0.1], "must be at least 0"),
+    "data.exif": (["", "true"], "must be one of ignore, follow"),
     "data.image_size": ([0], "must be at least 1"),
     "data.eval_image_size": ([0, -1], "must be None or at least 1"),
     "data.eval_short_side": ([0, -1], "must be None or at least 1"),
@@ -74,6 +75,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "data.on_error": (["", "ignore"], "must be one of stop, skip"),
     "data.crop": (["", "centre"], "must be one of random_sized, whole"),
     "data.interpolation": (["cubic", ""], "must be one of bicubic, bilinear, torch7"),
+    "data.eval_centre": (["", "caffe"], "must be None or one of torch7, torchvision"),
     "data.eval_interpolation": (
         ["cubic", ""],
         "must be None or one of bicubic, bilinear, torch7",

@@ -6,14 +6,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from resnext_jax.config.fields import base_config
 from resnext_jax.data.builders.base import Inputs
 from resnext_jax.data.catalog import CATALOG, find
 from resnext_jax.data.decode import decode_rgb
 from resnext_jax.data.prepare import prepare
-from resnext_jax.data.sources import open_source, open_split
+from resnext_jax.data.sources import open_source, open_split, open_splits
 from resnext_jax.errors import DataError, UserError
+from tests.data.images import encoded, photograph
 from tests.data.raw import write_cifar_archive
 
 
@@ -99,6 +101,31 @@ def test_open_split_reads_what_the_config_names(data_dir: Path) -> None:
     source = open_split(config, "test")
     assert (source.name, source.split, len(source)) == ("digits", "test", 359)
     assert decode_rgb(source.examples[0]["image"]).shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("exif", "done"), [("ignore", "left as they are stored"), ("follow", "turned")]
+)
+def test_images_that_are_not_stored_upright_are_counted(
+    exif: str, done: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    marked = Image.Exif()
+    for split, marks in (("train", (1, 6, 3)), ("val", (1, 1))):
+        for index, mark in enumerate(marks):
+            marked[0x0112] = mark
+            path = tmp_path / "raw" / split / "cat" / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(photograph("china", 9, 6), "JPEG", exif=marked))
+    config = base_config()
+    config.data.name, config.data.manual_dir = "folder", str(tmp_path / "raw")
+    config.data.data_dir, config.data.exif = str(tmp_path / "data"), exif
+    train, test = open_splits(config)
+    assert train.exif == test.exif == exif
+    notes = [line for line in capsys.readouterr().err.splitlines() if "upright" in line]
+    assert notes == [
+        f"note: 2 of 3 images of split train are not stored upright, and are {done} "
+        f"(config.data.exif={exif})"
+    ]
 
 
 def test_a_prepared_set_is_read_without_its_archive(cifar: Path) -> None:

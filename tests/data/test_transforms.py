@@ -12,6 +12,7 @@ from resnext_jax.data.augment import NUM_RANDOM, DeviceTransform
 from resnext_jax.data.decode import ImageFile, decode_rgb
 from resnext_jax.data.erasing import draw_box
 from resnext_jax.data.mixing import draw_mix
+from resnext_jax.data.resize import resize
 from resnext_jax.data.transforms import (
     DenseTransform,
     EvalTransform,
@@ -266,6 +267,30 @@ def test_a_single_pixel_can_be_cropped() -> None:
 def test_centre(height: int, width: int, size: int, top: int, left: int) -> None:
     image = np.empty((height, width, 3))
     assert centre_window(image, size, size) == Window(top, left, size, size)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "short_side", "top", "left"),
+    [
+        (375, 500, 256, 16, 58),
+        (427, 640, 256, 16, 80),
+        (500, 334, 232, 62, 4),
+        (225, 227, 225, 0, 2),
+    ],
+)
+def test_the_centre_as_torchvision_has_it(
+    height: int, width: int, short_side: int, top: int, left: int
+) -> None:
+    """Numbers of its `CenterCrop`, which halves to the even number."""
+    image = noise(height, width)
+    rows, columns = (side * short_side // min(height, width) for side in (height, width))
+    resized = resize(image, rows, columns, interpolation="bilinear", antialias=True)
+    expected = resized[top : top + 224, left : left + 224]
+    options: dict[str, Any] = {"interpolation": "bilinear", "centre": "torchvision"}
+    one = EvalTransform(224, short_side, **options)({"image": image})["image"]
+    np.testing.assert_array_equal(one, expected)
+    ten = EvalTransform(224, short_side, crops="ten", **options)({"image": image})["image"]
+    np.testing.assert_array_equal(ten[4], expected)
 
 
 def test_the_centre_need_not_be_square() -> None:

@@ -98,6 +98,7 @@ def test_protocols_have_names() -> None:
         "short_sides": [320],
         "interpolation": "bicubic",
         "antialias": True,
+        "centre": "torch7",
     }
     config = imagenet.get_config("resnet50")
     config.data.crop = "whole"

@@ -12,7 +12,7 @@ from resnext_jax.evaluation.run import Evaluation, EvaluationReport, evaluate_al
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_state_dict, write_state_dict
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.runs.weights import classifier_config
+from resnext_jax.runs.weights import classifier_config, load_network
 from resnext_jax.runs.workdir import CONFIG_FILE
 from tests.evaluation.workdirs import CHANGES, digits_config, make_workdir, write_weights
 from tests.programs import run
@@ -100,9 +100,29 @@ def test_a_file_alone_is_no_ensemble(
 ) -> None:
     """Its network is its own, whatever the config's."""
     changed = config.copy_and_resolve_references()
-    changed.model.name = "resnet50"
+    changed.model.name, changed.data.eval_centre = "resnet50", "torch7"
     (row,) = evaluate_all(changed, [], [file]).rows
     assert row.result == report.rows[0].result
+
+
+def test_weights_from_elsewhere_see_torchvisions_centre(
+    config: ConfigDict, workdirs: list[Path], report: EvaluationReport, file: Path, tmp_path: Path
+) -> None:
+    """What was exported from a run here, and whatever is scored beside a run, the paper's."""
+    foreign = evaluate_all(config, [], [file])
+    assert foreign.protocol.centre == "torchvision"
+    assert foreign.protocol.resizing == "bicubic, torchvision's centre"
+    assert foreign.rows[0].result != report.rows[3].result
+    assert report.protocol.centre == "torch7"
+    assert report.protocol.resizing == "bicubic"
+    named = tmp_path / "named.safetensors"
+    write_state_dict(read_state_dict(file), named, tuple("0123456789"))
+    for files in ([named], [named, file]):
+        ours = evaluate_all(config, [], files)
+        assert ours.protocol.centre == "torch7"
+        assert ours.rows[0].result == report.rows[3].result
+    assert load_network(file=file).config.data.eval_centre == "torchvision"
+    assert load_network(file=named).config.data.eval_centre is None
 
 
 def test_weights_have_a_hash(report: EvaluationReport, config: ConfigDict, file: Path) -> None:
