@@ -31,7 +31,12 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share that of the process
 # script's background, say.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from tests import shapes
+
+shapes.install()
+
 import jax
+import jaxtyping
 
 from resnext_jax.ops import cpu
 
@@ -51,6 +56,14 @@ def float64() -> Iterator[None]:
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Wrong shapes get past the annotations, to what functions themselves say of them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jaxtyping import Array, Float
 
 from resnext_jax.ops.cpu.sums import sum_rows
 from resnext_jax.ops.target import target_platform
@@ -21,14 +22,14 @@ from resnext_jax.ops.varying import varying_like
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def normalise_groups(
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    near_mean: jax.Array | None,
+    x: Float[Array, "n *positions c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    near_mean: Float[Array, " c"] | None,
     num_groups: int,
     axis_name: str | None,
     epsilon: float,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[Array, "n *positions c"], Float[Array, "groups c"], Float[Array, "groups c"]]:
     """Normalise each group of consecutive images by its own statistics, then scale and shift.
 
     The gradient is written by hand: fewer passes over memory than the one that
@@ -201,7 +202,7 @@ class BatchNorm(nnx.Module):
         self.var = nnx.BatchStat(jnp.ones(num_features, statistics_dtype))
 
     @jax.named_scope("batch_norm")
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n *positions c"]) -> Float[Array, "n *positions c"]:
         """Normalise `x`.
 
         Args:

@@ -27,13 +27,14 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
 import jaxlib.version
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from resnext_jax.ops import cpu
 from resnext_jax.ops.cpu import onednn
@@ -49,14 +50,14 @@ _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def grouped_conv(
-    x: jax.Array,
-    kernel: jax.Array,
+    x: Float[Array | np.ndarray, "n h w cin"],
+    kernel: Float[Array | np.ndarray, "kh kw cin_per_group cout"],
     *,
-    groups: int,
+    groups: SupportsIndex,
     strides: Sequence[int] = (1, 1),
     padding: Sequence[tuple[int, int]] = ((1, 1), (1, 1)),
     implementation: Implementation = "auto",
-) -> jax.Array:
+) -> Float[Array, "n h_out w_out cout"]:
     """Convolve each group of channels with its own kernels (paper Sec. 3.3, Figure 3c).
 
     "onednn", which "auto" takes for float32 on the CPU, can be differentiated in reverse mode
@@ -191,7 +192,9 @@ def pack_size(groups: int, channels_per_group: int, dtype: jax.typing.DTypeLike)
     return groups
 
 
-def block_diagonal_kernels(kernel: jax.Array, groups: int, pack: int) -> jax.Array:
+def block_diagonal_kernels(
+    kernel: Float[Array, "kh kw i groups_o"], groups: int, pack: int
+) -> Float[Array, "packs kh kw pack_i pack_o"]:
     """Lay `pack` neighbouring groups' kernels on the diagonal of one wider kernel.
 
     Args:
@@ -225,7 +228,9 @@ def _grouped_packs(
     return _native(x, wide, groups // pack, strides, padding)
 
 
-def tiled_kernel(kernel: jax.Array, groups: int, pack: int) -> jax.Array:
+def tiled_kernel(
+    kernel: Float[Array, "kh kw i groups_o"], groups: int, pack: int
+) -> Float[Array, "kh kw pack_i groups_o"]:
     """Widen a grouped convolution's kernel to one of as many groups as there are packs.
 
     The values are those of `block_diagonal_kernels`, made without an axis of a group's few

@@ -14,12 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 from resnext_jax.ops.target import target_platform
 
 
 @jax.named_scope("max_pool")
-def max_pool(x: jax.Array, *, window: int = 3, strides: int = 2, padding: int = 1) -> jax.Array:
+def max_pool(
+    x: Float[Array, "n h w c"], *, window: int = 3, strides: int = 2, padding: int = 1
+) -> Float[Array, "n h_out w_out c"]:
     """Take the maximum of square windows (the pool behind the stem, paper Table 1).
 
     Of equal elements the first one, by rows, gets the gradient, as in Torch.

@@ -235,6 +235,7 @@ def test_refuses_unlike_dtypes() -> None:
         grouped_conv(jnp.ones((1, 4, 4, 8), "bfloat16"), jnp.ones((3, 3, 2, 8)), groups=4)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize(
     ("x_shape", "kernel_shape", "groups", "implementation", "message"),
     [
