@@ -1,6 +1,8 @@
-"""Every recipe loads, is valid, and says what the paper says."""
+"""Every recipe loads, is valid, and takes the paper's steps at the paper's rates.
 
-import dataclasses
+Their fields, one by one, are in tests/safeguards/golden/configs.json.
+"""
+
 import importlib
 import types
 from pathlib import Path
@@ -16,7 +18,6 @@ from resnext_jax.config.build import (
     abstract_weights,
     build_schedule,
     eval_transform,
-    learning_rate,
     num_steps,
     steps_per_epoch,
 )
@@ -26,65 +27,12 @@ from resnext_jax.data.reading import DecodedExamples
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import ConfigError
 from resnext_jax.models import complexity
-from resnext_jax.models.registry import network_spec
 from resnext_jax.parallel.mesh import make_mesh
 from tests.models.test_registry import CIFAR_PARAMETERS, IMAGENET_PARAMETERS
 
 FOLDER = Path(__file__).parent.parent / "configs"
 
 IMAGENET_IMAGES, IMAGENET5K_IMAGES, CIFAR_IMAGES = 1_281_167, 6_800_000, 50_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Expected:
-    """What a config file must say."""
-
-    model: str
-    dataset: str
-
-
-CIFAR = {
-    "cifar": Expected("resnext29_8x64d", "cifar10"),
-    "cifar10_resnext29_8x64d": Expected("resnext29_8x64d", "cifar10"),
-    "cifar10_resnext29_16x64d": Expected("resnext29_16x64d", "cifar10"),
-    "cifar100_resnext29_8x64d": Expected("resnext29_8x64d", "cifar100"),
-    "cifar100_resnext29_16x64d": Expected("resnext29_16x64d", "cifar100"),
-}
-IMAGENET = {
-    "imagenet": Expected("resnext50_32x4d", "imagenet2012"),
-    "imagenet_resnet50": Expected("resnet50", "imagenet2012"),
-    "imagenet_resnext50_32x4d": Expected("resnext50_32x4d", "imagenet2012"),
-    "imagenet_resnext101_32x4d": Expected("resnext101_32x4d", "imagenet2012"),
-    "imagenet_resnext101_64x4d": Expected("resnext101_64x4d", "imagenet2012"),
-}
-IMAGENET5K = {
-    "imagenet5k": Expected("resnext50_32x4d", "imagenet5k"),
-    "imagenet5k_resnext50_32x4d": Expected("resnext50_32x4d", "imagenet5k"),
-}
-DIGITS = {
-    "digits_resnext29": Expected("resnext29_8x4d", "digits"),
-    "digit_scenes": Expected("resnext14_8x4d", "digits"),
-}
-OWN_IMAGES = {"folder": Expected("resnext50_32x4d", "folder")}
-PAPERS = CIFAR | IMAGENET | IMAGENET5K | DIGITS | OWN_IMAGES
-MODERN = {"imagenet_resnext50_32x4d_modern": Expected("resnext50_32x4d", "imagenet2012")}
-ALL = PAPERS | MODERN
-# Detectors: what else they say is tested in tests/detection/test_config.py.
-COCO = {
-    f"coco_{model}_{stage}": Expected(model, "coco")
-    for model in ("resnet50", "resnext50_32x4d", "resnet101", "resnext101_32x4d")
-    for stage in ("rpn", "fast_rcnn")
-} | {"coco": Expected("resnext50_32x4d", "coco")}
-# Both stages as one network.
-COCO |= {
-    f"coco_resnext50_32x4d_{form}": Expected("resnext50_32x4d", "coco")
-    for form in ("faster_rcnn", "fpn")
-}
-SCENES = {
-    f"digit_scenes_{stage}": Expected("resnext14_8x4d", "digit_scenes")
-    for stage in ("rpn", "fast_rcnn", "faster_rcnn", "fpn")
-}
-DETECTORS = COCO | SCENES
 
 
 def module(name: str) -> types.ModuleType:
@@ -97,26 +45,14 @@ def load(name: str) -> ConfigDict:
     return config
 
 
-def widths(config: ConfigDict) -> tuple[int, int]:
-    """Channels of the stem and of the first stage's blocks, as the network will have them."""
-    model = config.model
-    architecture = network_spec(
-        model.name, stem_width=model.stem_width, template_width=model.template_width
-    ).architecture
-    return architecture.stem_width, architecture.template_width
-
-
-def test_every_file_is_expected_here() -> None:
-    expected = ALL.keys() | DETECTORS.keys()
-    assert {path.stem for path in FOLDER.glob("*.py")} - {"__init__"} == expected
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "__init__")
+# Detectors are tested in tests/detection/test_config.py.
+ALL = [name for name in NAMES if load(name).task == "classification"]
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_is_valid_and_names_its_model_and_data(name: str) -> None:
-    config = load(name)
-    validate(config)
-    assert (config.model.name, config.data.name) == (ALL[name].model, ALL[name].dataset)
-    network_spec(config.model.name, form=config.model.form)
+def test_is_valid(name: str) -> None:
+    validate(load(name))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -125,98 +61,6 @@ def test_fits_one_device_and_eight(name: str) -> None:
     for count in (1, 8):
         mesh = make_mesh(config.batch_size, config.bn_group_size, jax.devices()[:count])
         assert mesh.size == count
-
-
-@pytest.mark.parametrize("name", ALL | DETECTORS)
-def test_docstring_has_source_command_and_expected_result(name: str) -> None:
-    text = module(name).__doc__
-    assert text is not None
-    for heading in ("Source", "Command", "Expected"):
-        assert any(line.startswith(heading) for line in text.splitlines())
-    (command,) = [line for line in text.splitlines() if line.startswith("Command")]
-    assert f"python train.py --config=configs/{name}.py" in command
-    assert "--workdir=" in command
-
-
-@pytest.mark.parametrize("name", CIFAR | IMAGENET | IMAGENET5K)
-def test_docstring_marks_the_papers_figures_as_the_papers(name: str) -> None:
-    text = " ".join(str(module(name).__doc__).split())
-    assert "the paper's figure" in text
-    assert "not run here" in text
-
-
-@pytest.mark.parametrize("name", PAPERS)
-def test_optimiser_and_images_are_the_papers(name: str) -> None:
-    config = load(name)
-    assert (config.optimizer.decay_norm, config.optimizer.decay_bias) == (True, True)
-    assert (config.ema.decay, config.optimizer.clip_norm) == (None, None)
-    assert config.data.trivial_augment is False
-    assert (config.data.random_erase, config.data.mixup, config.data.cutmix) == (0.0, 0.0, 0.0)
-    assert config.optimizer.momentum == 0.9
-    assert config.optimizer.nesterov is True
-    assert config.optimizer.label_smoothing == 0.0
-    assert config.model.form == "c"
-    assert config.model.residual is True
-    assert config.schedule.warmup_epochs == 0.0
-
-
-@pytest.mark.parametrize("name", IMAGENET | IMAGENET5K | OWN_IMAGES)
-def test_imagenet_recipe(name: str) -> None:
-    config = load(name)
-    assert (config.batch_size, config.bn_group_size) == (256, 32)
-    assert learning_rate(config) == pytest.approx(0.1)
-    assert config.optimizer.base_batch_size == 256
-    assert config.optimizer.weight_decay == 1e-4
-    assert config.num_epochs == 100
-    assert config.schedule.name == "step"
-    assert tuple(config.schedule.boundaries) == (30, 60, 90)
-    assert config.schedule.factor == 10
-    assert config.data.image_size == 224
-    assert config.data.flip is True
-    np.testing.assert_allclose(config.data.mean, 255 * np.array([0.485, 0.456, 0.406]))
-    np.testing.assert_allclose(config.data.std, 255 * np.array([0.229, 0.224, 0.225]))
-    assert (config.data.crop, config.data.interpolation) == ("random_sized", "bicubic")
-    assert (config.data.train_antialias, config.data.eval_antialias) == (False, True)
-    assert (config.data.brightness, config.data.contrast, config.data.saturation) == (0.4,) * 3
-    assert config.data.lighting == 0.1
-    assert config.data.max_shift == 0
-    test = eval_transform(config)
-    assert (test.image_size, test.short_side) == (224, 256)
-    assert (config.model.stem_width, config.model.template_width) == (None, None)
-
-
-@pytest.mark.parametrize("name", CIFAR)
-def test_cifar_recipe(name: str) -> None:
-    config = load(name)
-    assert (config.batch_size, config.bn_group_size) == (128, 16)
-    assert learning_rate(config) == pytest.approx(0.1)
-    assert config.optimizer.base_batch_size == 128
-    assert config.optimizer.weight_decay == 5e-4
-    assert config.num_epochs == 300
-    assert config.schedule.name == "step"
-    assert tuple(config.schedule.boundaries) == (150, 225)
-    assert config.schedule.factor == 10
-    assert config.data.image_size == 32
-    assert config.data.max_shift == 4
-    assert config.data.flip is True
-    assert config.data.crop == "whole"
-    assert (config.data.brightness, config.data.contrast, config.data.saturation) == (0.0,) * 3
-    assert config.data.lighting == 0.0
-    assert eval_transform(config).short_side is None
-    assert tuple(config.data.mean) == (125.3, 123.0, 113.9)
-    assert tuple(config.data.std) == (63.0, 62.1, 66.7)
-    assert (config.model.stem_width, config.model.template_width) == (None, None)
-
-
-def test_digits_recipe() -> None:
-    config = load("digits_resnext29")
-    assert config.batch_size == 32
-    assert config.num_epochs == 12
-    assert config.schedule.name == "cosine"
-    assert config.optimizer.weight_decay == 5e-4
-    assert config.data.image_size == 16
-    assert config.data.flip is False
-    assert widths(config) == (16, 64)
 
 
 def test_digits_are_normalised_by_their_own_mean_and_deviation(data_dir: Path) -> None:
@@ -232,15 +76,6 @@ def test_digits_are_normalised_by_their_own_mean_and_deviation(data_dir: Path) -
 def test_modern_recipe() -> None:
     """The figures of github.com/pytorch/vision/issues/3995, and of its scripts' defaults."""
     config = load("imagenet_resnext50_32x4d_modern")
-    assert (config.batch_size, config.bn_group_size) == (8 * 128, 128)
-    assert config.num_epochs == 600
-    assert learning_rate(config) == 0.5
-    assert (config.optimizer.momentum, config.optimizer.nesterov) == (0.9, False)
-    assert config.optimizer.weight_decay == 0.00002
-    assert config.optimizer.decay_norm is False
-    assert config.optimizer.decay_bias is False
-    assert config.optimizer.label_smoothing == 0.1
-    assert (config.schedule.name, config.schedule.warmup_epochs) == ("cosine", 5)
     schedule = build_schedule(config, IMAGENET_IMAGES)
     steps = num_steps(config, IMAGENET_IMAGES)
     assert steps == 750_684
@@ -251,20 +86,9 @@ def test_modern_recipe() -> None:
     # Their decay of 0.99998, adjusted: 1 - 0.00002 * 8 GPUs * 128 images * 32 steps / 600 epochs.
     assert config.ema.every_steps == 32
     assert config.ema.decay == pytest.approx(0.99890773, abs=1e-8)
-    data = config.data
-    assert data.trivial_augment is True
-    assert (data.random_erase, data.mixup, data.cutmix) == (0.1, 0.2, 1.0)
-    assert (data.brightness, data.contrast, data.saturation, data.lighting) == (0.0,) * 4
-    assert (data.max_shift, data.flip) == (0, True)
-    assert (data.crop, data.interpolation) == ("random_sized", "bilinear")
-    assert (data.train_antialias, data.eval_antialias) == (True, True)
-    np.testing.assert_allclose(data.mean, 255 * np.array([0.485, 0.456, 0.406]))
-    np.testing.assert_allclose(data.std, 255 * np.array([0.229, 0.224, 0.225]))
     # Trained and tested on crops of 224; tested, out of 232.
-    assert data.image_size == 224
     test = eval_transform(config)
     assert (test.image_size, test.short_side, test.interpolation) == (224, 232, "bilinear")
-    assert (config.model.stem_width, config.model.template_width) == (None, None)
 
 
 def test_the_modern_recipes_other_crop() -> None:
@@ -274,16 +98,6 @@ def test_the_modern_recipes_other_crop() -> None:
     validate(config)
     test = eval_transform(config)
     assert (test.image_size, test.short_side) == (224, 232)
-    text = str(module("imagenet_resnext50_32x4d_modern").__doc__)
-    assert "--config.data.image_size=176 --config.data.eval_image_size=224" in text
-
-
-def test_the_modern_result_is_marked_as_torchvisions() -> None:
-    text = " ".join(str(module("imagenet_resnext50_32x4d_modern").__doc__).split())
-    assert "18.802 % top-1 and 4.660 % top-5 error" in text
-    assert "torchvision's figures" in text
-    assert "not run here" in text
-    assert "github.com/pytorch/vision/issues/3995" in text
 
 
 def test_imagenet5k_takes_the_steps_of_imagenet() -> None:
@@ -327,17 +141,6 @@ def test_cifar_refuses_what_is_not_a_data_set_and_a_model(choice: str) -> None:
     with pytest.raises(ConfigError, match="cifar10 or cifar100") as error:
         module("cifar").get_config(choice)
     assert repr(choice) in str(error.value)
-
-
-def test_the_older_preprint_on_cifar() -> None:
-    """Pre-activation blocks and a batch of 256; the rate stays 0.1."""
-    config = module("cifar").get_config("cifar100,resnext29_16x64d,preact")
-    validate(config)
-    assert config.model.preactivation is True
-    assert (config.batch_size, config.bn_group_size) == (256, 32)
-    assert learning_rate(config) == pytest.approx(0.1)
-    assert (config.num_epochs, tuple(config.schedule.boundaries)) == (300, (150, 225))
-    assert config.optimizer.weight_decay == 5e-4
 
 
 def test_options_of_the_imagenet_recipe() -> None:
