@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one sentence, no traceback, exit status 2."""
+"""Errors that the user can fix: a one-line message, no traceback, exit status 2."""
 
 import argparse
 import difflib
@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 EXIT_USER_ERROR = 2
-EXIT_LOST_HOST = 75  # sysexits.h's EX_TEMPFAIL: trying again may do
+EXIT_LOST_HOST = 75  # EX_TEMPFAIL of sysexits.h: a retry may succeed
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
 
-# Each asks a training run to save and end; the exit status is then 128 and its number. Batch queues
-# send SIGTERM or what one asks them for (SIGUSR1, say), a lost terminal SIGHUP.
+# Each requests that a training run saves and exits, with status 128 plus the signal number. Batch
+# queues send SIGTERM or a signal of the user's choice (SIGUSR1, say), a lost terminal SIGHUP.
 STOP_SIGNALS = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -27,7 +27,7 @@ STOP_SIGNALS = (
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: what is wrong, where, and what to do."""
+    """Bad input. The message is one sentence: what is wrong, where, and what to do."""
 
     exit_status = EXIT_USER_ERROR
 
@@ -45,7 +45,7 @@ class CheckpointError(UserError):
 
 
 class DivergedError(UserError):
-    """A training whose loss is no longer usable."""
+    """A training run whose loss is not finite any more."""
 
 
 class WorkdirError(UserError):
@@ -53,7 +53,7 @@ class WorkdirError(UserError):
 
 
 class HostError(UserError):
-    """A host of the run that did not come, or was lost."""
+    """A host of the run that did not connect, or was lost."""
 
     exit_status = EXIT_LOST_HOST
 
@@ -65,13 +65,13 @@ def did_you_mean(name: str, names: Iterable[str], otherwise: str, *, cutoff: flo
 
 
 def fail(message: str, status: int = EXIT_USER_ERROR) -> NoReturn:
-    """Print one sentence to stderr and leave, with status 2 unless told otherwise."""
+    """Print a one-line error to stderr and exit, by default with status 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 
 def drop_lost_output() -> None:
-    """Send to nowhere what goes to a terminal, or to a reader of a pipe, that is gone."""
+    """Redirect stdout and stderr to /dev/null if their terminal or pipe reader is gone."""
     poll = select.poll()
     for file in (1, 2):
         poll.register(file, 0)
@@ -81,22 +81,22 @@ def drop_lost_output() -> None:
 
 
 def one_line(error: BaseException, longest: int | None = 200) -> str:
-    """Say in one line, of at most so many characters, what an error says."""
+    """Return the exception's message on one line, truncated to `longest` characters."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
 def positive_int(text: str) -> int:
-    """Read a whole number above 0, the `type` of an argument."""
+    """Parse a positive integer; the `type` of a command-line argument."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose user's mistakes are told as all others are."""
+    """An argument parser that reports invalid arguments as `fail` does."""
 
     def add_network(self) -> None:
-        """Add what names a network with its weights, arguments of `runs.weights.load_network`."""
+        """Add the arguments that select a network and its weights."""
         origin = self.add_mutually_exclusive_group(required=True)
         origin.add_argument("--weights", metavar="FILE", help=".safetensors or .pth")
         origin.add_argument("--workdir", metavar="DIR", help="of a run")
@@ -108,32 +108,32 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument("--ema", action="store_true", help="the average of the weights")
 
     def error(self, message: str) -> NoReturn:
-        """Leave with one sentence and status 2."""
+        """Exit with a one-line error and status 2."""
         fail(f"{message}; --help lists the options.")
 
 
 def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Turn a UserError that leaves `main` into a sentence and its exit status, mostly 2.
+    """Decorate `main` to end with a one-line error and an exit status instead of a traceback.
 
-    And Ctrl-C, where nothing handles it better, into a sentence and exit status 130, and output
-    that nobody reads any more into status 141, as SIGPIPE would.
+    A UserError exits with its status (usually 2), Ctrl-C without another handler with 130, and a
+    closed output pipe with 141, like SIGPIPE.
     """
 
     @functools.wraps(main)
     def wrapped(argv: Any) -> None:
         try:
             main(argv)
-            sys.stdout.flush()  # here, and not when Python ends: nobody may read any more
+            sys.stdout.flush()  # here and not at Python's exit: the reader may be gone
         except UserError as error:
             fail(str(error), error.exit_status)
         except BrokenPipeError:
-            # Who read the output (head, say) has left. Python would complain of it once more
-            # when it ends.
+            # The reader of the output (head, say) is gone. Python would report that once more at
+            # exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_BROKEN_PIPE)
         except KeyboardInterrupt:
             print("interrupted; run the same command again.", file=sys.stderr, flush=True)
-            # tfds downloads in a thread, and Python would wait for it to finish.
+            # tfds downloads in a thread, which Python would wait for.
             os._exit(EXIT_INTERRUPTED)
 
     return wrapped

@@ -1,4 +1,4 @@
-"""Paths that a user gives, files that are replaced as a whole, and strict JSON."""
+"""Paths given by the user, atomic replacement of files, and strict JSON."""
 
 import argparse
 import contextlib
@@ -18,33 +18,33 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def user_path(path: str | os.PathLike[str], name: str) -> Path:
-    """Return a path as the user means it: `~` is expanded.
+    """Return a path given by the user, with `~` expanded.
 
-    Every path of a flag, a config field or an environment variable goes through here.
+    Every path from a flag, a config field or an environment variable goes through here.
 
     Args:
-      path: as it was given.
-      name: of the flag or field, such as "--workdir", for the error.
+      path: the path as given.
+      name: name of the flag or field, such as "--workdir", for the error.
 
     Raises:
-      UserError: it is empty, an address such as gs://bucket/run, or of an unknown user's home.
+      UserError: it is empty, a URL such as gs://bucket/run, or in an unknown user's home.
     """
     text = os.fspath(path)
     if not text.strip():
         raise UserError(f"{name} is empty; give a path, or leave it out.")
     if _SCHEME.match(text):
         raise UserError(
-            f"{name}={text} is an address, and only paths of this machine are read and written; "
-            "mount or copy what is there, and give its path."
+            f"{name}={text} is a URL, and only local paths are supported; mount or copy the "
+            "files, and give their local path."
         )
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{name}={text} starts with the home of an unknown user.") from error
+        raise UserError(f"{name}={text} is in the home of an unknown user.") from error
 
 
 def path_argument(text: str) -> Path:
-    """Read a path, the `type` of an argument; see `user_path`."""
+    """Parse a path; the `type` of a command-line argument. See `user_path`."""
     try:
         return user_path(text, "the path")
     except UserError as error:
@@ -52,7 +52,7 @@ def path_argument(text: str) -> Path:
 
 
 def strict_json(value: Any, indent: int | None = None) -> str:
-    """Write a value as JSON that every reader takes: numbers that are not finite become null."""
+    """Return a value as strict JSON: numbers that are not finite become null."""
     return json.dumps(_finite(value), indent=indent, allow_nan=False)
 
 
@@ -66,10 +66,11 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a file beside `path` to write to, which takes its place when the block ends well.
+    """Yield a temporary file that atomically replaces `path` when the block succeeds.
 
-    A crash leaves the old file whole, or the new one. After an error the old one stands, and
-    nothing is beside it. The file has the mode that the umask says, whoever writes it.
+    After a crash, `path` is the complete old or the complete new file. After an error, the old
+    file is unchanged and the temporary file removed. The file's mode follows the umask, whichever
+    library writes it.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -77,7 +78,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
-        # Some libraries write a file of their own, for its owner alone, and rename it.
+        # Some libraries write another file, readable by its owner only, and rename it.
         if temporary.stat().st_mode != mode:
             temporary.chmod(stat.S_IMODE(mode))
         os.replace(temporary, path)

@@ -78,9 +78,9 @@ def test_a_home_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     [
         ("", ["--out is empty"]),
         (" ", ["--out is empty"]),
-        ("gs://bucket/run", ["--out=gs://bucket/run is an address", "mount or copy"]),
-        (Path("gs://bucket/run"), ["is an address"]),
-        ("hf+https://a/b", ["is an address"]),
+        ("gs://bucket/run", ["--out=gs://bucket/run is a URL", "mount or copy"]),
+        (Path("gs://bucket/run"), ["is a URL"]),
+        ("hf+https://a/b", ["is a URL"]),
         ("~nobody-of-this-name/x", ["unknown user"]),
     ],
 )

@@ -11,9 +11,9 @@ from tests.shapes import CHECKED
 
 
 def test_a_wrong_shape_is_refused() -> None:
-    with pytest.raises(jaxtyping.TypeCheckError, match="'x'.*\n.*f32.2,8,8.*\n.*'n h w c'"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"'x'.*\n.*f32.2,8,8.*\n.*'n h w c'"):
         max_pool(jnp.zeros((2, 8, 8)))
-    with pytest.raises(jaxtyping.TypeCheckError, match="'x'.*\n.*i32.1,2,8,8"):
+    with pytest.raises(jaxtyping.TypeCheckError, match=r"'x'.*\n.*i32.1,2,8,8"):
         max_pool(jnp.zeros((1, 2, 8, 8), "int32"))
 
 

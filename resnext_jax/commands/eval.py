@@ -1,12 +1,12 @@
 """Evaluate a trained ResNeXt, or a detector: python eval.py --config=CONFIG --workdir=WORKDIR.
 
-Scores the newest checkpoint of the workdir (or --checkpoint=best, or a step) on
-every test image once, and the averaged weights too where the run has some; or
-PyTorch's weights (--weights=FILE). Several, separated by commas or with the flag
-repeated, are also scored as an ensemble. docs/evaluation.md has examples,
-docs/detection.md detectors, docs/distributed.md several hosts. Exit status: 0 when
-scored, 2 for a mistake in config, data, workdir or weights, 75 when another host did
-not come or was lost.
+Evaluates the newest checkpoint of the workdir (or --checkpoint=best, or a step), and
+the averaged weights if the run has them; or a PyTorch weight file (--weights=FILE).
+Every test image counts once. Several workdirs or files, separated by commas or with
+the flag repeated, are also evaluated as an ensemble. docs/evaluation.md has examples,
+docs/detection.md covers detectors, docs/distributed.md several hosts. Exit status: 0
+on success, 2 for invalid config, data, workdir or weights, 75 when another host did not
+connect or was lost.
 """
 
 import os
@@ -22,21 +22,23 @@ from resnext_jax.files import user_path
 
 def _define_flags() -> None:
     config_flags.DEFINE_config_file(
-        "config", None, "The recipe the run was trained with, or of the data and the protocol."
+        "config",
+        None,
+        "The run's recipe; with --weights, the recipe that defines data and test protocol.",
     )
-    flags.DEFINE_multi_string("workdir", [], "Folders of runs; by default train.py's, runs/NAME.")
-    flags.DEFINE_multi_string("weights", [], "Files of PyTorch's weights, .safetensors or .pth.")
+    flags.DEFINE_multi_string("workdir", [], "Workdirs of runs; default: train.py's, runs/NAME.")
+    flags.DEFINE_multi_string("weights", [], "PyTorch weight files, .safetensors or .pth.")
     flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
-    flags.DEFINE_bool("ema", False, "Of weight files, the average saved beside the weights.")
+    flags.DEFINE_bool("ema", False, "Use the averaged weights saved in a weight file.")
     flags.DEFINE_string(
-        "output", None, "JSON file to add the results to; by default a single workdir's eval.json."
+        "output", None, "JSON file to add the results to; default: eval.json of a single workdir."
     )
-    flags.DEFINE_string("per_class", None, "CSV file for the errors of each class.")
+    flags.DEFINE_string("per_class", None, "CSV file for per-class errors.")
     flags.DEFINE_string("confusion", None, "CSV or .npy file for the confusion matrix.")
     flags.DEFINE_bool(
         "any_class_names",
         False,
-        "Compare labels also where the weights' classes have other names than the data's.",
+        "Match classes by label number, even if the weights' class names differ from the data's.",
     )
     cli.define_host_flags()
 
@@ -73,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _listed(values: Sequence[str], flag: str) -> list[str]:
-    """Cut at commas, but not what is a path with commas; every part is checked to be a path."""
+    """Split values at commas, except existing paths with commas; check that each is a path."""
     whole = (os.path.exists(os.path.expanduser(value)) for value in values)
     parts = [
         [value] if is_whole else value.split(",")

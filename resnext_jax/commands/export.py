@@ -1,11 +1,11 @@
-"""Networks with their weights, as StableHLO or as arrays that Orbax reads.
+"""Export networks with their weights, as StableHLO or as an Orbax checkpoint.
 
     python -m resnext_jax.export --workdir=runs/flowers --out=flowers.stablehlo --batch=any
     python -m resnext_jax.export --weights=resnext50_32x4d.pth --out=resnext50.stablehlo --batch=8
     python -m resnext_jax.export --workdir=runs/flowers --out=flowers --format=orbax
 
-StableHLO is for programs without this package. What is written is the file of `jax.export`: one
-function, from images to logits, that JAX alone reads and runs:
+StableHLO is for programs without this package. The file is one serialized by `jax.export`: a
+function from images to logits that runs with JAX alone:
 
     exported = jax.export.deserialize(open("flowers.stablehlo", "rb").read())
     logits = exported.call(images)
@@ -45,7 +45,7 @@ from resnext_jax.runs.weights import LoadedNetwork, load_network
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
-# Images that an export is checked with.
+# Number of images that an export of any batch size is checked with.
 _CHECKED = 3
 
 
@@ -57,23 +57,23 @@ def export(
     preprocess: Callable[[dict[str, jax.Array]], jax.Array] | None = None,
     platforms: Sequence[str] | None = None,
 ) -> jax_export.Exported:
-    """Turn a network into a function from images to logits that needs none of its code.
+    """Export a network as a function from images to logits that does not need its Python code.
 
-    On each of `platforms` convolutions run by that platform's "portable" lowering. An export for
-    several holds the network's operations once for each, and its weights once.
+    On each platform, convolutions use that platform's "portable" lowering. An export for several
+    platforms contains the network's operations once per platform, and its weights once.
 
     Args:
-      model: of `create_model`, with its weights; used as in testing, and left as it is.
-      image_size: S, side of the images.
+      model: returned by `create_model`; exported in evaluation mode, and not modified.
+      image_size: S, side of the images in pixels.
       batch_size: N; None exports a function of any batch size.
-      preprocess: from `{"image": uint8 [N, S, S, 3]}` to normalised images, such as
-        `DeviceTransform.test`: the function then takes uint8 pixels, RGB. None: it takes
-        normalised images, float32.
-      platforms: to run on, of `PLATFORMS`; None for the one that exports.
+      preprocess: maps `{"image": uint8 [N, S, S, 3]}` to normalised images, as
+        `DeviceTransform.test` does; the exported function then takes uint8 RGB pixels. None: it
+        takes normalised float32 images.
+      platforms: target platforms, of `PLATFORMS`; None: the current one.
 
     Returns:
-      The function, of images `[N, S, S, 3]` (or of the network's `in_channels`), to logits
-      `[N, K]`.
+      The exported function, from images `[N, S, S, 3]` (or with the network's `in_channels`) to
+      logits `[N, K]`.
 
     Raises:
       ValueError: an unknown platform.
@@ -110,10 +110,10 @@ def export(
 
 
 def read_export(path: str | os.PathLike[str]) -> jax_export.Exported:
-    """Read what the command wrote, or what `Exported.serialize` gives.
+    """Read a file written by this command or by `Exported.serialize`.
 
     Raises:
-      UserError: the file cannot be read, or is something else.
+      UserError: the file cannot be read, or is not an export.
     """
     try:
         data = user_path(path, "the export").read_bytes()
@@ -123,17 +123,18 @@ def read_export(path: str | os.PathLike[str]) -> jax_export.Exported:
         return jax_export.deserialize(bytearray(data))
     except Exception as error:  # damaged bytes make the reader raise anything
         raise UserError(
-            f"{path} is damaged, or no file of jax.export ({one_line(error)}); export it again."
+            f"{path} is damaged or was not written by jax.export ({one_line(error)}); export it "
+            "again."
         ) from error
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """How far an export that was read again is from its network.
+    """The difference between an export, read back from its file, and its network.
 
     Attributes:
-      images: how many random ones both were given.
-      difference: largest absolute difference of their logits.
+      images: number of random images that were compared.
+      difference: largest absolute difference of the logits.
       largest: largest absolute logit.
     """
 
@@ -143,7 +144,7 @@ class Check:
 
 
 def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTransform) -> Check:
-    """Compare an export from uint8 pixels with its network, on random images.
+    """Compare an export that takes uint8 pixels with its network, on random images.
 
     Raises:
       UserError: they differ by more than rounding.
@@ -162,7 +163,7 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
 
     expected, actual = (np.asarray(run(pixels)) for run in (logits, exported.call))
     found = Check(count, float(np.max(abs(actual - expected))), float(np.max(abs(expected))))
-    # A second compilation with other lowerings adds in another order.
+    # The two programs use different lowerings, which sum in different orders.
     if not found.difference <= 1e-3 * max(found.largest, 1.0):
         raise UserError(
             f"the export's logits differ from the network's by {found.difference:.3g} of "
@@ -172,18 +173,18 @@ def check(exported: jax_export.Exported, model: nnx.Module, transform: DeviceTra
 
 
 def export_orbax(found: LoadedNetwork, folder: Path) -> None:
-    """Write weights so that `orbax.checkpoint` alone reads them.
+    """Write weights as a checkpoint that `orbax.checkpoint` reads without this package.
 
-    `params` and `batch_stats` are dictionaries of arrays by the dotted names of form c, whatever
-    the network's form; a run's checkpoints are packed. The checkpoint's custom metadata are the
-    arguments of `create_model` but for `rngs`.
+    `params` and `batch_stats` are dictionaries of arrays keyed by the dotted names of form c,
+    whatever the network's form (a run's own checkpoints pack the arrays). The checkpoint's custom
+    metadata are the arguments of `create_model` except `rngs`.
 
     Args:
       found: the weights.
-      folder: to make.
+      folder: the folder to create.
 
     Raises:
-      UserError: it is there already, or cannot be written.
+      UserError: the folder exists already, or cannot be written.
     """
     spec, network = found.member.spec, found.member.network
     cardinality = spec.architecture.cardinality
@@ -208,7 +209,7 @@ def export_orbax(found: LoadedNetwork, folder: Path) -> None:
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Export, as the command line says."""
+    """Run the export command."""
     options = _parse(argv)
     check_writable(options.out, "--out")
     found = load_network(
@@ -220,7 +221,7 @@ def main(argv: Sequence[str]) -> None:
     if options.format == "orbax":
         export_orbax(found, options.out)
         print(f"network: {found.member.origin}, {found.member.short_name}")
-        print(f"folder: {options.out}, arrays by the names of form c, for orbax.checkpoint")
+        print(f"folder: {options.out}, arrays with the names of form c, for orbax.checkpoint")
         return
     network = found.member.network
     model = merge(network.graphdef, network.params, network.batch_stats)
@@ -254,28 +255,33 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.export",
-        description="Write a network with its weights, as StableHLO or for Orbax.",
+        description="Export a network with its weights, as StableHLO or as an Orbax checkpoint.",
         allow_abbrev=False,
     )
     parser.add_network()
-    parser.add_argument("--out", required=True, metavar="FILE", type=path_argument, help="to write")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", type=path_argument, help="file or folder to write"
+    )
     parser.add_argument(
         "--format",
         choices=("stablehlo", "orbax"),
         default="stablehlo",
-        help="stablehlo, a program (the default); or orbax, a folder of the weights alone",
+        help="stablehlo, a program with weights (default); or orbax, a folder of weights only",
     )
     parser.add_argument(
-        "--batch", type=_batch, default=None, metavar="N", help="images at a time, or any (default)"
+        "--batch", type=_batch, default=None, metavar="N", help="batch size, or any (default)"
     )
     parser.add_argument(
-        "--image_size", type=positive_int, metavar="S", help="side of the images (as in testing)"
+        "--image_size",
+        type=positive_int,
+        metavar="S",
+        help="side of the images, in pixels (default: that of the test images)",
     )
     parser.add_argument(
         "--platforms",
         type=_platforms,
         metavar="NAMES",
-        help=f"of {', '.join(PLATFORMS)}, separated by commas (this machine's)",
+        help=f"of {', '.join(PLATFORMS)}, separated by commas (default: this machine's)",
     )
     return parser.parse_args(argv)
 
@@ -288,5 +294,5 @@ def _platforms(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in PLATFORMS:
-            raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(PLATFORMS)}")
+            raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(PLATFORMS)}")
     return names

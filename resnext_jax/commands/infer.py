@@ -1,13 +1,12 @@
-"""Find objects in images with a trained RPN and a trained Fast R-CNN, or with one network.
+"""Detect objects in images with a trained RPN and Fast R-CNN, or with a single Faster R-CNN.
 
     python -m resnext_jax.detection.infer --rpn=RPN_WORKDIR --workdir=FAST_RCNN_WORKDIR \
         photo.jpg folder 'more/*.png'
 
-draws boxes with names and scores on a picture of each image, and writes all of them to
-`detections.json`, both in the folder `detections`. A network that makes its own proposals goes
-without `--rpn`. Unreadable images are reported on stderr and skipped; the exit status is then 2.
-Images are taken as they are stored: a mark to turn one (EXIF) is not
-followed.
+draws the boxes with class names and scores on a copy of each image, and writes all detections to
+`detections.json`, both in the folder `detections`. Omit `--rpn` for a network that computes its own
+proposals. Unreadable images are reported on stderr and skipped; the exit status is then 2. EXIF
+orientation is ignored.
 """
 
 import argparse
@@ -59,26 +58,26 @@ def infer(
     rpn_checkpoint: str = "latest",
     ema: bool = False,
 ) -> list[ImageDetections]:
-    """Find objects in images, as the command does, for programs and notebooks.
+    """Detect objects in images, as the command does, for programs and notebooks.
 
     Args:
-      rpn_workdir: of the region proposal network's run; None where there is one network.
-      detector_workdir: of Fast R-CNN's run, or of the one network's (Faster R-CNN's).
+      rpn_workdir: workdir of the region proposal network; None for Faster R-CNN.
+      detector_workdir: workdir of Fast R-CNN or Faster R-CNN.
       images: files, folders or patterns, see `predict.find_images`.
-      score: only objects that score higher are found, 0 to 1.
-      checkpoint: of the detector: "latest", "best", or a step.
-      rpn_checkpoint: of the RPN, likewise.
-      ema: use the averaged weights, of both.
+      score: minimum score of a detection, 0 to 1.
+      checkpoint: checkpoint of the detector: "latest", "best", or a step.
+      rpn_checkpoint: checkpoint of the RPN: "latest", "best", or a step.
+      ema: use the averaged weights of both networks.
 
     Returns:
-      What was found in each image file, in their order; those that cannot be read have an `error`.
+      The detections of each image file, in order; files that cannot be read have an `error`.
 
     Raises:
       UserError: there are no images, or the runs cannot be used.
     """
     paths = find_images(os.fspath(image) for image in images)
     if not paths:
-        raise DataError("there are no images to find objects in; name some.")
+        raise DataError("there are no images to detect objects in; name some.")
     network = Finder(
         rpn_workdir,
         detector_workdir,
@@ -92,10 +91,10 @@ def infer(
 
 
 class _Output:
-    """A folder of pictures, and of a JSON file of all that was found."""
+    """The output folder: a picture per image, and a JSON file with all detections."""
 
     def __init__(self, folder: Path, images: Iterable[str]):
-        """Make the folder; pictures get names that replace none of the images."""
+        """Create the folder. Pictures are named such that they never overwrite `images`."""
         self._folder = folder
         self._rows: list[dict[str, Any]] = []
         self._taken = {Path(image).resolve() for image in images}
@@ -103,7 +102,7 @@ class _Output:
             folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, found: ImageDetections, enlarge: int) -> Path:
-        """Draw a picture; return where it is."""
+        """Draw and write the picture of an image; return its path."""
         picture = draw_detections(
             decoded_image(found.file),
             np.array([detection.box for detection in found.detections]).reshape(-1, 4),
@@ -125,15 +124,15 @@ class _Output:
         return path
 
     def finish(self) -> Path:
-        """Write the JSON file; return where it is."""
+        """Write the JSON file; return its path."""
         path = self._folder / _JSON
-        # An image a line.
+        # One line per image.
         rows = ",\n".join(json.dumps(row, allow_nan=False) for row in self._rows)
         _write(path, lambda draft: draft.write_text(f"[\n{rows}\n]\n"))
         return path
 
     def _free(self, stem: str) -> Path:
-        """Return a path of no other picture and of no image."""
+        """Return a path that is neither another picture's nor an image's."""
         for number in itertools.count(1):
             path = self._folder / f"{stem if number == 1 else f'{stem}_{number}'}.png"
             if path.resolve() not in self._taken:
@@ -153,14 +152,14 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({error.strerror or one_line(error)}); make room there or "
-            "name another folder with --out=..."
+            f"{path} cannot be written ({error.strerror or one_line(error)}); free disk space or "
+            "choose another folder with --out=..."
         ) from error
 
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Find objects, as the command line says."""
+    """Run the detection command."""
     options = _parse(argv)
     paths = find_images(options.image)
     cli.keep_compiled_programs()
@@ -188,43 +187,51 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.detection.infer",
-        description="Find objects in images.",
+        description="Detect objects in images.",
         allow_abbrev=False,
     )
     parser.add_argument(
         "image", nargs="+", metavar="IMAGE", help="files, folders, or patterns in quotes"
     )
     parser.add_argument(
-        "--rpn", metavar="DIR", type=path_argument, help="of a region proposal network's run"
+        "--rpn", metavar="DIR", type=path_argument, help="workdir of a region proposal network"
     )
     parser.add_argument(
         "--workdir",
         metavar="DIR",
         type=path_argument,
         required=True,
-        help="of a Fast R-CNN's run; or, without --rpn, of a network that does both",
+        help="workdir of Fast R-CNN; or, without --rpn, of Faster R-CNN",
     )
     parser.add_argument(
         "--out",
         metavar="DIR",
         type=path_argument,
         default=OUT,
-        help=f"for pictures and {_JSON} ({OUT})",
+        help=f"folder for pictures and {_JSON} ({OUT})",
     )
     parser.add_argument(
-        "--score", type=_score, default=0.5, help="of objects, at least; 0 to 1 (0.5)"
+        "--score", type=_score, default=0.5, help="minimum score of a detection, 0 to 1 (0.5)"
     )
     parser.add_argument(
-        "--checkpoint", default="latest", help="of --workdir: latest (the default), best, a step"
+        "--checkpoint",
+        default="latest",
+        help="checkpoint of --workdir: latest (default), best, or a step",
     )
-    parser.add_argument("--rpn_checkpoint", default="latest", help="of --rpn, likewise")
-    parser.add_argument("--ema", action="store_true", help="the averages of the weights, of both")
+    parser.add_argument(
+        "--rpn_checkpoint",
+        default="latest",
+        help="checkpoint of --rpn: latest (default), best, or a step",
+    )
+    parser.add_argument(
+        "--ema", action="store_true", help="use the averaged weights of both networks"
+    )
     parser.add_argument(
         "--enlarge",
         type=positive_int,
         default=1,
         metavar="N",
-        help="pictures N times as large as the images, for legible text on small ones (1)",
+        help="enlarge pictures N times, for legible text on small images (1)",
     )
     return parser.parse_args(argv)
 

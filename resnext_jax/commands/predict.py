@@ -1,4 +1,4 @@
-"""What images show: the best classes with their names and probabilities.
+"""Classify image files: the most probable classes, with names and probabilities.
 
     python -m resnext_jax.predict --weights=resnext50_32x4d.pth photo.jpg folder 'more/*.png'
     python -m resnext_jax.predict --workdir=runs/flowers --json photo.jpg
@@ -48,12 +48,12 @@ _THREADS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Guess:
-    """A class that an image may be of.
+    """A predicted class.
 
     Attributes:
-      label: of the class, from 0.
-      name: of the class.
-      probability: 0 to 1.
+      label: number of the class, from 0.
+      name: name of the class.
+      probability: from 0 to 1.
     """
 
     label: int
@@ -63,12 +63,12 @@ class Guess:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What an image shows.
+    """The prediction for an image file.
 
     Attributes:
-      path: of the image.
-      guesses: the best first; none for an image that cannot be read.
-      error: why it cannot be read, in a sentence; "" if it can.
+      path: path of the image.
+      guesses: predicted classes, most probable first; () if the image cannot be read.
+      error: why the image cannot be read, in a sentence; "" if it can.
     """
 
     path: str
@@ -76,14 +76,14 @@ class Prediction:
     error: str = ""
 
     def as_json(self) -> str:
-        """Return a line of strict JSON."""
+        """Return the prediction as one line of strict JSON."""
         if self.error:
             return json.dumps({"image": self.path, "error": self.error})
         guesses = [dataclasses.asdict(guess) for guess in self.guesses]
         return json.dumps({"image": self.path, "predictions": guesses}, allow_nan=False)
 
     def __str__(self) -> str:
-        """Return a line for the image, and one for each guess."""
+        """Return one line for the image, and one per predicted class."""
         lines = [f"{100 * guess.probability:8.2f} %  {guess.name}" for guess in self.guesses]
         return "\n".join([self.path, *lines])
 
@@ -103,13 +103,13 @@ class Predictor:
         top: int = 5,
         batch_size: int = 32,
     ):
-        """Prepare; the program compiles when first run.
+        """Prepare the prediction; it is compiled on first use.
 
         Args:
-          network: with its weights.
-          names: of the classes, in label order.
-          top: how many classes to tell; all if there are fewer.
-          batch_size: images at a time.
+          network: the network with its weights.
+          names: class names, in label order.
+          top: number of classes to return; all if there are fewer.
+          batch_size: images per batch.
         """
         self._names, self._batch_size = tuple(names), batch_size
         self._transform = build.eval_transform(network.config)
@@ -130,10 +130,10 @@ class Predictor:
         self._run: Callable[[Arrays, Arrays, np.ndarray], tuple[jax.Array, jax.Array]] = run
 
     def predict(self, paths: Iterable[str]) -> Iterator[Prediction]:
-        """Predict image files, in their order.
+        """Yield the predictions of image files, in order.
 
         Raises:
-          UserError: the network's scores are not numbers.
+          UserError: the network's probabilities are not finite.
         """
         size, exif = self._transform.image_size, self._exif
         waiting: list[tuple[list[str], list[np.ndarray | str], tuple[jax.Array, jax.Array]]] = []
@@ -150,11 +150,11 @@ class Predictor:
                 # The next images are read while the device works on these.
                 waiting.append((part, read, self._run(*self._weights, batch)))
                 if len(waiting) > 1:
-                    yield from self._told(*waiting.pop(0))
+                    yield from self._predictions(*waiting.pop(0))
         for one in waiting:
-            yield from self._told(*one)
+            yield from self._predictions(*one)
 
-    def _told(
+    def _predictions(
         self,
         paths: list[str],
         read: list[np.ndarray | str],
@@ -167,7 +167,7 @@ class Predictor:
                 continue
             if not np.isfinite(some).all():
                 raise UserError(
-                    f"the network's scores of {path} are not numbers; check its weights."
+                    f"the network's probabilities for {path} are not finite; check its weights."
                 )
             guesses = zip(best.tolist(), some.tolist(), strict=True)
             yield Prediction(
@@ -197,14 +197,14 @@ def _read(path: str, transform: EvalTransform, exif: str) -> tuple[np.ndarray | 
 
 
 def find_images(arguments: Iterable[str]) -> list[str]:
-    """List image files. How many others a folder holds is said on stderr.
+    """List image files. The number of other files in a folder is reported on stderr.
 
     Args:
-      arguments: files; folders, which stand for the images in them (`data.file_names.SUFFIXES`);
-        and patterns such as `photos/*.jpg` (`**` is any folders).
+      arguments: files; folders, of which all images are taken (`data.file_names.SUFFIXES`); and
+        patterns such as `photos/*.jpg` (`**` matches any folders).
 
     Raises:
-      DataError: a folder has no images, or a pattern fits no file.
+      DataError: a folder has no images, or a pattern matches no file.
     """
     found: list[str] = []
     for argument in arguments:
@@ -217,14 +217,14 @@ def find_images(arguments: Iterable[str]) -> list[str]:
             note_ignored(path, (file.name for file in inside if not is_image(file.name)))
             if not files:
                 raise DataError(
-                    f"folder {argument} has no images ({', '.join(SUFFIXES)}); for those "
-                    f"in its folders give a pattern, as in '{path / '**' / '*.jpg'}'."
+                    f"folder {argument} has no images ({', '.join(SUFFIXES)}); for images in "
+                    f"its subfolders give a pattern, as in '{path / '**' / '*.jpg'}'."
                 )
         elif glob.has_magic(argument) and not path.exists():
             fitting = sorted(glob.glob(argument, recursive=True))
             files = [file for file in fitting if Path(file).is_file() and _is_meant(file, path)]
             if not files:
-                raise DataError(f"no file fits the pattern {argument!r}; check it.")
+                raise DataError(f"no file matches the pattern {argument!r}; check it.")
         else:
             files = [argument]  # a missing file is reported with the unreadable ones
         found += files
@@ -232,7 +232,7 @@ def find_images(arguments: Iterable[str]) -> list[str]:
 
 
 def _is_meant(file: str, pattern: Path) -> bool:
-    """Whether nothing on the way to what fits a pattern is hidden, unless the pattern names it."""
+    """Whether no part of a matching path is hidden, except parts that the pattern names."""
     return not any(is_hidden(part) and part not in pattern.parts for part in Path(file).parts)
 
 
@@ -240,43 +240,43 @@ def class_names(network: LoadedNetwork, file: Path | None) -> tuple[list[str], s
     """Return the names of a network's classes, and what is to be said of them.
 
     Args:
-      network: see there. Its run's names are taken; where it has none, and the network is of 1000
-        classes of ImageNet's images, ImageNet-1K's WordNet ids; otherwise numbers.
-      file: with a name in each line, in label order; None for none.
+      network: the network. Without `file`, the names are those of its run; failing that,
+        ImageNet-1K's WordNet ids for an ImageNet network of 1000 classes, and otherwise numbers.
+      file: text file with one name per line, in label order; None: no file.
 
     Raises:
-      UserError: the file cannot be read, or has another number of names.
+      UserError: the file cannot be read, or has the wrong number of names.
     """
     classes = network.member.spec.num_classes
     if file is not None:
         try:
             names = file.read_text().splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is no text"
+            reason = getattr(error, "strerror", None) or "it is not text"
             raise UserError(
                 f"class names {file} cannot be read: {reason}; check --classes."
             ) from error
         if len(names) != classes:
             raise UserError(
-                f"{file} has {len(names)} class names, one a line, but {network.member.origin} is "
-                f"for {classes} classes; give the names of its classes."
+                f"{file} has {len(names)} class names, one per line, but {network.member.origin} "
+                f"has {classes} classes; give the names of its classes."
             )
         return names, ""
     if network.class_names is not None:
         return list(network.class_names), ""
     if classes == 1000 and network.member.spec.architecture.stem == "imagenet":
         return list(imagenet1k()), (
-            "names are ImageNet-1K's WordNet ids, supposing that its classes are these in the "
-            "usual order; --classes=FILE gives other names"
+            "class names are ImageNet-1K's WordNet ids, assuming its classes in the usual order; "
+            "--classes=FILE sets other names"
         )
     return [f"class {label}" for label in range(classes)], (
-        "a file of weights has no names of classes; --classes=FILE gives some"
+        "the weight file has no class names; --classes=FILE sets them"
     )
 
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Predict, as the command line says."""
+    """Run the prediction command."""
     options = _parse(argv)
     paths = find_images(options.image)
     cli.keep_compiled_programs()
@@ -322,7 +322,7 @@ def _set_data(network: LoadedNetwork, image_size: int | None, interpolation: str
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.predict",
-        description="Tell what images show.",
+        description="Classify image files.",
         allow_abbrev=False,
     )
     parser.add_network()
@@ -330,19 +330,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "image", nargs="+", metavar="IMAGE", help="files, folders, or patterns in quotes"
     )
     parser.add_argument(
-        "--classes", metavar="FILE", type=path_argument, help="names of the classes, one a line"
+        "--classes", metavar="FILE", type=path_argument, help="class names, one per line"
     )
     parser.add_argument(
-        "--top", type=positive_int, default=5, metavar="N", help="classes to tell (5)"
+        "--top", type=positive_int, default=5, metavar="N", help="number of classes to print (5)"
     )
-    parser.add_argument("--json", action="store_true", help="an object of JSON a line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per line")
     parser.add_argument(
         "--image_size", type=positive_int, metavar="S", help="side of the crop, in pixels"
     )
     parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, help="when resizing (as in testing)"
+        "--interpolation", choices=INTERPOLATIONS, help="for resizing (default: as in testing)"
     )
     parser.add_argument(
-        "--batch_size", type=positive_int, default=32, metavar="N", help="images at a time (32)"
+        "--batch_size", type=positive_int, default=32, metavar="N", help="images per batch (32)"
     )
     return parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""Prepare a data set: from raw files to array records."""
+"""Prepare a data set: convert raw files to array records."""
 
 import argparse
 from collections.abc import Sequence
@@ -18,30 +18,30 @@ from resnext_jax.files import path_argument
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.data.prepare",
-        description="Prepare a data set: from raw files to array records.",
+        description="Prepare a data set: convert raw files to array records.",
         allow_abbrev=False,
     )
-    parser.add_argument("--dataset", required=True, choices=sorted(CATALOG), help="which")
+    parser.add_argument("--dataset", required=True, choices=sorted(CATALOG), help="data set")
     options: dict[str, dict[str, Any]] = {
         "manual_dir": {
             "metavar": "DIR",
             "type": path_argument,
-            "help": "folder with archives, or with train/ and val/",
+            "help": "folder with the archives, or with train/ and val/",
         },
         "archive": {"metavar": "FILE", "type": path_argument, "help": "the archive (CIFAR)"},
         "synsets": {
             "metavar": "FILE",
             "type": path_argument,
-            "help": "synsets to take, one in a line (ImageNet-5K)",
+            "help": "file of synsets to use, one per line (ImageNet-5K)",
         },
         "trust_archives": {
             "action": "store_true",
-            "help": "take archives that are not the published ones",
+            "help": "accept archives that differ from the published ones",
         },
         "data_dir": {
             "metavar": "DIR",
             "type": path_argument,
-            "help": "where to (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
+            "help": "folder to write to (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)",
         },
     }
     for option, settings in options.items():
@@ -51,7 +51,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _summary(builder: tfds.core.DatasetBuilder) -> str:
-    """Say what a prepared data set is and where."""
+    """Describe a prepared data set and its location."""
     folder = Path(builder.data_dir)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return "\n".join(
@@ -70,7 +70,7 @@ def _summary(builder: tfds.core.DatasetBuilder) -> str:
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Prepare a data set as the command line says, and print what it is."""
+    """Run the command that prepares a data set, and print a summary."""
     options = _parse(argv)
     logging.set_verbosity(logging.ERROR)
     inputs = Inputs(options.manual_dir, options.archive, options.synsets, options.trust_archives)

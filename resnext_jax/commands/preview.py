@@ -1,7 +1,7 @@
-"""Look at images as training and evaluation get them, in one picture.
+"""Draw images as training and evaluation see them.
 
-As a command: `python -m resnext_jax.data.preview --config=configs/x.py --out=batch.png`. Any
-field of the config can be changed as in train.py: --config.data.crop=whole.
+As a command: `python -m resnext_jax.data.preview --config=configs/x.py --out=batch.png`. Config
+fields can be changed as for train.py: --config.data.crop=whole.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ from resnext_jax.data.sources import Source, open_split
 from resnext_jax.errors import UserError, fail, reports_user_errors
 from resnext_jax.files import user_path
 
-# Many more would make a picture larger than Matplotlib draws.
+# Matplotlib limits the size of a picture.
 _MOST_IMAGES = 256
 
-# Sizes in the picture, in pixels. An image is enlarged or reduced to _SIDE.
+# Sizes in the picture, in pixels. Images are resized to _SIDE.
 _SIDE, _TITLE, _HEADING, _MARGIN = 144, 18, 30, 8
-_FEWEST_COLUMNS, _MOST_COLUMNS = 4, 8  # a heading takes four
-_DPI = 128  # a power of two, so that pixels are whole again after division
+_FEWEST_COLUMNS, _MOST_COLUMNS = 4, 8  # a heading is four columns wide
+_DPI = 128  # a power of two, so that sizes in inches convert back to whole pixels
 _LONGEST_TITLE = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """Images as the network gets them.
+    """Images as the network sees them.
 
     Attributes:
-      heading: what they are.
-      pixels: uint8 `[N, S, S, 3]`, RGB: normalisation undone, rounded, clipped to 0..255.
-      titles: N titles, names of classes as a rule.
+      heading: description of the images.
+      pixels: uint8 `[N, S, S, 3]`, RGB: denormalised, rounded, clipped to 0..255.
+      titles: a title per image, usually its class name.
     """
 
     heading: str
@@ -61,15 +61,15 @@ def draw(
 
     Args:
       config: from `configs/`.
-      out: the picture, a PNG file; it is overwritten.
-      images: how many of each, from 1 to 256; all if there are fewer.
-      step: which batch, from 0.
+      out: PNG file to write; overwritten if it exists.
+      images: number of images of each kind, from 1 to 256; all if there are fewer.
+      step: index of the training batch, from 0.
 
     Returns:
       The path of the picture.
 
     Raises:
-      UserError: config, data or an argument are unusable, or the picture cannot be written.
+      UserError: config, data or an argument is invalid, or the picture cannot be written.
     """
     validate(config)
     path = _checked(out)
@@ -79,22 +79,22 @@ def draw(
     figure = lay_out(shown)
     try:
         with warnings.catch_warnings():
-            # Names of classes may be in any script; a missing letter is drawn as a box.
+            # Class names may be in any script; a missing glyph is drawn as a box.
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             figure.savefig(path, dpi=_DPI, format="png")
     except OSError as error:
         raise UserError(
             f"the picture {path} cannot be written ({error.strerror or error}); "
-            "name another one with --out=FILE.png."
+            "choose another file with --out=FILE.png."
         ) from error
     return path
 
 
 def training_images(config: ConfigDict, images: int, step: int) -> Shown:
-    """Return the first images of global batch `step`, all if there are fewer, augmented.
+    """Return the first images of global batch `step` (all if there are fewer), augmented.
 
-    Where images are mixed in pairs, an image's title is its own share and class; the other is that
-    of its partner, the neighbour.
+    With mixup or CutMix, the title gives the image's own share and class; the rest is its
+    partner's, the neighbouring image.
 
     Raises:
       UserError: training has no such step, or the data cannot be read.
@@ -103,8 +103,8 @@ def training_images(config: ConfigDict, images: int, step: int) -> Shown:
     num_steps = build.num_steps(config, len(source))
     if not 0 <= step < num_steps:
         raise UserError(
-            f"--step={step} is none of the {num_steps} steps of this config's training; "
-            "they are counted from 0."
+            f"--step={step} is not one of the {num_steps} steps of this config; steps are counted "
+            "from 0."
         )
     images = min(images, config.batch_size)
     mixed = bool(config.data.mixup or config.data.cutmix)
@@ -113,7 +113,7 @@ def training_images(config: ConfigDict, images: int, step: int) -> Shown:
         build.train_transform(config),
         seed=config.seed,
         batch_size=config.batch_size,
-        # The last one's partner too.
+        # Include the last image's partner.
         positions=np.arange(images + images % 2 if mixed else images),
         start_step=step,
         num_steps=step + 1,
@@ -124,7 +124,7 @@ def training_images(config: ConfigDict, images: int, step: int) -> Shown:
     on_device = _on_device(batch)
     normalised = build.device_transform(config).train(on_device)
     heading = f"training, batch {step}: {images} of {config.batch_size} images"
-    titles = _titles(source, batch, "{} (stand-in)")
+    titles = _titles(source, batch, "{} (replacement)")
     if mixed:
         normalised, shares = mix(normalised, on_device[MIX])
         heading += ", mixed in pairs"
@@ -155,9 +155,9 @@ def test_images(config: ConfigDict, images: int) -> Shown:
 
 
 def lay_out(shown: Sequence[Shown]) -> Figure:
-    """Arrange images in rows under their headings, 144 pixels wide and high each.
+    """Arrange images in rows under their headings, each 144 by 144 pixels.
 
-    An image of which that is a multiple, or that is much smaller, keeps its pixels.
+    Matplotlib resizes them; sizes that divide 144, and much smaller ones, stay sharp.
     """
     most = max(len(part.titles) for part in shown)
     columns = min(max(most, _FEWEST_COLUMNS), _MOST_COLUMNS)
@@ -183,7 +183,7 @@ def lay_out(shown: Sequence[Shown]) -> Figure:
             )
             axes.imshow(image)
             axes.set_axis_off()
-            # A dollar sign in a name is no formula.
+            # A dollar sign in a class name does not start a formula.
             axes.set_title(_short(title), size=7, pad=2, parse_math=False)
         top += count * row_height
     return figure
@@ -192,9 +192,9 @@ def lay_out(shown: Sequence[Shown]) -> Figure:
 def _checked(out: str | os.PathLike[str]) -> Path:
     path = user_path(out, "--out")
     if path.suffix.lower() != ".png":
-        raise UserError(f"--out={out} must end in .png; other kinds of pictures are not drawn.")
+        raise UserError(f"--out={out} must end in .png, the only supported format.")
     if not path.parent.is_dir():
-        raise UserError(f"--out={out} is in a folder that does not exist; make {path.parent}.")
+        raise UserError(f"--out={out} is in a folder that does not exist; create {path.parent}.")
     return path
 
 
@@ -222,19 +222,19 @@ def _short(title: str) -> str:
 
 def _define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "Recipe, a file in configs/.")
-    flags.DEFINE_string("out", None, "Picture to draw, a .png file; overwritten.")
-    flags.DEFINE_integer("images", 8, "How many images of each kind.")
-    flags.DEFINE_integer("step", 0, "Which training batch, from 0.")
+    flags.DEFINE_string("out", None, "PNG file to write; overwritten if it exists.")
+    flags.DEFINE_integer("images", 8, "Number of training images, and of test images.")
+    flags.DEFINE_integer("step", 0, "Index of the training batch, from 0.")
 
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Draw what the flags say."""
+    """Run the preview command."""
     del argv
     values = flags.FLAGS
     if not values.out:
-        fail("--out is missing; name the picture to draw, as in --out=batch.png.")
-    # A run may be using the accelerator, and a few images need none.
+        fail("--out is missing; give the picture to write, as in --out=batch.png.")
+    # A training run may be using the accelerator, and a few images do not need one.
     jax.config.update("jax_platforms", "cpu")
     print(draw(values.config, values.out, images=values.images, step=values.step))
 

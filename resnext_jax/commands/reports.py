@@ -15,7 +15,7 @@ from resnext_jax.reports.tables import RUNS, TABLES, render_tables
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Make a report, as the command line says."""
+    """Run the report command."""
     options = _parse(argv)
     if options.command == "tables":
         _tables(options)
@@ -32,28 +32,32 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         argv, extra = argv[:place], argv[place + 1 :]
     parser = CommandParser(
         prog="python -m resnext_jax.reports",
-        description="The paper's tables and figures from runs, and the runs they need.",
+        description="The paper's tables and figures with results of your runs, and the commands "
+        "of the runs they need.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_tables(
         commands.add_parser(
-            "tables", help="the paper's tables, ours beside its figures", allow_abbrev=False
+            "tables",
+            help="the paper's tables, with your results next to the published ones",
+            allow_abbrev=False,
         )
     )
     _add_curves(
         commands.add_parser(
             "curves",
-            help="errors by epoch or by parameters, as the paper draws them",
+            help="plot errors over epochs or parameters, as in the paper's figures",
             allow_abbrev=False,
         )
     )
     _add_sweep(
         commands.add_parser(
             "sweep",
-            help="print the commands that train what a table or figure needs",
-            description="Print the commands that train what a table or figure needs, for a shell: "
-            "... | sh -e. Flags for every train.py follow after --, as in -- --config.num_epochs=2",
+            help="print the commands that train the runs of a table or figure",
+            description="Print the commands that train the runs of a table or figure; run them "
+            "with: ... | sh -e. Flags after -- are added to every train.py command, as in "
+            "-- --config.num_epochs=2",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             epilog="\n".join(f"{name:10s}{of.summary}" for name, of in SWEEPS.items()),
             allow_abbrev=False,
@@ -74,10 +78,11 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
         action="extend",
         choices=(*TABLES, RUNS),
         metavar="N",
-        help=f"which (default: all): {', '.join(TABLES)}; or {RUNS}, only what stands in none",
+        help=f"tables to print (default: all): {', '.join(TABLES)}; or {RUNS}, only the runs that "
+        "match no table",
     )
     parser.add_argument(
-        "--out", type=path_argument, metavar="FILE", help="default: standard output"
+        "--out", type=path_argument, metavar="FILE", help="file to write (default: stdout)"
     )
 
 
@@ -88,15 +93,15 @@ def _add_curves(parser: argparse.ArgumentParser) -> None:
         type=int,
         choices=(5, 6, 7),
         default=5,
-        help="of the paper: 5, training and test error by epoch (the default); 6, 1K-way test "
-        "error of ImageNet-5K's networks; 7, test error by parameters",
+        help="figure of the paper: 5, training and test error over epochs (default); 6, 1K-way "
+        "test error of ImageNet-5K networks; 7, test error over parameters",
     )
     parser.add_argument(
         "--out",
         required=True,
         type=path_argument,
         metavar="FILE",
-        help=f"picture: {', '.join(FORMATS)}",
+        help=f"picture to write: {', '.join(FORMATS)}",
     )
 
 
@@ -107,10 +112,10 @@ def _add_sweep(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=path_argument,
         metavar="DIR",
-        help="runs go to DIR/SETTING/seedN",
+        help="parent folder: workdirs are DIR/SETTING/seedN",
     )
     defaults = ", ".join(f"{name} {of.seeds}" for name, of in SWEEPS.items())
-    parser.add_argument("--seeds", type=int, metavar="N", help=f"of each setting ({defaults})")
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"seeds per setting ({defaults})")
 
 
 def _add_workdirs(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -121,7 +126,7 @@ def _add_workdirs(parser: argparse.ArgumentParser, *, required: bool) -> None:
         default=[],
         required=required,
         metavar="DIR",
-        help="folders of runs, or patterns such as 'runs/*/seed*'; may be repeated",
+        help="workdirs, or patterns such as 'runs/*/seed*'; may be repeated",
     )
 
 
@@ -143,8 +148,8 @@ def _curves(options: argparse.Namespace) -> None:
     kind = options.out.suffix.removeprefix(".").lower()
     if kind not in FORMATS:
         raise ReportError(
-            f"--out={options.out} is no kind of picture that can be written; "
-            f"end it in {', '.join(f'.{name}' for name in FORMATS)}."
+            f"--out={options.out} is not a supported picture format; "
+            f"use {', '.join(f'.{name}' for name in FORMATS)}."
         )
     groups = _groups(options)
     if options.figure == 7:

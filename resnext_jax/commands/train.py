@@ -1,10 +1,10 @@
 """Train a ResNeXt: python train.py --config=configs/digits_resnext29.py --workdir=runs/digits.
 
-Any field of the config can be changed: --config.batch_size=64. Several hosts:
-docs/distributed.md. Exit status: 0 when trained, 2 for a mistake in config,
-data or workdir, 75 when another host did not come or was lost, 128 + n when
-stopped by signal n with the state saved: 130 SIGINT (Ctrl-C), 143 SIGTERM, 129
-SIGHUP, 138 SIGUSR1, 140 SIGUSR2.
+Config fields can be changed on the command line: --config.batch_size=64. Several
+hosts: docs/distributed.md. Exit status: 0 on success, 2 for invalid config, data or
+workdir, 75 when another host did not connect or was lost, 128 + n when stopped by
+signal n with the state saved: 130 SIGINT (Ctrl-C), 143 SIGTERM, 129 SIGHUP, 138
+SIGUSR1, 140 SIGUSR2.
 """
 
 import sys
@@ -22,8 +22,8 @@ def _define_flags() -> None:
     flags.DEFINE_string(
         "workdir",
         None,
-        "Folder for checkpoints, metrics and plots; resumed if it has a checkpoint. By default "
-        "runs/NAME, by the name of the config.",
+        "Folder for checkpoints, metrics and plots; a run with a checkpoint there is resumed. "
+        "Default: runs/NAME, with the config's name.",
     )
     cli.define_host_flags()
 
@@ -57,10 +57,10 @@ def main(argv: Sequence[str]) -> None:
         try:
             train(config, workdir, process_ends=True)
         except InterruptedRunError as stop:
-            # All hosts stop at one step: an orderly end.
+            # All hosts stop at the same step, so the connection is closed normally.
             stopped = stop
     if stopped:
-        drop_lost_output()  # SIGHUP is what a lost terminal sends
+        drop_lost_output()  # SIGHUP means that the terminal is gone
         print(f"{stopped}; the same command resumes", file=sys.stderr)
         sys.exit(stopped.exit_status)
 

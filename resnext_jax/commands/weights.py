@@ -20,13 +20,13 @@ from resnext_jax.interop.identify import identify, twins
 from resnext_jax.interop.state_dicts import weights_to_torch
 from resnext_jax.models.registry import model_name
 
-# Names of classes that are told.
+# Number of class names that are printed.
 _NAMED = 10
 
 
 @reports_user_errors
 def main(argv: Sequence[str]) -> None:
-    """Export or inspect weights, as the command line says."""
+    """Run the command that exports or inspects weights."""
     options = _parse(argv)
     if options.command == "inspect":
         _inspect(options.file, ema=options.ema)
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.interop.torch",
-        description="Weights between this package and PyTorch.",
+        description="Convert weights between this package and PyTorch.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -45,24 +45,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "export", help="write the weights of a run for PyTorch", allow_abbrev=False
     )
     export.add_argument(
-        "--workdir", required=True, metavar="DIR", type=path_argument, help="of the run"
+        "--workdir", required=True, metavar="DIR", type=path_argument, help="workdir of the run"
     )
     export.add_argument(
         "--out",
         required=True,
         metavar="FILE",
         type=path_argument,
-        help=".safetensors, or .pth with PyTorch",
+        help="file to write: .safetensors, or .pth (needs PyTorch)",
     )
-    export.add_argument(
-        "--checkpoint", default="latest", help="latest (the default), best, or a step"
-    )
-    export.add_argument("--ema", action="store_true", help="the averaged weights")
+    export.add_argument("--checkpoint", default="latest", help="latest (default), best, or a step")
+    export.add_argument("--ema", action="store_true", help="use the averaged weights")
     inspect = commands.add_parser(
-        "inspect", help="list a file's arrays, and tell which model it fits", allow_abbrev=False
+        "inspect", help="list a file's arrays and the model they fit", allow_abbrev=False
     )
     inspect.add_argument("file", metavar="FILE", type=path_argument, help=".safetensors or .pth")
-    inspect.add_argument("--ema", action="store_true", help="the average that is beside weights")
+    inspect.add_argument(
+        "--ema", action="store_true", help="use the averaged weights saved in the file"
+    )
     return parser.parse_args(argv)
 
 
@@ -95,7 +95,7 @@ def _summary(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _export(workdir: Path, out: Path, *, checkpoint: str, ema: bool) -> None:
-    # Late: files of weights are read without what training needs.
+    # Imported late: inspecting a file needs no training dependencies.
     from resnext_jax.runs.weights import load_network
 
     found = load_network(workdir=workdir, checkpoint=checkpoint, ema=ema)

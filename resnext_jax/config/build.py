@@ -1,4 +1,4 @@
-"""From a configuration to the parts of a run: what training and evaluation both build."""
+"""Build the objects that a config describes, for training and evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ from resnext_jax.parallel.mesh import MEMBER_AXIS, make_mesh, replicated_shardin
 
 
 def device_transform(config: ConfigDict) -> DeviceTransform:
-    """Make the device's half of the config's augmentation."""
+    """Return the part of the config's preprocessing that runs on the device."""
     data = config.data
     return DeviceTransform(
         mean=tuple(data.mean),
@@ -43,7 +43,7 @@ def device_transform(config: ConfigDict) -> DeviceTransform:
 
 
 def train_transform(config: ConfigDict) -> TrainTransform:
-    """Make the host's half of the config's augmentation."""
+    """Return the part of the config's training preprocessing that runs on the host."""
     data = config.data
     return TrainTransform(
         data.image_size,
@@ -59,7 +59,7 @@ def train_transform(config: ConfigDict) -> TrainTransform:
 
 
 def eval_transform(config: ConfigDict, *, crops: str = "centre") -> EvalTransform:
-    """Make the host's preparation of test images that are scored in one crop or in ten."""
+    """Return the host preprocessing of test images for one centre crop or ten crops."""
     data = config.data
     return EvalTransform(
         data.eval_image_size or data.image_size,
@@ -78,7 +78,7 @@ def eval_short_side(config: ConfigDict) -> int:
 
 
 def dense_transform(config: ConfigDict) -> DenseTransform:
-    """Make the host's preparation of test images that are scored densely."""
+    """Return the host preprocessing of test images for dense evaluation."""
     model = config.model
     spec = network_spec(model.name, form=model.form, preactivation=model.preactivation)
     return DenseTransform(
@@ -89,7 +89,7 @@ def dense_transform(config: ConfigDict) -> DenseTransform:
 
 
 def steps_per_epoch(config: ConfigDict, train_images: int) -> float:
-    """Length of an epoch in steps; epochs need not align with batches."""
+    """Length of an epoch in steps; it need not be a whole number."""
     return (config.images_per_epoch or train_images) / config.batch_size
 
 
@@ -97,7 +97,7 @@ def num_steps(config: ConfigDict, train_images: int) -> int:
     """Length of the run in steps.
 
     Raises:
-      ConfigError: not one step.
+      ConfigError: the run is shorter than one step.
     """
     steps = round(config.num_epochs * steps_per_epoch(config, train_images))
     if steps < 1:
@@ -109,12 +109,12 @@ def num_steps(config: ConfigDict, train_images: int) -> int:
 
 
 def learning_rate(config: ConfigDict) -> float:
-    """Peak rate, scaled linearly to the config's batch size."""
+    """Peak learning rate, scaled linearly to the config's batch size."""
     return config.optimizer.learning_rate * config.batch_size / config.optimizer.base_batch_size
 
 
 def build_schedule(config: ConfigDict, train_images: int) -> Schedule:
-    """Make the learning-rate schedule, a function of the step."""
+    """Return the learning-rate schedule, a function of the step."""
     spec = ScheduleSpec(
         kind=config.schedule.name,
         peak=learning_rate(config),
@@ -127,7 +127,7 @@ def build_schedule(config: ConfigDict, train_images: int) -> Schedule:
 
 
 def freezing(config: ConfigDict) -> Freezing:
-    """Tell what training leaves as it is."""
+    """Return which arrays training freezes."""
     return Freezing(stages=config.finetune.frozen_stages, norms=config.finetune.frozen_norms)
 
 
@@ -137,12 +137,12 @@ def build_optimizer(
     *,
     rate_factor: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """Make the optimiser.
+    """Return the optimiser.
 
     Args:
-      config: of the run.
-      schedule: of the rate.
-      rate_factor: of each parameter, by name; None: as the config says.
+      config: the run's config.
+      schedule: the learning-rate schedule.
+      rate_factor: maps a parameter's name to its learning-rate multiplier; None: from the config.
     """
     options, backbone_rate = config.optimizer, config.finetune.backbone_rate
     is_frozen = freezing(config)
@@ -165,14 +165,14 @@ def build_optimizer(
 
 
 def training_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange devices for training.
+    """Return the device mesh for training.
 
     Args:
-      config: of the run.
-      devices: to use, all of all hosts by default.
+      config: the run's config.
+      devices: the devices to use; by default all devices of all hosts.
 
     Raises:
-      ConfigError: batch, micro-batches, groups and devices do not fit.
+      ConfigError: the batch cannot be divided into micro-batches, groups and devices.
     """
     mesh = make_mesh(
         config.batch_size,
@@ -191,14 +191,14 @@ def training_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = Non
 
 
 def build_model(config: ConfigDict, num_classes: int) -> nnx.Module:
-    """Make the config's network for use inside `shard_map`, initialised from its seed."""
+    """Create the config's network for use inside `shard_map`, initialised from its seed."""
     return create_model(
         num_classes=num_classes, rngs=nnx.Rngs(config.seed), **_network_options(config)
     )
 
 
 def model_spec(config: ConfigDict, num_classes: int) -> NetworkSpec:
-    """Describe the config's network."""
+    """Return the specification of the config's network."""
     return network_spec(num_classes=num_classes, **_network_options(config))
 
 
@@ -211,7 +211,7 @@ def _network_options(config: ConfigDict) -> dict[str, Any]:
         "param_dtype": jnp.dtype(model.param_dtype),
         "residual": model.residual,
         "preactivation": model.preactivation,
-        # A detector has none: its batch norms are fixed.
+        # Detectors have no such field: their batch norms are frozen.
         "bn_group_size": config.get("bn_group_size"),
         "bn_axis_name": MEMBER_AXIS,
         "stem_width": model.stem_width,
@@ -224,15 +224,15 @@ def _network_options(config: ConfigDict) -> dict[str, Any]:
 def abstract_weights(
     config: ConfigDict, num_classes: int, mesh: Mesh
 ) -> tuple[nnx.GraphDef, Arrays, Arrays]:
-    """Return the classifier's structure, and the shapes of its weights with their sharding.
+    """Return the classifier's graph, and the shapes and sharding of its weights.
 
-    Enough to restore a checkpoint; no array is made.
+    This is enough to restore a checkpoint; no array is allocated.
     """
     return abstract(lambda: build_model(config, num_classes), mesh)
 
 
 def abstract(build: Callable[[], nnx.Module], mesh: Mesh) -> tuple[nnx.GraphDef, Arrays, Arrays]:
-    """Return the structure of a model, and the shapes of its weights; see `abstract_weights`."""
+    """Return the graph of a model and the shapes of its weights; see `abstract_weights`."""
     graphdef, *weights = split(nnx.eval_shape(build))
     sharding = replicated_sharding(mesh)
     params, batch_stats = jax.tree.map(

@@ -1,4 +1,4 @@
-"""Check a configuration before anything is built: each field, and what fields exclude."""
+"""Validate a config before anything is built: each field, and combinations of fields."""
 
 import math
 
@@ -11,7 +11,7 @@ from resnext_jax.models.registry import network_spec, parse_name
 
 
 def validate(config: ConfigDict) -> None:
-    """Check the whole configuration of a classifier's run before anything is built.
+    """Check a classifier's whole config before anything is built.
 
     Raises:
       ConfigError: names the first wrong field, its value and what is allowed.
@@ -26,7 +26,7 @@ def validate(config: ConfigDict) -> None:
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Check that the fields are those of the task, and each by itself.
+    """Check that the config has exactly the task's fields, and the value of each.
 
     Args:
       config: of any task.
@@ -43,7 +43,7 @@ def check_fields(config: ConfigDict) -> None:
         )
     for name in sorted(present - known):
         hint = did_you_mean(name, sorted(known), "remove it.")
-        raise ConfigError(f"the config has a field {name!r} that nothing reads; {hint}")
+        raise ConfigError(f"the config has an unknown field {name!r}; {hint}")
     for name in sorted(known):
         value = field(config, name)
         parts = value if isinstance(value, tuple | list) else (value,)
@@ -55,13 +55,12 @@ def check_fields(config: ConfigDict) -> None:
     uses_float64 = "float64" in (config.model.dtype, config.model.param_dtype)
     if uses_float64 and not jax.config.read("jax_enable_x64"):
         raise ConfigError(
-            "float64 needs double precision turned on: set the environment variable "
-            "JAX_ENABLE_X64=1."
+            "float64 needs double precision enabled; set the environment variable JAX_ENABLE_X64=1."
         )
 
 
 def check_schedule(config: ConfigDict) -> None:
-    """Check that the rate's schedule fits the run; raises ConfigError."""
+    """Check that the learning-rate schedule fits the run; raises ConfigError."""
     if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
         raise ConfigError(
             f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
@@ -72,27 +71,28 @@ def check_schedule(config: ConfigDict) -> None:
 def _check_training_images(data: ConfigDict) -> None:
     if data.train_antialias and data.interpolation == "torch7":
         raise ConfigError(
-            "config.data.train_antialias=True is not read with config.data.interpolation='torch7', "
-            "which never antialiases; set it to False."
+            "config.data.train_antialias=True has no effect with "
+            "config.data.interpolation='torch7', which never antialiases; set it to False."
         )
 
 
 def _check_mixing(config: ConfigDict) -> None:
     mixing = [name for name in ("mixup", "cutmix") if config.data[name]]
-    # Devices hold whole pairs too: config.build sees to that, which knows them.
+    # Each device must hold whole pairs too; config.build checks that once the devices are known.
     if mixing and config.batch_size % (2 * config.accumulate_steps):
         parts = f" in {config.accumulate_steps} parts" if config.accumulate_steps > 1 else ""
         raise ConfigError(
             f"config.data.{mixing[0]}={config.data[mixing[0]]} mixes images in pairs, but "
-            f"config.batch_size={config.batch_size}{parts} is no whole number of pairs; change it."
+            f"config.batch_size={config.batch_size}{parts} is not a whole number of pairs; "
+            "change it."
         )
 
 
 def _check_test_images(data: ConfigDict) -> None:
     if data.eval_short_side is not None and data.crop == "whole":
         raise ConfigError(
-            f"config.data.eval_short_side={data.eval_short_side} is not read with "
-            "config.data.crop='whole', which makes whole images square; set it to None."
+            f"config.data.eval_short_side={data.eval_short_side} has no effect with "
+            "config.data.crop='whole', which resizes whole images to squares; set it to None."
         )
     size = data.eval_image_size or data.image_size
     if data.eval_short_side is not None and data.eval_short_side < size:
@@ -105,50 +105,52 @@ def _check_test_images(data: ConfigDict) -> None:
     if data.crop != "random_sized":
         raise ConfigError(
             f"config.data.eval_crops={data.eval_crops!r} needs config.data.crop='random_sized', "
-            f"because crop={data.crop!r} makes whole images square; set eval_crops to 'centre'."
+            f"because crop={data.crop!r} resizes whole images to squares; set eval_crops to "
+            "'centre'."
         )
     if data.eval_crops == "dense" and data.eval_short_side is not None:
         raise ConfigError(
-            f"config.data.eval_short_side={data.eval_short_side} is not read with "
-            "config.data.eval_crops='dense', which has short sides of its own; set it to None."
+            f"config.data.eval_short_side={data.eval_short_side} has no effect with "
+            "config.data.eval_crops='dense', which has its own short sides; set it to None."
         )
 
 
 def check_start(config: ConfigDict) -> None:
-    """Check that what training leaves as it is has weights to start from, whatever the task.
+    """Check, for any task, that a config with frozen layers has initial weights for them.
 
-    Apart from `validate`, because a config without them can be looked at and evaluated.
+    Separate from `validate`, because a config without initial weights can still be previewed and
+    evaluated.
 
     Raises:
-      ConfigError: layers would be kept as they are drawn at random.
+      ConfigError: randomly initialised layers would be frozen.
     """
     finetune = config.finetune
     kept = [name for name in ("frozen_stages", "frozen_norms") if finetune[name]]
     if kept and config.init_from is None:
         raise ConfigError(
-            f"config.finetune.{kept[0]}={finetune[kept[0]]} would keep random weights; "
-            "name weights to start from with --config.init_from=... (a workdir, or PyTorch's)."
+            f"config.finetune.{kept[0]}={finetune[kept[0]]} would freeze random weights; "
+            "set initial weights with --config.init_from=... (a workdir, or a PyTorch file)."
         )
 
 
 def check_frozen_stages(config: ConfigDict) -> None:
-    """Check that a network has the stages that are frozen; raises ConfigError."""
+    """Check that the network has at least as many stages as are frozen; raises ConfigError."""
     model, frozen = config.model, config.finetune.frozen_stages
     spec = network_spec(model.name, form=model.form, preactivation=model.preactivation)
     stages = 1 + len(spec.architecture.blocks)
     if frozen > stages:
         raise ConfigError(
             f"config.finetune.frozen_stages={frozen} must be at most {stages}, "
-            f"the stages of {model.name} (conv1 to conv{stages})."
+            f"the number of stages of {model.name} (conv1 to conv{stages})."
         )
 
 
 def check_model(model: ConfigDict) -> None:
-    """Check that there is such a network; raises ConfigError."""
+    """Check that the network exists; raises ConfigError."""
     where = "config.model.name"
     try:
         parse_name(model.name)
-        where = "config.model"  # the name is right: what is left is a combination
+        where = "config.model"  # the name is valid, so the combination of fields is wrong
         network_spec(model.name, form=model.form, preactivation=model.preactivation)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from error

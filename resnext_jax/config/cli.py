@@ -1,4 +1,4 @@
-"""Command lines: flags in, one sentence and exit status 2 for a user's mistake."""
+"""Command-line parsing: invalid flags end in a one-line error and exit status 2."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from resnext_jax.config.fields import base_config, field, field_names, fields_of, set_field
 from resnext_jax.errors import UserError, did_you_mean, fail
 
-# Flags defined here belong to the program that asks for them, and stand in its --help.
+# Flags defined here belong to the program that requests them, and appear in its --help.
 flags.disclaim_key_flags()
 
 _NONE = ("None", "none")
@@ -22,17 +22,17 @@ _HELP = {"--help", "-help", "-h", "--helpfull", "--helpshort", "--helpxml"}
 
 
 def keep_compiled_programs() -> None:
-    """Keep compiled programs from run to run, so that resuming or evaluating need not compile.
+    """Enable JAX's persistent compilation cache, so that resuming or evaluating need not recompile.
 
-    In `~/.cache/resnext_jax` (or under `$XDG_CACHE_HOME`), unless JAX was told
-    another folder (`JAX_COMPILATION_CACHE_DIR`) or none
-    (`JAX_ENABLE_COMPILATION_CACHE=false`). Where that folder cannot be made,
-    programs are not kept. Nor are they on CPUs where oneDNN is to be had: its
-    programs cannot be kept, and are worth more (docs/performance.md).
+    The folder is `~/.cache/resnext_jax` (or under `$XDG_CACHE_HOME`), unless JAX is configured
+    with another (`JAX_COMPILATION_CACHE_DIR`) or without a cache
+    (`JAX_ENABLE_COMPILATION_CACHE=false`). If the folder cannot be created, nothing is cached. Nor
+    is anything on CPUs where oneDNN is available: programs that call it cannot be cached, and
+    their speed is worth more (docs/performance.md).
 
-    This starts JAX, so processes of one run must be connected before.
+    This initialises JAX, so the processes of a run must be connected first.
     """
-    import jax  # late, so that a wrong flag is told at once
+    import jax  # imported late, so that invalid flags are reported without delay
 
     from resnext_jax.ops import cpu
 
@@ -44,36 +44,39 @@ def keep_compiled_programs() -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError:
-            return  # a convenience: nobody should be stopped for want of it
+            return  # the cache is a convenience: do not fail without it
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def define_host_flags() -> None:
-    """Define the flags of a program that may run as several processes, for `host_flags`."""
+    """Define the flags of a program that can run as several processes; see `host_flags`."""
     flags.DEFINE_string(
         "coordinator_address",
         None,
-        "HOST:PORT, the host of process 0 and a free port there. This and the next two are for "
-        "runs of several processes, where no launcher tells them (SLURM, Open MPI, TPU and "
-        "Kubernetes do).",
+        "HOST:PORT: the host of process 0 and a free port there. This flag and the next two are "
+        "for runs of several processes without a supported launcher (SLURM, Open MPI, TPU, "
+        "Kubernetes).",
     )
-    flags.DEFINE_integer("num_processes", None, "Number of processes, 1 for one alone.")
-    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    flags.DEFINE_integer(
+        "num_processes", None, "Number of processes; 1 ignores the launcher's environment."
+    )
+    flags.DEFINE_integer("process_id", None, "Index of this process, from 0.")
     flags.DEFINE_float(
         "distributed_timeout",
         300.0,
-        "Seconds to wait for other processes to start; a process silent for so long is lost.",
+        "Seconds to wait for other processes to start, and after which a silent process counts "
+        "as lost.",
     )
     flags.DEFINE_bool(
         "peer_watch",
         True,
-        "Notice a missing or lost process at once, by connections of our own; --peer_watch=false "
-        "leaves that to JAX's coordination service.",
+        "Detect missing or lost processes immediately, by TCP connections between the processes; "
+        "--peer_watch=false leaves that to JAX's coordination service.",
     )
 
 
 def host_flags() -> dict[str, Any]:
-    """Return the values of these flags, arguments of `parallel.distributed.connected`."""
+    """Return the values of these flags as arguments of `parallel.distributed.connected`."""
     return {
         "coordinator_address": flags.FLAGS.coordinator_address,
         "num_processes": flags.FLAGS.num_processes,
@@ -84,19 +87,19 @@ def host_flags() -> dict[str, Any]:
 
 
 def default_workdir() -> str:
-    """Return runs/NAME, by the config file's name and what follows it after a colon."""
+    """Return runs/NAME, where NAME is the config file's name and its argument after a colon."""
     path, _, choice = (_config_path(sys.argv) or "").partition(":")
     return str(Path("runs", "_".join(filter(None, [Path(path).stem, *re.split(r"\W+", choice)]))))
 
 
 def run(main: Callable[[Sequence[str]], None], define_flags: Callable[[], None]) -> None:
-    """Run a command whose flags are absl's, from whatever program: train.py, or a module.
+    """Run a command that uses absl flags, from a script (train.py) or a module.
 
-    Not at a command's import, but here its flags are defined: absl takes a flag's name once in a
-    process, and several commands have a --config.
+    Its flags are defined here and not when the command is imported: absl allows one definition
+    per flag name and process, and several commands have a --config.
 
     Args:
-      main: the command. Its module's docstring is what --help says first.
+      main: the command. Its module's docstring is the first part of --help.
       define_flags: defines the flags that --help lists.
     """
     before = set(flags.FLAGS)
@@ -110,13 +113,12 @@ def run(main: Callable[[Sequence[str]], None], define_flags: Callable[[], None])
 def parse_flags(argv: Sequence[str]) -> list[str]:
     """Parse the command line of `run`.
 
-    Needs a `--config` flag made by `config_flags.DEFINE_config_file`. Mistakes
-    end the program with one sentence: unknown flags and config fields (with the
-    nearest names), values of a wrong type, a missing or broken config file.
-    Of a field that is given several times the last value counts. Fields that may
-    be None take `--config.field=None`.
+    Requires a `--config` flag defined by `config_flags.DEFINE_config_file`. Unknown flags and
+    config fields (with the nearest names), values of a wrong type and a missing or broken config
+    file end the program with a one-line error. If a field is given several times, the last value
+    counts. Fields that may be None accept `--config.field=None`.
     """
-    # Orbax tells every step of a save; its errors come as exceptions.
+    # Orbax logs every step of a save; its errors are raised as exceptions.
     logging.set_verbosity(logging.ERROR)
     path = _config_path(argv)
     if _HELP.intersection(argv):
@@ -143,12 +145,12 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 def _print_help(config: ConfigDict) -> None:
     print(sys.modules["__main__"].__doc__)
     print(flags.FLAGS.main_module_help())
-    print(f"fields of the config (task={config.task}), set to a value as here:\n")
+    print(f"config fields (task={config.task}) with their values:\n")
     print(_fields_help(config))
 
 
 def _fields_help(config: ConfigDict) -> str:
-    """List the fields of a config with its values, as flags."""
+    """Return the help text of all fields of a config, as flags with their values."""
     lines = []
     for name, row in fields_of(config).items():
         meaning = f"{row.meaning} Must be {row.allowed}." if row.allowed else row.meaning
@@ -173,7 +175,7 @@ def _config_path(argv: Sequence[str]) -> str | None:
 
 
 def _load_alone(program: str, path: str) -> ConfigDict:
-    """Load the config file without the overrides, to tell what is wrong with the file itself."""
+    """Load the config file without overrides, to report errors in the file itself."""
     values = flags.FlagValues()
     arguments = [program, f"--config={path}"]
     holder = config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
@@ -181,7 +183,7 @@ def _load_alone(program: str, path: str) -> ConfigDict:
         values(arguments)
         config = holder.value
         if not isinstance(config, ConfigDict):
-            # What stands for a file that could not be read raises its error at any access.
+            # The placeholder for a file that could not be read raises its error on any access.
             getattr(config, "get", None)
             raise TypeError("get_config() must return a ConfigDict")
     except UserError as error:
@@ -190,7 +192,7 @@ def _load_alone(program: str, path: str) -> ConfigDict:
         reason = re.findall(r"\[Errno \d+\] ([^:]*)", str(error))
         fail(f"config file {path} cannot be read: {reason[-1] if reason else error}.")
     except Exception as error:
-        # A config is a program: whatever it raises, its last line says most.
+        # A config is a program and can raise anything; the last line of the message says most.
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         fail(f"config file {path} cannot be loaded: {reason[0].strip()}")
     return config
@@ -210,17 +212,17 @@ def _check_fields(argv: Sequence[str], config: ConfigDict) -> None:
 
 
 def last_overrides(argv: Sequence[str], config: ConfigDict) -> tuple[list[str], list[str]]:
-    """Keep the last `--config.FIELD` of each field, and take out those that say None.
+    """Keep the last `--config.FIELD` of each field, and remove those with the value None.
 
-    absl cannot parse None, and what is set to None after parsing would undo a later flag.
+    absl cannot parse None, and setting a field to None after parsing would undo a later flag.
 
     Args:
       argv: a command line whose fields are all in the config.
-      config: as its file makes it, without the command line.
+      config: the config file's own values, without the command line.
 
     Returns:
-      The command line to parse, and the fields to set to None afterwards. `None` and `none` are
-      None for the fields that may be None, and for no others.
+      The command line to parse, and the fields to set to None afterwards. `None` and `none` mean
+      None only for fields that may be None.
 
     Raises:
       UserError: a value is empty.

@@ -1,7 +1,7 @@
-"""Every field of a run's configuration: its default, what it may be, and what it means.
+"""Config fields: default, allowed values and documentation of each.
 
-A field stands in one table, `FIELDS`, which validation, `train.py --help`, docs/config.md and the
-check of a run that resumes read. `detection.config` has the table of detectors.
+The table `FIELDS` is the only place where a field is defined: validation, `train.py --help`,
+docs/config.md and the check on resuming read it. `detection.config` has the table of detectors.
 """
 
 import dataclasses
@@ -28,22 +28,22 @@ from resnext_jax.config.rules import (
 )
 from resnext_jax.errors import ConfigError
 
-# What a field may be when a run resumes: as it was; another, which trains or tests differently;
-# or another, which changes no measured result (by rounding at most).
+# Whether a field may change when a run resumes: it must not; it may, and then changes training or
+# evaluation; it may, and changes results by rounding at most.
 FIXED, MAY_CHANGE, IMMATERIAL = "as it was", "may change", "may change, no result does"
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A field of a configuration.
+    """A config field.
 
     Attributes:
       default: its value in `base_config`.
-      meaning: what it sets, for --help and docs/config.md.
-      rule: what it may be, beyond its type.
-      kind: its type, where the default is None. Such fields, and no others, may be None.
+      meaning: its documentation, for --help and docs/config.md.
+      rule: the allowed values, beyond the type.
+      kind: the type of a field whose default is None. Only such fields may be None.
       resume: FIXED, MAY_CHANGE or IMMATERIAL.
-      per_host: may differ from host to host: where something is, or how it is read.
+      per_host: whether hosts may have different values (paths, number of workers).
     """
 
     default: Any
@@ -56,13 +56,13 @@ class Field:
 
     @property
     def allowed(self) -> str:
-        """What it may be, as it follows "must be"; "" if its type says all."""
+        """The allowed values, phrased to follow "must be"; "" if the type is the only rule."""
         if self.rule is None:
             return ""
         return f"None or {self.rule.allowed}" if self.kind else self.rule.allowed
 
     def accepts(self, value: Any) -> bool:
-        """Tell whether a value, which has the field's type, is allowed."""
+        """Whether a value of the field's type is allowed."""
         return self.rule is None or (value is None and bool(self.kind)) or self.rule.holds(value)
 
 
@@ -71,45 +71,48 @@ _STORE: dict[str, Any] = {"resume": IMMATERIAL}
 
 FIELDS: dict[str, Field] = {
     "task": Field("classification", "What is trained: a classifier, or a stage of a detector."),
-    "seed": Field(0, "Of the weights, the order of the images, and augmentation.", SEED),
-    "batch_size": Field(256, "Images a step, over all devices.", AT_LEAST_ONE),
+    "seed": Field(0, "Random seed of initialisation, data order and augmentation.", SEED),
+    "batch_size": Field(256, "Images per step, over all devices.", AT_LEAST_ONE),
     "bn_group_size": Field(
         None,
-        "Consecutive images of a batch that share batch-norm statistics, whatever the number of "
-        "devices; None: all.",
+        "Number of consecutive images of a batch that share batch-norm statistics, on any number "
+        "of devices; None: the whole batch.",
         AT_LEAST_ONE,
         kind=int,
     ),
     "accumulate_steps": Field(
-        1, "Micro-batches of a batch: the same training in less memory.", AT_LEAST_ONE, **_STORE
+        1,
+        "Gradient accumulation: micro-batches per step. The same training in less memory.",
+        AT_LEAST_ONE,
+        **_STORE,
     ),
-    "num_epochs": Field(100.0, "Length of the run.", POSITIVE),
+    "num_epochs": Field(100.0, "Training epochs.", POSITIVE),
     "images_per_epoch": Field(
         None,
-        "Images that count as one epoch in schedules and logs; None: those of the training set.",
+        "Images per epoch in schedules and logs; None: the size of the training set.",
         AT_LEAST_ONE,
         kind=int,
     ),
-    "model.name": Field("", "The network, see python -m resnext_jax.models."),
+    "model.name": Field("", "Name of the network, see python -m resnext_jax.models."),
     "model.form": Field(
         "c",
         "Block form, Figure 3a, b or c of the paper.",
         name_in("resnext_jax.models.blocks:FORMS"),
     ),
     "model.dtype": Field(
-        "float32", "Of what is computed.", one_of("float32", "bfloat16", "float64")
+        "float32", "Dtype of the computation.", one_of("float32", "bfloat16", "float64")
     ),
-    "model.param_dtype": Field("float32", "Of the parameters.", one_of("float32", "float64")),
+    "model.param_dtype": Field("float32", "Dtype of the parameters.", one_of("float32", "float64")),
     "model.residual": Field(True, "Whether blocks have shortcuts; False: the ablation, Sec. 5.1."),
     "model.preactivation": Field(
-        None, "Batch norm and ReLU before each convolution; None: as the name says.", kind=bool
+        None,
+        "Batch norm and ReLU before each convolution; None: decided by model.name.",
+        kind=bool,
     ),
     "model.scan_blocks": Field(
-        False, "Compile the equal blocks of a stage once, as a loop.", **_STORE
+        False, "Compile the identical blocks of a stage once, with lax.scan.", **_STORE
     ),
-    "model.remat": Field(
-        False, "Compute blocks again for the gradient, for less memory.", **_STORE
-    ),
+    "model.remat": Field(False, "Recompute blocks in the backward pass to save memory.", **_STORE),
     "model.stem_width": Field(
         None, "Channels of the stem; None: the paper's.", AT_LEAST_ONE, kind=int
     ),
@@ -120,77 +123,85 @@ FIELDS: dict[str, Field] = {
         "sgd", "The optimiser.", name_in("resnext_jax.optim.optimizers:OPTIMIZERS")
     ),
     "optimizer.learning_rate": Field(
-        0.1, "Rate for a batch of base_batch_size; other batches scale it linearly.", POSITIVE
+        0.1,
+        "Learning rate at base_batch_size; scaled linearly with the batch size.",
+        POSITIVE,
     ),
-    "optimizer.base_batch_size": Field(256, "The batch that the rate is for.", AT_LEAST_ONE),
-    "optimizer.momentum": Field(0.9, "Of the velocity.", BELOW_ONE),
-    "optimizer.nesterov": Field(True, "Nesterov's variant of momentum."),
+    "optimizer.base_batch_size": Field(
+        256, "Batch size that learning_rate refers to.", AT_LEAST_ONE
+    ),
+    "optimizer.momentum": Field(0.9, "Momentum of SGD.", BELOW_ONE),
+    "optimizer.nesterov": Field(True, "Use Nesterov momentum."),
     "optimizer.weight_decay": Field(1e-4, "L2 penalty, added to the gradient.", NOT_NEGATIVE),
-    "optimizer.decay_norm": Field(True, "Decay batch norms' scale and shift too."),
-    "optimizer.decay_bias": Field(True, "Decay the classifier's bias too."),
+    "optimizer.decay_norm": Field(True, "Apply weight decay to batch norms' scale and shift too."),
+    "optimizer.decay_bias": Field(True, "Apply weight decay to the classifier's bias too."),
     "optimizer.label_smoothing": Field(
-        0.0, "Share of the target spread over all classes.", BELOW_ONE
+        0.0, "Label smoothing: probability mass spread over all classes.", BELOW_ONE
     ),
     "optimizer.clip_norm": Field(
         None,
-        "Largest L2 norm of the gradient over all parameters; None: any.",
+        "Clip the gradient's global L2 norm to this; None: no clipping.",
         POSITIVE,
         kind=float,
         resume=MAY_CHANGE,
     ),
     "schedule.name": Field(
         "step",
-        "How the rate falls: by factor at each boundary, or as a cosine to zero.",
+        "Learning-rate schedule: divided by factor at each boundary, or cosine decay to zero.",
         name_in("resnext_jax.optim.optimizers:SCHEDULES"),
     ),
-    "schedule.boundaries": Field((30.0, 60.0, 90.0), "Epochs; step only.", numbers(positive=True)),
-    "schedule.factor": Field(10.0, "What the rate is divided by; step only.", DIVISOR),
-    "schedule.warmup_epochs": Field(0.0, "Linear rise of the rate from zero.", NOT_NEGATIVE),
+    "schedule.boundaries": Field(
+        (30.0, 60.0, 90.0), "Epochs at which the rate drops; step only.", numbers(positive=True)
+    ),
+    "schedule.factor": Field(10.0, "Divisor of the rate at each boundary; step only.", DIVISOR),
+    "schedule.warmup_epochs": Field(0.0, "Epochs of linear warm-up from zero.", NOT_NEGATIVE),
     "ema.decay": Field(
         None,
-        "Of an exponential average of the weights, tested beside them; None: there is none.",
+        "Decay of an exponential moving average of the weights, which is tested too; None: no "
+        "average.",
         BELOW_ONE,
         kind=float,
     ),
-    "ema.every_steps": Field(1, "Steps from one move of the average to the next.", AT_LEAST_ONE),
+    "ema.every_steps": Field(1, "Steps between updates of the average.", AT_LEAST_ONE),
     "guard.on_nonfinite": Field(
         "stop",
-        "What becomes of a step whose loss is not finite.",
+        "On a non-finite loss: stop the run, or skip the step.",
         one_of("stop", "skip"),
         resume=MAY_CHANGE,
     ),
     "guard.spike_factor": Field(
         None,
-        "A step whose loss is more than this times its recent average is skipped; None: none is.",
+        "Skip steps whose loss exceeds this times the running mean loss; None: skip none.",
         ABOVE_ONE,
         kind=float,
         resume=MAY_CHANGE,
     ),
     "guard.max_skipped": Field(
-        10, "More steps skipped in a row than this stop the run.", NOT_NEGATIVE, **_STORE
+        10, "Consecutive skipped steps tolerated before the run stops.", NOT_NEGATIVE, **_STORE
     ),
     "init_from": Field(
         None,
-        "Weights to start from, but for the classifier: a run's workdir, or PyTorch's file "
-        "(.safetensors, .pth).",
+        "Initial weights of all layers but the classifier: the workdir of a run, or a PyTorch "
+        "weight file (.safetensors, .pth).",
         PATH,
         kind=str,
         resume=MAY_CHANGE,
         per_host=True,
     ),
     "finetune.frozen_stages": Field(
-        0, "Stages that stay as they are: 1 the stem (conv1), 2 conv2 too, ...", NOT_NEGATIVE
+        0, "Number of frozen stages: 1 the stem (conv1), 2 conv2 too, ...", NOT_NEGATIVE
     ),
     "finetune.frozen_norms": Field(
-        False, "Batch norms keep scale, shift and statistics, and normalise as in testing."
+        False,
+        "Freeze batch norms: scale, shift and running statistics; they normalise as in evaluation.",
     ),
     "finetune.backbone_rate": Field(
-        1.0, "What multiplies the rate of all but the classifier.", NOT_NEGATIVE
+        1.0, "Learning-rate multiplier of all layers but the classifier.", NOT_NEGATIVE
     ),
-    "data.name": Field("", "The data set, see docs/data.md."),
+    "data.name": Field("", "Name of the data set, see docs/data.md."),
     "data.data_dir": Field(
         None,
-        "Where prepared data sets are; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
+        "Folder of prepared data sets; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets.",
         PATH,
         kind=str,
         per_host=True,
@@ -198,7 +209,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.manual_dir": Field(
         None,
-        "Where the raw files are, for data sets that are prepared when they are first read.",
+        "Folder of the raw files, for data sets that are prepared on first use.",
         PATH,
         kind=str,
         per_host=True,
@@ -206,7 +217,7 @@ FIELDS: dict[str, Field] = {
     ),
     "data.on_error": Field(
         "stop",
-        "What becomes of an image that cannot be decoded; skip: training takes the next one.",
+        "On an undecodable image: stop the run, or skip it (training takes the next one).",
         one_of("stop", "skip"),
         **_STORE,
     ),
@@ -219,39 +230,41 @@ FIELDS: dict[str, Field] = {
     "data.image_size": Field(224, "Side of the training images, in pixels.", AT_LEAST_ONE),
     "data.crop": Field(
         "random_sized",
-        "A random part of the image, or the whole image made square.",
+        "Train on a random crop of the image, or on the whole image resized to a square.",
         name_in("resnext_jax.data.transforms:CROPS"),
     ),
     "data.interpolation": Field(
-        "bicubic", "Of training images.", name_in("resnext_jax.data.resize:INTERPOLATIONS")
+        "bicubic",
+        "Interpolation of training images.",
+        name_in("resnext_jax.data.resize:INTERPOLATIONS"),
     ),
     "data.train_antialias": Field(
-        False, "Whether shrinking filters training images; torch7 never does."
+        False, "Antialias training images when downscaling; torch7 never does."
     ),
     "data.eval_image_size": Field(
         None,
-        "Side of the test images; None: image_size. Table 5 tests at 320.",
+        "Side of the test images, in pixels; None: image_size. Table 5 tests at 320.",
         AT_LEAST_ONE,
         kind=int,
         **_EVAL,
     ),
     "data.eval_short_side": Field(
         None,
-        "Short side of a test image before its centre is cut out; None: 8/7 of the test images' "
-        "side (256 for 224). With crop=whole nothing is cut out: None only.",
+        "Short side that test images are resized to before the centre crop; None: 8/7 of their "
+        "side (256 for 224). crop=whole has no centre crop and allows only None.",
         AT_LEAST_ONE,
         kind=int,
         **_EVAL,
     ),
     "data.eval_interpolation": Field(
         None,
-        "Of test images; None: as interpolation.",
+        "Interpolation of test images; None: the same as interpolation.",
         name_in("resnext_jax.data.resize:INTERPOLATIONS"),
         kind=str,
         **_EVAL,
     ),
     "data.eval_antialias": Field(
-        True, "Whether shrinking filters test images; not read with torch7.", **_EVAL
+        True, "Antialias test images when downscaling; ignored with torch7.", **_EVAL
     ),
     "data.eval_centre": Field(
         None,
@@ -264,68 +277,76 @@ FIELDS: dict[str, Field] = {
     ),
     "data.eval_crops": Field(
         "centre",
-        "What of a test image is scored: one crop; the corners too, each also mirrored; every "
-        "position at five scales.",
+        "Test protocol: one centre crop; 10-crop (centre and corners, each also mirrored); dense "
+        "evaluation at five scales.",
         one_of("centre", "ten", "dense"),
         **_EVAL,
     ),
     "data.eval_first_classes": Field(
         None,
-        "Score the first so many classes by themselves as well (ImageNet-5K: 1000).",
+        "Also evaluate on the first N classes alone (ImageNet-5K: 1000).",
         AT_LEAST_ONE,
         kind=int,
         **_STORE,
     ),
-    "data.flip": Field(True, "Mirror every second training image."),
-    "data.brightness": Field(0.4, "Largest change.", AT_MOST_ONE),
-    "data.contrast": Field(0.4, "Largest change.", AT_MOST_ONE),
-    "data.saturation": Field(0.4, "Largest change.", AT_MOST_ONE),
+    "data.flip": Field(True, "Flip training images horizontally with probability 0.5."),
+    "data.brightness": Field(0.4, "Maximum relative change of brightness.", AT_MOST_ONE),
+    "data.contrast": Field(0.4, "Maximum relative change of contrast.", AT_MOST_ONE),
+    "data.saturation": Field(0.4, "Maximum relative change of saturation.", AT_MOST_ONE),
     "data.lighting": Field(0.1, "Standard deviation of AlexNet's lighting noise.", NOT_NEGATIVE),
-    "data.max_shift": Field(0, "Largest shift into padding, in pixels.", NOT_NEGATIVE),
+    "data.max_shift": Field(
+        0, "Padding of the random crop, and so the maximum shift, in pixels.", NOT_NEGATIVE
+    ),
     "data.trivial_augment": Field(False, "TrivialAugment (Mueller and Hutter 2021)."),
     "data.random_erase": Field(0.0, "Probability of random erasing.", AT_MOST_ONE),
-    "data.mixup": Field(0.0, "Alpha of mixup; 0: none.", NOT_NEGATIVE),
-    "data.cutmix": Field(0.0, "Alpha of CutMix; 0: none.", NOT_NEGATIVE),
+    "data.mixup": Field(0.0, "Alpha of mixup; 0: off.", NOT_NEGATIVE),
+    "data.cutmix": Field(0.0, "Alpha of CutMix; 0: off.", NOT_NEGATIVE),
     "data.mean": Field(
-        (123.675, 116.28, 103.53), "Of each channel, in 0..255.", numbers(3, positive=False)
+        (123.675, 116.28, 103.53),
+        "Mean per channel, for pixels in 0..255.",
+        numbers(3, positive=False),
     ),
     "data.std": Field(
         (58.395, 57.12, 57.375),
-        "Standard deviation of each channel, in 0..255.",
+        "Standard deviation per channel, for pixels in 0..255.",
         numbers(3, positive=True),
     ),
     "data.num_workers": Field(
-        0, "Decoding processes; 0: threads.", NOT_NEGATIVE, per_host=True, **_STORE
+        0, "Decoding processes per host; 0: threads.", NOT_NEGATIVE, per_host=True, **_STORE
     ),
     "eval_batch_size": Field(
         256,
-        "Images a batch in testing; with ten crops a tenth as many, densely as many pixels.",
+        "Images per test batch; a tenth of that with ten crops, images of as many pixels in all "
+        "with dense evaluation.",
         AT_LEAST_ONE,
         **_STORE,
     ),
-    "eval_every_epochs": Field(1.0, "Epochs from test to test.", POSITIVE, **_STORE),
+    "eval_every_epochs": Field(1.0, "Epochs between tests.", POSITIVE, **_STORE),
     "checkpoint_every_epochs": Field(
         1.0,
-        "Epochs from checkpoint to checkpoint; each test, the end, and a signal save too.",
+        "Epochs between checkpoints; every test, the end and a signal save one too.",
         POSITIVE,
         **_STORE,
     ),
     "checkpoint_every_steps": Field(
-        None, "Steps from checkpoint to checkpoint.", AT_LEAST_ONE, kind=int, **_STORE
+        None, "Steps between checkpoints.", AT_LEAST_ONE, kind=int, **_STORE
     ),
     "checkpoint_every_minutes": Field(
-        None, "Minutes from checkpoint to checkpoint.", POSITIVE, kind=float, **_STORE
+        None, "Minutes between checkpoints.", POSITIVE, kind=float, **_STORE
     ),
     "keep_checkpoints": Field(
-        3, "So many of the last checkpoints are kept, and the best.", AT_LEAST_ONE, **_STORE
+        3,
+        "Number of most recent checkpoints to keep; the best is kept too.",
+        AT_LEAST_ONE,
+        **_STORE,
     ),
     "keep_every_epochs": Field(
-        None, "One checkpoint at every so many epochs is kept.", POSITIVE, kind=float, **_STORE
+        None, "Also keep one checkpoint per this many epochs.", POSITIVE, kind=float, **_STORE
     ),
-    "log_every_steps": Field(50, "Steps from record to record.", AT_LEAST_ONE, **_STORE),
+    "log_every_steps": Field(50, "Steps between log records.", AT_LEAST_ONE, **_STORE),
     "profile_steps": Field(
         (),
-        "First and last step of a profiler trace, in WORKDIR/profile; (): none.",
+        "First and last step of a profiler trace, written to WORKDIR/profile; (): no trace.",
         STEPS,
         **_STORE,
     ),
@@ -334,11 +355,11 @@ FIELDS: dict[str, Field] = {
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What `config.task` names.
+    """A value of `config.task`.
 
     Attributes:
-      fields: of its configs, by dotted name.
-      start: what makes a config of its defaults.
+      fields: its config fields, by dotted name.
+      start: returns a config with its default values.
     """
 
     fields: Mapping[str, Field]
@@ -348,8 +369,8 @@ class Task:
 def base_config() -> ConfigDict:
     """Return the paper's ImageNet recipe (Sec. 4) with no data set or model chosen.
 
-    Recipes in `configs/` start from this and change what differs. Fields that
-    it does not have are refused by `config.checks.validate`.
+    Recipes in `configs/` start from this config and override fields. `config.checks.validate`
+    rejects fields that it does not have.
     """
     return defaults(FIELDS)
 
@@ -359,7 +380,7 @@ TASKS: dict[str, Task] = {"classification": Task(FIELDS, base_config)}
 
 
 def defaults(fields: Mapping[str, Field]) -> ConfigDict:
-    """Make a config of the defaults of some fields, by dotted name."""
+    """Return a config with the default values of the given fields (keys: dotted names)."""
     config = ConfigDict()
     for name, row in fields.items():
         *sections, last = name.split(".")
@@ -373,12 +394,12 @@ def defaults(fields: Mapping[str, Field]) -> ConfigDict:
 
 
 def fields_of(config: ConfigDict) -> Mapping[str, Field]:
-    """Return the table of the fields of a config's task; raises ConfigError: no such task."""
+    """Return the field table of a config's task; raises ConfigError for an unknown task."""
     return task_of(config).fields
 
 
 def task_of(config: ConfigDict) -> Task:
-    """Return the task of a config; raises ConfigError if there is none of that name."""
+    """Return the task of a config; raises ConfigError for an unknown name."""
     name = config.get("task")
     if name not in TASKS:
         raise ConfigError(f"config.task={name!r} must be one of {', '.join(TASKS)}.")
@@ -413,7 +434,7 @@ def field_names(config: ConfigDict) -> list[str]:
 
 
 def config_facts(config: ConfigDict) -> dict[str, Any]:
-    """Return the fields that all hosts must have alike, for `distributed.check_hosts_agree`."""
+    """Return the fields that must be equal on all hosts, for `distributed.check_hosts_agree`."""
     fields = fields_of(config)
     return {
         f"config.{name}": field(config, name)

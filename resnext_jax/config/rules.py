@@ -1,4 +1,4 @@
-"""What the value of a config field may be, beyond its type."""
+"""Rules for the values of config fields, beyond their types."""
 
 import dataclasses
 import importlib
@@ -11,11 +11,11 @@ from resnext_jax.files import user_path
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """What the value of a field may be.
+    """A rule for the value of a field.
 
     Attributes:
-      holds: tells whether a value, which has the field's type, is allowed.
-      text: what is allowed, as it follows "must be".
+      holds: whether a value of the field's type is allowed.
+      text: the allowed values, phrased to follow "must be".
     """
 
     holds: Callable[[Any], bool]
@@ -23,15 +23,15 @@ class Rule:
 
     @property
     def allowed(self) -> str:
-        """What is allowed, as it follows "must be"."""
+        """The allowed values, phrased to follow "must be"."""
         return self.text
 
 
 @dataclasses.dataclass(frozen=True)
 class NameIn(Rule):
-    """The rule that a value is a name in a table of another module.
+    """The rule that a value is a key of a table in another module.
 
-    Imported when a value is first checked: a recipe loads without Flax.
+    The module is imported when a value is first checked, so that recipes load without Flax.
     """
 
     @property
@@ -40,22 +40,22 @@ class NameIn(Rule):
 
 
 def name_in(table: str) -> Rule:
-    """Make the rule that a value is in a table.
+    """Return the rule that a value is in a table.
 
     Args:
-      table: "MODULE:NAME" of a mapping by name, or a sequence of names.
+      table: "MODULE:NAME" of a mapping whose keys are the names, or of a sequence of names.
     """
     return NameIn(lambda value: value in names_in(table), table)
 
 
 def names_in(table: str) -> Sequence[str]:
-    """Return the names in "MODULE:NAME", in its order."""
+    """Return the names in the table "MODULE:NAME", in the table's order."""
     module, _, name = table.partition(":")
     return tuple(getattr(importlib.import_module(module), name))
 
 
 def one_of(*names: str) -> Rule:
-    """Make the rule that a value is one of some."""
+    """Return the rule that a value is one of these names."""
     return Rule(lambda value: value in names, _alternatives(names))
 
 
@@ -64,12 +64,12 @@ def _alternatives(names: Sequence[str]) -> str:
 
 
 def numbers(count: int | None = None, *, positive: bool, least: int = 0) -> Rule:
-    """Make the rule that a value is a tuple of numbers.
+    """Return the rule that a value is a tuple of numbers.
 
     Args:
-      count: how many there are; None: any number of them.
-      positive: whether each is more than 0.
-      least: how many there are at least.
+      count: exact length; None: any.
+      positive: whether all numbers must be greater than 0.
+      least: minimum length.
     """
 
     def holds(value: Any) -> bool:
@@ -106,8 +106,7 @@ SEED = Rule(lambda value: 0 <= value < 2**32, "at least 0 and less than 2**32")
 ABOVE_ONE = Rule(lambda value: value > 1, "greater than 1")
 DIVISOR = Rule(
     lambda value: value >= 1,
-    "at least 1: the rate is divided by it (where PyTorch multiplies by gamma=0.1, the factor is "
-    "10)",
+    "at least 1: the rate is divided by it (PyTorch's gamma=0.1 corresponds to 10)",
 )
-PATH = Rule(_is_path, "a path of this machine, not empty and without scheme://")
+PATH = Rule(_is_path, "a local path, not empty and without scheme://")
 STEPS = Rule(_are_steps, "two whole numbers, as in =10,12, or ()")

@@ -1,9 +1,9 @@
-"""Every field of a detector's configuration, and its default: the paper's Sec. 5.4 and App. B.
+"""Config fields of the detectors and their defaults: the paper's Sec. 5.4 and App. B.
 
-The two stages are a run each, with fields of `config.fields` and some of their own; both as one
-network, in one run, is beyond the paper. What the papers count in steps of a batch is here in
-epochs of a thousand such steps, so that another batch of B images trains at B / B0 times the rate
-for B0 / B times the steps, as it should.
+Each of the two stages is trained in its own run, with fields of `config.fields` and some of its
+own; joint training of both stages as one network is beyond the paper. The papers' schedules, in
+steps at batch size B0, are written as epochs of a thousand such steps. A run with batch size B
+therefore uses B / B0 times the learning rate for B0 / B times the steps (linear scaling).
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from resnext_jax.config.rules import (
     one_of,
 )
 
-# Steps of the paper's batch that are called an epoch.
+# Length of an epoch, in steps at the paper's batch size.
 STEPS_PER_EPOCH = 1000
 
-# Of a classifier's fields those that a detector has not: its batch norms are fixed, and its images
-# are prepared in their own way.
+# The classifier's fields that detectors do not have: their batch norms are frozen, and they have
+# their own image preprocessing.
 _ABSENT = {"bn_group_size", "optimizer.label_smoothing"} | {
     name for name in FIELDS if name.startswith("data.") and name not in ("data.mean", "data.std")
 }
@@ -50,35 +50,44 @@ _COMMON: dict[str, Field] = {
         }
     ),
     "optimizer.new_bias_rate": Field(
-        2.0, "What multiplies the rate of the new layers' biases.", NOT_NEGATIVE
+        2.0, "Learning-rate multiplier of the new layers' biases.", NOT_NEGATIVE
     ),
     "data.name": Field(
         "coco",
-        "Annotations and images of data_dir, in COCO's format; or scenes made of digits.",
+        "Data set: COCO-format annotations and images in data_dir, or generated digit scenes.",
         one_of("coco", "digit_scenes"),
     ),
     "data.data_dir": dataclasses.replace(
         FIELDS["data.data_dir"],
-        meaning="Where the data set is; None: for the digit scenes only, which are made in "
-        "runs/digit_scenes then.",
+        meaning="Folder of the data set; None (digit scenes only): runs/digit_scenes, where the "
+        "scenes are generated.",
     ),
     "data.train_annotations": Field(
-        "annotations/instances_train2017.json", "File in data_dir, in COCO's format."
+        "annotations/instances_train2017.json",
+        "Training annotations: a COCO-format file in data_dir.",
     ),
-    "data.train_images": Field("train2017", "Folder in data_dir."),
+    "data.train_images": Field("train2017", "Training images: a folder in data_dir."),
     "data.test_annotations": Field(
-        "annotations/instances_val2017.json", "File in data_dir, in COCO's format."
+        "annotations/instances_val2017.json", "Test annotations: a COCO-format file in data_dir."
     ),
-    "data.test_images": Field("val2017", "Folder in data_dir."),
-    "data.short_side": Field(600, "Images are resized to this short side, ...", AT_LEAST_ONE),
-    "data.long_side": Field(1000, "... or to this long side, if less.", AT_LEAST_ONE),
-    "data.flip": Field(True, "Mirror every second training image."),
+    "data.test_images": Field("val2017", "Test images: a folder in data_dir."),
+    "data.short_side": Field(
+        600, "Short side that images are resized to, in pixels.", AT_LEAST_ONE
+    ),
+    "data.long_side": Field(
+        1000,
+        "Maximum long side, in pixels; images that would exceed it are resized to it instead.",
+        AT_LEAST_ONE,
+    ),
+    "data.flip": Field(
+        True, "Add a horizontally flipped copy of every training image to the training set."
+    ),
     "data.keep_empty": Field(
-        False, "Train on images without objects (crowds aside) too: all is background."
+        False, "Also train on images without objects other than crowds, as pure background."
     ),
     "data.max_boxes": Field(
         None,
-        "Places for an image's objects; None: as many as the annotations need.",
+        "Boxes per image after padding; None: the maximum in the annotations.",
         AT_LEAST_ONE,
         kind=int,
         resume=MAY_CHANGE,
@@ -90,96 +99,109 @@ _RPN: dict[str, Field] = {
     **_COMMON,
     "anchors.base": Field(16, "Side of an anchor of scale 1, in pixels.", AT_LEAST_ONE),
     "anchors.ratios": Field(
-        (0.5, 1.0, 2.0), "Height by width of the anchors.", numbers(positive=True, least=1)
+        (0.5, 1.0, 2.0),
+        "Aspect ratios of the anchors (height / width).",
+        numbers(positive=True, least=1),
     ),
     "anchors.scales": Field(
-        (4.0, 8.0, 16.0, 32.0), "Sides of the anchors, in bases.", numbers(positive=True, least=1)
+        (4.0, 8.0, 16.0, 32.0),
+        "Scales of the anchors, as multiples of anchors.base.",
+        numbers(positive=True, least=1),
     ),
-    # What the RPN proposes, to train Fast R-CNN on and to test it on.
+    # The RPN's proposals, on which Fast R-CNN is trained and tested.
     "proposals.width": Field(512, "Channels of the RPN's head.", AT_LEAST_ONE),
-    "proposals.nms_iou": Field(0.7, "Overlap above which the worse one is dropped.", AT_MOST_ONE),
+    "proposals.nms_iou": Field(0.7, "IoU threshold of NMS.", AT_MOST_ONE),
     "proposals.min_side": Field(
-        16.0, "Smallest side, in pixels of the image as it is stored.", NOT_NEGATIVE
+        16.0, "Minimum side of a proposal, in pixels of the original image.", NOT_NEGATIVE
     ),
     "proposals.train_before": Field(
         None,
-        "In training the best so many go into suppression; None: all.",
+        "Top-scoring proposals kept before NMS in training; None: all.",
         AT_LEAST_ONE,
         kind=int,
     ),
-    "proposals.train": Field(2000, "In training so many come out of it, at most.", AT_LEAST_ONE),
-    "proposals.test_before": Field(6000, "In testing the best so many go in.", AT_LEAST_ONE),
-    "proposals.test": Field(300, "In testing so many come out, at most.", AT_LEAST_ONE),
-    # Which anchors are learned from, see targets.RpnTargetSpec.
-    "targets.samples": Field(256, "Anchors of an image that are learned from.", AT_LEAST_ONE),
-    "targets.positives": Field(128, "Positive ones among them, at most.", AT_LEAST_ONE),
-    "targets.positive_iou": Field(0.7, "Overlap with an object of a positive one.", AT_MOST_ONE),
-    "targets.negative_iou": Field(0.3, "Below it an anchor is negative.", AT_MOST_ONE),
+    "proposals.train": Field(
+        2000, "Maximum number of proposals after NMS in training.", AT_LEAST_ONE
+    ),
+    "proposals.test_before": Field(
+        6000, "Top-scoring proposals kept before NMS in testing.", AT_LEAST_ONE
+    ),
+    "proposals.test": Field(300, "Maximum number of proposals after NMS in testing.", AT_LEAST_ONE),
+    # Sampling of anchors for the loss, see targets.RpnTargetSpec.
+    "targets.samples": Field(256, "Anchors sampled per image for the loss.", AT_LEAST_ONE),
+    "targets.positives": Field(128, "Maximum number of positive anchors among them.", AT_LEAST_ONE),
+    "targets.positive_iou": Field(
+        0.7, "Minimum IoU of a positive anchor with an object.", AT_MOST_ONE
+    ),
+    "targets.negative_iou": Field(
+        0.3, "Anchors below this IoU with every object are negative.", AT_MOST_ONE
+    ),
     "targets.crowds": Field(
         "ignore",
-        "Anchors on crowds are not learned from; legacy: they are negative ones.",
+        "Anchors on crowds are excluded from the loss; legacy: they are negative.",
         name_in("resnext_jax.detection.targets:CROWDS"),
     ),
 }
 
-# Which regions are learned from, see targets.RegionTargetSpec.
+# Sampling of regions for the loss, see targets.RegionTargetSpec.
 _REGIONS: dict[str, Field] = {
-    "samples": Field(64, "Regions of an image that are learned from.", AT_LEAST_ONE),
-    "foregrounds": Field(16, "Foreground ones among them, at most.", AT_LEAST_ONE),
-    "foreground_iou": Field(0.5, "Overlap with an object of a foreground one.", AT_MOST_ONE),
+    "samples": Field(64, "Regions sampled per image for the loss.", AT_LEAST_ONE),
+    "foregrounds": Field(16, "Maximum number of foreground regions among them.", AT_LEAST_ONE),
+    "foreground_iou": Field(0.5, "Minimum IoU of a foreground region with an object.", AT_MOST_ONE),
     "background_iou": Field(
-        0.0, "Overlap of a background one, at least (py-faster-rcnn: .1).", AT_MOST_ONE
+        0.0, "Minimum IoU of a background region (py-faster-rcnn: .1).", AT_MOST_ONE
     ),
 }
 
 _HEAD: dict[str, Field] = {
     "roi.kind": Field(
         "pool",
-        "How regions are cut out of the shared map: pooled, or aligned (He et al. 2017).",
+        "Region features: RoI pooling, or RoIAlign (He et al. 2017).",
         one_of("pool", "align"),
     ),
-    "roi.size": Field(14, "Side of a region's cells.", AT_LEAST_ONE),
-    "roi.sampling_ratio": Field(2, "Samples of a cell along each side; align only.", AT_LEAST_ONE),
-    "detections.score": Field(0.05, "Least score of a detection.", AT_MOST_ONE),
-    "detections.nms_iou": Field(0.3, "Overlap above which the worse one is dropped.", AT_MOST_ONE),
-    "detections.most": Field(100, "Detections of an image, at most.", AT_LEAST_ONE),
+    "roi.size": Field(14, "Output cells per side of a region.", AT_LEAST_ONE),
+    "roi.sampling_ratio": Field(2, "Samples per cell along each side; align only.", AT_LEAST_ONE),
+    "detections.score": Field(0.05, "Minimum score of a detection.", AT_MOST_ONE),
+    "detections.nms_iou": Field(0.3, "IoU threshold of NMS.", AT_MOST_ONE),
+    "detections.most": Field(100, "Maximum number of detections per image.", AT_LEAST_ONE),
 }
 
 _FAST_RCNN: dict[str, Field] = {
     **_COMMON,
     "data.proposals": Field(
         None,
-        "Folder of the proposals for both splits, of python -m resnext_jax.detection.proposals.",
+        "Folder with the proposals of both splits, written by python -m "
+        "resnext_jax.detection.proposals.",
         PATH,
         kind=str,
         per_host=True,
     ),
     "data.train_proposals": Field(
-        2000, "Of a training image the best so many are read.", AT_LEAST_ONE
+        2000, "Top-scoring proposals used per training image.", AT_LEAST_ONE
     ),
-    "data.test_proposals": Field(300, "Of a test image.", AT_LEAST_ONE),
+    "data.test_proposals": Field(300, "Top-scoring proposals used per test image.", AT_LEAST_ONE),
     **{f"targets.{name}": row for name, row in _REGIONS.items()},
     **_HEAD,
 }
 
 _FASTER_RCNN: dict[str, Field] = {
     **_RPN,
-    # `targets` are the anchors'; these are the regions'.
+    # The anchors have `targets`, the regions these.
     **{f"regions.{name}": row for name, row in _REGIONS.items()},
     **_HEAD,
-    # Features of all four stages, see pyramid.PyramidSpec. With them anchors.base is that at
-    # stride 16, twice as large at stride 32, and so on.
-    "pyramid.enabled": Field(False, "Whether features of all four stages are used."),
-    "pyramid.width": Field(256, "Channels of each level.", AT_LEAST_ONE),
+    # Feature pyramid, see pyramid.PyramidSpec. With it, anchors.base is the base at stride 16; it
+    # doubles at stride 32, and so on.
+    "pyramid.enabled": Field(False, "Use a feature pyramid over all four stages."),
+    "pyramid.width": Field(256, "Channels of each pyramid level.", AT_LEAST_ONE),
     "pyramid.canonical_side": Field(
-        224.0, "Side of the regions that level 4 is for, in pixels.", POSITIVE
+        224.0, "Side of the regions assigned to level 4, in pixels.", POSITIVE
     ),
-    "pyramid.head_width": Field(1024, "Channels of the regions' head.", AT_LEAST_ONE),
+    "pyramid.head_width": Field(1024, "Channels of the region head.", AT_LEAST_ONE),
 }
 
 
 def rpn_config() -> ConfigDict:
-    """Return the region proposal network's run, with no model chosen."""
+    """Return the config that trains a region proposal network, with no model chosen."""
     config = defaults(_RPN)
     config.task = "rpn"
     _set_batch(config, 16, rate=0.02)
@@ -187,7 +209,7 @@ def rpn_config() -> ConfigDict:
 
 
 def fast_rcnn_config() -> ConfigDict:
-    """Return Fast R-CNN's run, with no model and no proposals chosen."""
+    """Return the config that trains Fast R-CNN, with no model and no proposals chosen."""
     config = defaults(_FAST_RCNN)
     config.task = "fast_rcnn"
     _set_batch(config, 8, rate=0.005)
@@ -195,17 +217,17 @@ def fast_rcnn_config() -> ConfigDict:
 
 
 def faster_rcnn_config(*, pyramid: bool = False) -> ConfigDict:
-    """Return the run of both stages as one network, with no model chosen; beyond the paper.
+    """Return the config of joint training (beyond the paper), with no model chosen.
 
     Args:
-      pyramid: start from the defaults of a feature pyramid. The fields are the same.
+      pyramid: use the defaults of a feature pyramid. The fields are the same.
     """
     config = defaults(_FASTER_RCNN)
     config.task = "faster_rcnn"
-    # No source trains this on so many devices: batch, rate and length of the paper's Fast R-CNN,
-    # the anchors of its RPN, and proposals as in the end-to-end variant of py-faster-rcnn.
+    # No paper gives a recipe for 8 devices: batch, rate and length are those of the paper's Fast
+    # R-CNN, the anchors its RPN's, the proposals those of py-faster-rcnn's end-to-end variant.
     _set_batch(config, 8, rate=0.005)
-    config.proposals.train_before = 12_000  # of a pyramid: on each level, as test_before
+    config.proposals.train_before = 12_000  # with a pyramid: per level, like test_before
     if pyramid:
         config.pyramid.enabled = True
         _set_pyramid(config)
@@ -213,7 +235,7 @@ def faster_rcnn_config(*, pyramid: bool = False) -> ConfigDict:
 
 
 def _set_pyramid(config: ConfigDict) -> None:
-    """Set what Lin et al. 2017 (Sec. 4 and 5.2) have, and Detectron where they do not say."""
+    """Set the values of Lin et al. 2017 (Sec. 4 and 5.2), or Detectron's where they give none."""
     _set_batch(config, 16, rate=0.02)
     # Detectron's schedule of 90,000 steps.
     config.num_epochs = 90.0

@@ -1,1 +1,1 @@
-"""Optimisers, schedules, weight averages and freezing, in terms of optax alone."""
+"""Optimisers, schedules, weight averaging and freezing, built on optax."""

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, to be evaluated beside them."""
+"""Exponential moving average (EMA) of the weights."""
 
 import dataclasses
 
@@ -12,14 +12,13 @@ Weights = dict[str, Arrays]
 
 @dataclasses.dataclass(frozen=True)
 class EmaSpec:
-    """How weights are averaged.
+    """Settings of the EMA.
 
     Attributes:
-      decay: weight of the old average, at each update.
-      every_steps: an update is made at every so many steps.
-      start_step: an update until then, and the first one in any case, makes the
-        average the weights themselves: those that a run starts from, and those
-        of a rate that still warms up, are far from where they will be.
+      decay: weight of the old average in each update.
+      every_steps: steps between updates.
+      start_step: updates up to this step, and the first update in any case, copy the weights:
+        initial weights and those during warm-up are far from the final ones.
     """
 
     decay: float
@@ -28,19 +27,19 @@ class EmaSpec:
 
 
 def update(spec: EmaSpec, average: Weights, weights: Weights, step: jax.Array) -> Weights:
-    """Move the average towards the weights.
+    """Update the average.
 
     Args:
-      spec: how.
-      average: so far, of parameters and of running statistics.
-      weights: after `step`.
-      step: steps taken, 1 after the first.
+      spec: settings.
+      average: current average of parameters and running statistics.
+      weights: weights after `step`.
+      step: number of steps taken, 1 after the first.
     """
     started = step > max(spec.start_step, spec.every_steps)
     due = step % spec.every_steps == 0
 
     def moved(old: jax.Array, new: jax.Array) -> jax.Array:
-        # By the difference, so that what does not change has an average that does not either.
+        # Written as a difference, so that the average of a constant stays exactly constant.
         average = jnp.where(started, old + (1 - spec.decay) * (new - old), new)
         return jnp.where(due, average, old)
 

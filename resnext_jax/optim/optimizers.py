@@ -1,4 +1,4 @@
-"""Optimisers and schedules by name; the paper trains with SGD and steps (Sec. 4)."""
+"""Optimisers and schedules by name; the paper uses SGD with a step schedule (Sec. 4)."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from resnext_jax.models.variables import Arrays
 
 T = TypeVar("T")
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
-# Of the step as a float32 scalar, before warm-up.
+# From the step, a float32 scalar, to the rate without warm-up.
 Rate = Callable[[jax.Array], jax.Array]
 
 
@@ -22,12 +22,12 @@ class ScheduleSpec:
     """A learning-rate schedule in epochs.
 
     Attributes:
-      kind: a name in `SCHEDULES`.
-      peak: the rate before any decay, after warm-up.
+      kind: a key of `SCHEDULES`.
+      peak: the rate after warm-up, before any decay.
       num_epochs: length of the run.
       boundaries: epochs at which the step schedule divides the rate.
-      factor: what it divides by.
-      warmup_epochs: linear rise from zero to `peak` at the start.
+      factor: divisor of the rate at each boundary.
+      warmup_epochs: epochs of linear warm-up from zero to `peak`.
     """
 
     kind: str
@@ -39,11 +39,10 @@ class ScheduleSpec:
 
 
 def make_schedule(spec: ScheduleSpec, steps_per_epoch: float) -> Schedule:
-    """Turn the schedule into a function of the step (0 for the first).
+    """Return the schedule as a function of the step (0 for the first).
 
-    Epochs are fractions: with 1,281,167 images and batch 256 an epoch is
-    5,004.6 steps, and a boundary takes effect at the first step that begins at
-    or after it.
+    An epoch need not be a whole number of steps: with 1,281,167 images and batch size 256 it has
+    5,004.6, and a boundary takes effect at the first step that starts at or after it.
     """
     warmup_steps = spec.warmup_epochs * steps_per_epoch
     rate_without_warmup = SCHEDULES[spec.kind](spec, steps_per_epoch)
@@ -59,7 +58,7 @@ def make_schedule(spec: ScheduleSpec, steps_per_epoch: float) -> Schedule:
 
 
 def _step(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
-    """Divide the rate at each boundary."""
+    """Step schedule: divide the rate by a factor at each boundary."""
     boundaries = [first_step_at(epoch, steps_per_epoch) for epoch in spec.boundaries]
 
     def rate(step: jax.Array) -> jax.Array:
@@ -70,7 +69,7 @@ def _step(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
 
 
 def _cosine(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
-    """Fall to zero at the end, as half a cosine from the end of the warm-up."""
+    """Cosine decay from the end of the warm-up to zero at the end of the run."""
     warmup_steps = spec.warmup_epochs * steps_per_epoch
     total_steps = spec.num_epochs * steps_per_epoch
 
@@ -81,8 +80,8 @@ def _cosine(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
     return rate
 
 
-# By `config.schedule.name`. A schedule is a function of the step, a float32 scalar, that gives the
-# rate before warm-up.
+# Keys: `config.schedule.name`. Each entry returns a function from the step (a float32 scalar) to
+# the rate without warm-up.
 SCHEDULES: dict[str, Callable[[ScheduleSpec, float], Rate]] = {
     "step": _step,
     "cosine": _cosine,
@@ -90,8 +89,8 @@ SCHEDULES: dict[str, Callable[[ScheduleSpec, float], Rate]] = {
 
 
 def first_step_at(epoch: float, steps_per_epoch: float) -> int:
-    """Return the first step that begins at or after an epoch (a fraction, 0 at the start)."""
-    # Rounded first: 30 epochs of 50,000 / 96 steps are 15,625, not a hair more.
+    """Return the first step that starts at or after `epoch` (0 at the start, may be a fraction)."""
+    # Rounded first: 30 epochs of 50,000 / 96 steps are exactly 15,625 in spite of float error.
     return math.ceil(round(epoch * steps_per_epoch, 6))
 
 
@@ -104,15 +103,14 @@ def optimizer(
     clip_norm: float | None = None,
     rate_factor: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """Chain an optimiser's parts, for parameters by dotted name.
+    """Chain gradient clipping and an optimiser's parts, for parameters keyed by dotted name.
 
     Args:
-      parts: what follows clipping; the last applies the rate.
-      clip_norm: a gradient whose L2 norm over all parameters is larger is scaled
-        down to it first; None: never.
-      rate_factor: of each parameter, multiplies its rate; None: 1 for all.
+      parts: the transformations after clipping; the last one applies the learning rate.
+      clip_norm: clip the gradient's global L2 norm to this first; None: no clipping.
+      rate_factor: maps a parameter's name to its learning-rate multiplier; None: 1 for all.
     """
-    # Of equal structure, so that a run can resume with another limit.
+    # Both have the same (empty) state, so that a run can resume with another clip_norm.
     clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
     chained = [clip, *parts]
     if rate_factor is not None:
@@ -137,18 +135,17 @@ def sgd(
     clip_norm: float | None = None,
     rate_factor: Callable[[str], float] | None = None,
 ) -> optax.GradientTransformation:
-    """Build SGD with momentum and coupled L2 decay, for parameters by dotted name.
+    """Return SGD with momentum and coupled L2 weight decay, for parameters keyed by dotted name.
 
-    The decay is added to the gradient before momentum, as Torch's SGD does, and
-    unless `decays` says otherwise for batch-norm parameters and biases too (the
-    paper makes no exception).
+    The decay is added to the gradient before momentum, as in Torch's SGD. By default it also
+    applies to batch-norm parameters and biases (the paper makes no exception).
 
     Args:
-      schedule: the rate, a function of the step.
-      momentum: of the velocity.
-      nesterov: whether to look ahead.
-      weight_decay: coefficient.
-      decays: tells which parameters decay; None: all.
+      schedule: the learning rate, a function of the step.
+      momentum: momentum coefficient.
+      nesterov: whether to use Nesterov momentum.
+      weight_decay: weight-decay coefficient.
+      decays: whether the parameter with a given name decays; None: all do.
       clip_norm: see `optimizer`.
       rate_factor: see `optimizer`.
     """
@@ -173,22 +170,22 @@ def _named_sgd(options: Any, schedule: Schedule, decays: Callable[[str], bool]) 
     return _sgd(schedule, options.momentum, options.nesterov, options.weight_decay, decays)
 
 
-# By `config.optimizer.name`: from the config's section `optimizer`, the schedule, and whether a
-# parameter decays, by its name, to the optimiser's parts.
+# Keys: `config.optimizer.name`. Each entry maps the config section `optimizer`, the schedule and a
+# function that says whether a named parameter decays to the optimiser's parts.
 OPTIMIZERS: dict[str, Callable[[Any, Schedule, Callable[[str], bool]], Parts]] = {"sgd": _named_sgd}
 
 
 def by_name(rule: Callable[[str], T]) -> Callable[[Arrays], dict[str, T]]:
-    """Make a function of the parameters from one of their names, as optax's masks are."""
+    """Return a function of the parameters from one of their names, as optax expects for masks."""
     return lambda params: {name: rule(name) for name in params}
 
 
 def is_norm(name: str) -> bool:
-    """Tell whether a parameter, by its dotted name, is a scale or a shift of a batch norm."""
+    """Whether the parameter with this dotted name is the scale or shift of a batch norm."""
     *_, layer, _ = ("", *name.split("."))
     return layer.startswith("norm")
 
 
 def is_bias(name: str) -> bool:
-    """Tell whether a parameter is a bias that is added to a layer's result, norms left out."""
+    """Whether the parameter with this dotted name is a layer's bias; not a batch norm's shift."""
     return name.endswith(".bias") and not is_norm(name)

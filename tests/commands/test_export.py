@@ -214,9 +214,9 @@ def test_mistakes_are_told_in_a_sentence(
     for arguments, part in (
         ([run], "--out"),
         ([out], "--weights --workdir is required"),
-        ([run, out, "--batch=0"], "'0' is no whole number above 0"),
-        ([run, out, "--image_size=x"], "'x' is no whole number above 0"),
-        ([run, out, "--platforms=cpu,gpu"], "'gpu' is none of cpu, cuda, rocm, tpu"),
+        ([run, out, "--batch=0"], "'0' is not a whole number above 0"),
+        ([run, out, "--image_size=x"], "'x' is not a whole number above 0"),
+        ([run, out, "--platforms=cpu,gpu"], "'gpu' is not one of cpu, cuda, rocm, tpu"),
         ([run, f"--out={tmp_path}/none/a"], "there is no folder"),
         ([f"--workdir={tmp_path}/none", out], "does not exist"),
         ([f"--weights={workdir}/config.json", out], "neither .safetensors nor"),
@@ -234,7 +234,7 @@ def test_a_file_that_is_no_export(tmp_path: Path, model: nnx.Module) -> None:
     whole = export(model, image_size=SIZE).serialize()
     for name, data in (("text", b"abc" * 100), ("cut", bytes(whole[:1000])), ("empty", b"")):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=r"is damaged, or no file of jax\.export"):
+        with pytest.raises(UserError, match=r"is damaged or was not written by jax\.export"):
             read_export(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read: No such file"):
         read_export(tmp_path / "none")

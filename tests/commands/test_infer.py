@@ -283,11 +283,11 @@ def test_other_mistakes_are_told_in_a_sentence(
     (tmp_path / "empty").mkdir()
     mistakes: dict[str, list[str | Path]] = {
         "empty has no images": [tmp_path / "empty"],
-        "no file fits the pattern": [f"{tmp_path}/*.jpg"],
+        "no file matches the pattern": [f"{tmp_path}/*.jpg"],
         "the following arguments are required: IMAGE": [],
         "'1.5' is not from 0 to 1": [paths[0], "--score=1.5"],
         "'much' is not from 0 to 1": [paths[0], "--score=much"],
-        "'0' is no whole number above 0": [paths[0], "--enlarge=0"],
+        "'0' is not a whole number above 0": [paths[0], "--enlarge=0"],
         "there is no checkpoint": [paths[0], "--checkpoint=7"],
         "best.json is missing": [paths[0], "--rpn_checkpoint=best"],
         "has no average of the weights": [paths[0], "--ema"],

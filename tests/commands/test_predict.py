@@ -126,7 +126,7 @@ def test_as_a_command(folder: Path, told: Callable[..., Output]) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stderr == (
         f"{TWINS} resnext11_2x1d {ANTI_ALIASED}\n"
-        "note: a file of weights has no names of classes; --classes=FILE gives some\n"
+        "note: the weight file has no class names; --classes=FILE sets them\n"
     )
     lines = result.stdout.splitlines()
     predictions = [json.loads(line) for line in told(*arguments, "--json")[0].splitlines()]
@@ -201,7 +201,7 @@ def test_mistakes_are_told_in_a_sentence(
         ([image], "--weights --workdir is required"),
         ([weights], "IMAGE"),
         ([weights, tmp_path], "has no images"),
-        ([weights, f"{tmp_path}/*.jpg"], "no file fits the pattern"),
+        ([weights, f"{tmp_path}/*.jpg"], "no file matches the pattern"),
         ([f"--weights={image}", image], "neither .safetensors nor a file of torch.save"),
         ([f"--weights={tmp_path}/deep.safetensors", image], "no model of this package fits"),
         ([f"--weights={tmp_path}/none.pth", image], "No such file"),
@@ -209,11 +209,11 @@ def test_mistakes_are_told_in_a_sentence(
         ([weights, "--ema", image], "has no averaged weights"),
         (
             [weights, f"--classes={tmp_path}/few.txt", image],
-            "has 2 class names, one a line, but",
+            "has 2 class names, one per line, but",
         ),
         ([weights, f"--classes={tmp_path}/none.txt", image], "No such file"),
-        ([weights, f"--classes={tmp_path}/bytes.txt", image], "it is no text"),
-        ([weights, "--top=0", image], "no whole number above 0"),
+        ([weights, f"--classes={tmp_path}/bytes.txt", image], "it is not text"),
+        ([weights, "--top=0", image], "not a whole number above 0"),
         ([f"--weights={tmp_path}/nan.safetensors", "--image_size=16", image], "are not numbers"),
     ]
     for arguments, part in cases:

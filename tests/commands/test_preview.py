@@ -200,7 +200,7 @@ def test_says_which_images_are_bad(photographs: ConfigDict, tmp_path: Path) -> N
         draw(photographs, tmp_path / "batch.png", images=2)
     photographs.data.on_error = "skip"
     shown = training_images(photographs, 2, 0)
-    assert sorted(shown.titles) == ["flower", "flower (stand-in)"]
+    assert sorted(shown.titles) == ["flower", "flower (replacement)"]
     shown = images_of_test(photographs, 2)
     assert sorted(shown.titles) == ["cannot be decoded", "flower"]
 
@@ -251,7 +251,7 @@ def test_steps_that_training_has_not(digits: ConfigDict, tmp_path: Path, step: i
     assert len(training_images(digits, 1, 538).titles) == 1
     with pytest.raises(UserError) as error:
         draw(digits, tmp_path / "batch.png", step=step)
-    assert f"--step={step} is none of the 539 steps" in sentence(error)
+    assert f"--step={step} is not one of the 539 steps" in sentence(error)
 
 
 def test_the_config_is_checked_first(digits: ConfigDict, tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_the_command_takes_the_flags_of_training(digits: ConfigDict, tmp_path: P
     without = run(*command)
     assert (without.returncode, without.stdout) == (2, "")
     assert without.stderr == (
-        "error: --out is missing; name the picture to draw, as in --out=batch.png.\n"
+        "error: --out is missing; give the picture to write, as in --out=batch.png.\n"
     )
 
 

@@ -38,7 +38,7 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         (["tables", "--", "--config.seed=1"], "tables takes no flags after --"),
         (["curves", "--workdir=x"], "the following arguments are required: --out"),
         (["curves", "--out=a.png"], "the following arguments are required: --workdir"),
-        (["curves", "--workdir=x", "--out=a.gif"], "--out=a.gif is no kind of picture"),
+        (["curves", "--workdir=x", "--out=a.gif"], "--out=a.gif is not a supported picture format"),
         (["curves", "--workdir=x", "--out=a.png", "--figure=4"], "argument --figure: invalid"),
         (["sweep", "table9", "--workdir=x"], "argument NAME: invalid choice: 'table9'"),
         (["sweep", "digits"], "the following arguments are required: --workdir"),

@@ -110,7 +110,7 @@ TRAIN = {
     "stray argument": ([DIGITS, WORKDIR, "stray"], ["'stray'"]),
     "workdir on another machine": (
         [DIGITS, "--workdir=gs://bucket/run"],
-        ["--workdir=gs://bucket/run is an address"],
+        ["--workdir=gs://bucket/run is a URL"],
     ),
     "weights that an empty variable names": (
         [DIGITS, WORKDIR, "--config.init_from="],
@@ -202,7 +202,7 @@ def test_the_workdir_is_named_by_the_config(
         ("--weight=x", "'weight'"),
         ("--confusion=matrix.txt", "--confusion=matrix.txt must end in .csv or .npy"),
         ("--weights=", "--weights is empty"),
-        ("--output=s3://b/x", "--output=s3://b/x is an address"),
+        ("--output=s3://b/x", "--output=s3://b/x is a URL"),
     ],
 )
 def test_mistake_in_evaluation(argument: str, part: str, tmp_path: Path, served: Run) -> None:
@@ -329,7 +329,7 @@ PATHS = {
 
 
 @pytest.mark.parametrize(("main", "arguments"), PATHS.values(), ids=PATHS.keys())
-@pytest.mark.parametrize(("path", "reason"), [("", "is empty"), ("s3://b/x", "is an address")])
+@pytest.mark.parametrize(("path", "reason"), [("", "is empty"), ("s3://b/x", "is a URL")])
 def test_every_path_is_checked_at_once(
     main: Callable[[Sequence[str]], None],
     arguments: list[str],
@@ -351,7 +351,7 @@ def test_every_path_is_checked_at_once(
 
 
 def test_the_variable_for_prepared_data_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    for path, reason in (("", r"\$TFDS_DATA_DIR is empty"), ("gs://x", "is an address")):
+    for path, reason in (("", r"\$TFDS_DATA_DIR is empty"), ("gs://x", "is a URL")):
         monkeypatch.setenv("TFDS_DATA_DIR", path)
         with pytest.raises(UserError, match=reason):
             open_source("digits", "test")

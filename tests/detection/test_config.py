@@ -105,8 +105,8 @@ def test_biases_of_new_layers_move_twice_as_fast_and_frozen_ones_do_not_decay(
         ("rpn", {"targets.positives": 257}, "at most config.targets.samples=256"),
         ("fast_rcnn", {"targets.foregrounds": 65}, "at most config.targets.samples=64"),
         ("rpn", {"data.short_side": 1001}, "must be at most config.data.long_side=1000"),
-        ("rpn", {"data.data_dir": "gs://coco"}, "must be None or a path of this machine"),
-        ("fast_rcnn", {"data.proposals": ""}, "must be None or a path of this machine"),
+        ("rpn", {"data.data_dir": "gs://coco"}, "must be None or a local path"),
+        ("fast_rcnn", {"data.proposals": ""}, "must be None or a local path"),
         ("rpn", {"targets.crowds": "no"}, "must be one of ignore, legacy"),
         ("rpn", {"proposals.test_before": 0}, "must be at least 1"),
         ("rpn", {"model.name": "resnext29_8x64d"}, "a network of ImageNet's design"),
@@ -129,7 +129,7 @@ def test_fields_of_other_tasks_are_refused() -> None:
     config = named(load("coco_resnet50_rpn"))
     with config.unlocked():
         config.data.mixup = 0.2
-    assert "a field 'data.mixup' that nothing reads" in sentence(config)
+    assert "an unknown field 'data.mixup'" in sentence(config)
     assert "bn_group_size" not in field_names(config)
 
 

@@ -304,7 +304,7 @@ def test_the_command_writes_both_splits(
             np.testing.assert_array_equal(stored(index), boxes)
             count += len(boxes)
         mean = count / len(split)
-        assert line == f"{tmp_path}/all/{name}: {mean:.1f} proposals an image, 9 images"
+        assert line == f"{tmp_path}/all/{name}: {mean:.1f} proposals per image, 9 images"
 
 
 def test_one_split_of_data_elsewhere(
