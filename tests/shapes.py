@@ -9,7 +9,22 @@ from typing import Any
 import beartype
 import jaxtyping
 
-CHECKED = ("resnext_jax.ops.batch_norm", "resnext_jax.ops.grouped_conv", "resnext_jax.ops.pooling")
+CHECKED = (
+    "resnext_jax.detection.anchors",
+    "resnext_jax.detection.boxes",
+    "resnext_jax.detection.losses",
+    "resnext_jax.detection.nms",
+    "resnext_jax.detection.roi",
+    "resnext_jax.detection.targets",
+    "resnext_jax.evaluation.metrics",
+    "resnext_jax.models.blocks",
+    "resnext_jax.models.layers",
+    "resnext_jax.models.preact",
+    "resnext_jax.models.resnext",
+    "resnext_jax.ops.batch_norm",
+    "resnext_jax.ops.grouped_conv",
+    "resnext_jax.ops.pooling",
+)
 
 # An int will do for a float.
 _check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))

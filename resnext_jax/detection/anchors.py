@@ -6,6 +6,7 @@ Their sides are rounded to whole pixels as in py-faster-rcnn, whose anchors thes
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class AnchorSpec:
         return len(self.ratios) * len(self.scales)
 
 
-def base_anchors(spec: AnchorSpec | None = None) -> np.ndarray:
+def base_anchors(spec: AnchorSpec | None = None) -> Float32[np.ndarray, "a 4"]:
     """Return the anchors at the first position, of the top left corner.
 
     Args:
@@ -74,7 +75,9 @@ def are_reached(boxes: np.ndarray, sizes: np.ndarray, spec: AnchorSpec) -> np.nd
     return reached
 
 
-def make_anchors(height: int, width: int, spec: AnchorSpec | None = None) -> np.ndarray:
+def make_anchors(
+    height: int, width: int, spec: AnchorSpec | None = None
+) -> Float32[np.ndarray, "anchors 4"]:
     """Return all anchors of a feature map.
 
     Args:

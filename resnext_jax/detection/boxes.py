@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 # On the host and on the device.
 Array = TypeVar("Array", np.ndarray, jax.Array)
@@ -22,7 +23,7 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 _SHORTEST = 1e-4
 
 
-def area(boxes: Array) -> Array:
+def area(boxes: Float[Array, "*shape 4"]) -> Float[Array, "*shape"]:
     """Measure boxes.
 
     Args:
@@ -37,7 +38,11 @@ def area(boxes: Array) -> Array:
     return (width * height).clip(0)
 
 
-def iou(a: jax.Array, b: jax.Array, valid: jax.Array | None = None) -> jax.Array:
+def iou(
+    a: Float[jax.Array, "n 4"],
+    b: Float[jax.Array, "m 4"],
+    valid: Bool[jax.Array, " m"] | None = None,
+) -> Float[jax.Array, "n m"]:
     """Intersection over union of every box of one set with every box of another.
 
     Args:
@@ -54,7 +59,7 @@ def iou(a: jax.Array, b: jax.Array, valid: jax.Array | None = None) -> jax.Array
     return overlaps if valid is None else jnp.where(valid, overlaps, -1)
 
 
-def coverage(a: jax.Array, b: jax.Array) -> jax.Array:
+def coverage(a: Float[jax.Array, "n 4"], b: Float[jax.Array, "m 4"]) -> Float[jax.Array, "n m"]:
     """Share of each box of `a` that lies in each box of `b`.
 
     COCO's measure against a crowd, of which a box may well be a part.
@@ -69,7 +74,9 @@ def coverage(a: jax.Array, b: jax.Array) -> jax.Array:
     return _intersection(a, b) / jnp.maximum(area(a), _SHORTEST**2)[:, None]
 
 
-def encode(boxes: jax.Array, reference: jax.Array) -> jax.Array:
+def encode(
+    boxes: Float[jax.Array, "*#shape 4"], reference: Float[jax.Array, "*#shape 4"]
+) -> Float[jax.Array, "*#shape 4"]:
     """Say by which numbers reference boxes become others (Girshick et al. 2014, App. C).
 
     Args:
@@ -88,7 +95,9 @@ def encode(boxes: jax.Array, reference: jax.Array) -> jax.Array:
     return jnp.concatenate([shift, growth], axis=-1)
 
 
-def decode(deltas: jax.Array, reference: jax.Array) -> jax.Array:
+def decode(
+    deltas: Float[jax.Array, "*#shape 4"], reference: Float[jax.Array, "*#shape 4"]
+) -> Float[jax.Array, "*#shape 4"]:
     """Move reference boxes, the inverse of `encode`.
 
     Args:
@@ -106,7 +115,7 @@ def decode(deltas: jax.Array, reference: jax.Array) -> jax.Array:
     return reference + jnp.concatenate([shift - growth, shift + growth], axis=-1)
 
 
-def clip(boxes: Array, size: Any) -> Array:
+def clip(boxes: Float[Array, "*shape 4"], size: Any) -> Float[Array, "*shape 4"]:
     """Cut boxes at the image's border.
 
     Args:
@@ -122,7 +131,7 @@ def clip(boxes: Array, size: Any) -> Array:
     return xp.clip(boxes, 0, limits)
 
 
-def flip(boxes: Array, width: Any) -> Array:
+def flip(boxes: Float[Array, "*shape 4"], width: Any) -> Float[Array, "*shape 4"]:
     """Mirror boxes left to right, as their image is.
 
     Args:

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from resnext_jax.detection.targets import BACKGROUND, NEGATIVE, POSITIVE, RegionTargets, RpnTargets
 from resnext_jax.evaluation.metrics import cross_entropy
 
 
-def smooth_l1(x: jax.Array, sigma: float) -> jax.Array:
+def smooth_l1(x: Float[Array, "*shape"], sigma: float) -> Float[Array, "*shape"]:
     """Absolute value, but a parabola near 0 (Girshick 2015, Eqn. 3; sigma of py-faster-rcnn).
 
     Args:
@@ -23,8 +24,12 @@ def smooth_l1(x: jax.Array, sigma: float) -> jax.Array:
 
 
 def rpn_loss(
-    logits: jax.Array, deltas: jax.Array, targets: RpnTargets, *, sigma: float = 3.0
-) -> tuple[jax.Array, jax.Array]:
+    logits: Float[Array, "n 2"],
+    deltas: Float[Array, "n 4"],
+    targets: RpnTargets,
+    *,
+    sigma: float = 3.0,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Compare what the RPN says of an image with what it should (Ren et al. 2015, Eqn. 1).
 
     Both losses are divided by the number of sampled anchors, positive and negative, and weigh
@@ -50,8 +55,12 @@ def rpn_loss(
 
 
 def fast_rcnn_loss(
-    logits: jax.Array, deltas: jax.Array, targets: RegionTargets, *, sigma: float = 1.0
-) -> tuple[jax.Array, jax.Array]:
+    logits: Float[Array, "r k"],
+    deltas: Float[Array, "r k 4"] | Float[Array, "r four_k"],
+    targets: RegionTargets,
+    *,
+    sigma: float = 1.0,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Compare what Fast R-CNN says of an image's regions with what it should (Girshick 2015).
 
     Both losses are divided by the number of regions, with those of the background, without

@@ -10,6 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
 from resnext_jax.detection.boxes import iou
 
@@ -21,14 +22,14 @@ _State = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def nms(
-    boxes: jax.Array,
-    scores: jax.Array,
-    valid: jax.Array,
+    boxes: Float[Array, "n 4"],
+    scores: Float[Array, " n"],
+    valid: Bool[Array, " n"],
     *,
-    iou_threshold: float | jax.Array,
+    iou_threshold: float | Float[Array, ""],
     max_outputs: int,
     tile: int = 256,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Int32[Array, " {max_outputs}"], Bool[Array, " {max_outputs}"]]:
     """Keep the best of boxes that overlap (greedy non-maximum suppression).
 
     By falling score, a box is kept unless its IoU with one kept before is above the threshold.
@@ -65,19 +66,19 @@ class Detections:
       valid: bool `[D]`, which places are filled.
     """
 
-    boxes: jax.Array
-    scores: jax.Array
-    classes: jax.Array
-    valid: jax.Array
+    boxes: Float[Array, "d 4"]
+    scores: Float[Array, " d"]
+    classes: Int32[Array, " d"]
+    valid: Bool[Array, " d"]
 
 
 def detect(
-    scores: jax.Array,
-    boxes: jax.Array,
-    valid: jax.Array,
+    scores: Float[Array, "r k"],
+    boxes: Float[Array, "r k 4"],
+    valid: Bool[Array, " r"],
     *,
     score_threshold: float = 0.05,
-    iou_threshold: float | jax.Array = 0.3,
+    iou_threshold: float | Float[Array, ""] = 0.3,
     max_per_image: int = 100,
 ) -> Detections:
     """Turn scored regions into detections (Girshick 2015, Sec. 2.4).

@@ -17,14 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float
 
 # Of RoIAlign: a region's sums over rows or columns are several times larger than its bins.
 _REGIONS_AT_ONCE = 32
 
 
 def roi_pool(
-    features: jax.Array, boxes: jax.Array, *, output_size: int = 14, scale: float = 1 / 16
-) -> jax.Array:
+    features: Float[Array, "h w c"],
+    boxes: Float[Array, "r 4"],
+    *,
+    output_size: int = 14,
+    scale: float = 1 / 16,
+) -> Float[Array, "r {output_size} {output_size} c"]:
     """Take the maximum of each bin of each region (Girshick 2015, Sec. 2.1).
 
     Exactly Caffe's layer: inclusive corners times `scale`, rounded half away from zero, span
@@ -53,14 +58,14 @@ def roi_pool(
 
 
 def roi_align(
-    features: jax.Array,
-    boxes: jax.Array,
+    features: Float[Array, "h w c"],
+    boxes: Float[Array, "r 4"],
     *,
     output_size: int = 14,
     scale: float = 1 / 16,
     sampling_ratio: int = 2,
     aligned: bool = True,
-) -> jax.Array:
+) -> Float[Array, "r {output_size} {output_size} c"]:
     """Average bilinear samples in each bin of each region (He et al. 2017, Sec. 3).
 
     Nothing is rounded. A sample's weights are a product of one that depends on its row and one

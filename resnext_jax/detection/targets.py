@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, PRNGKeyArray, Real
 
 from resnext_jax.detection import boxes as geometry
 
 
-def draw_scores(key: jax.Array, mask: jax.Array) -> jax.Array:
+def draw_scores(key: PRNGKeyArray, mask: Bool[Array, " n"]) -> Float32[Array, " n"]:
     """Draw a random score for each candidate.
 
     Args:
@@ -28,7 +29,9 @@ def draw_scores(key: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, jax.random.uniform(key, mask.shape, jnp.float32), -1)
 
 
-def take_best(scores: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+def take_best(
+    scores: Float[Array, " n"], size: int
+) -> tuple[Int32[Array, " {size}"], Bool[Array, " {size}"]]:
     """Take the candidates with the highest scores.
 
     Args:
@@ -45,7 +48,9 @@ def take_best(scores: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(valid, jnp.pad(indices, missing), 0).astype(jnp.int32), valid
 
 
-def choose(key: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+def choose(
+    key: PRNGKeyArray, mask: Bool[Array, " n"], size: int
+) -> tuple[Int32[Array, " {size}"], Bool[Array, " {size}"]]:
     """Draw at most `size` candidates into as many places.
 
     Args:
@@ -60,8 +65,11 @@ def choose(key: jax.Array, mask: jax.Array, size: int) -> tuple[jax.Array, jax.A
 
 
 def sample(
-    key: jax.Array, mask: jax.Array, quota: int | jax.Array, most: int | None = None
-) -> jax.Array:
+    key: PRNGKeyArray,
+    mask: Bool[Array, " n"],
+    quota: int | Integer[Array, ""],
+    most: int | None = None,
+) -> Bool[Array, " n"]:
     """Keep a random subset of at most `quota` candidates.
 
     Args:
@@ -132,17 +140,17 @@ class RpnTargets:
         not normalised); 0 for all others.
     """
 
-    labels: jax.Array
-    deltas: jax.Array
+    labels: Int32[Array, " n"]
+    deltas: Float[Array, "n 4"]
 
 
 def rpn_targets(
-    key: jax.Array,
-    anchors: jax.Array | np.ndarray,
-    boxes: jax.Array,
-    valid: jax.Array,
-    crowd: jax.Array,
-    size: jax.Array | tuple[int, int],
+    key: PRNGKeyArray,
+    anchors: Float[Array | np.ndarray, "n 4"],
+    boxes: Float[Array, "g 4"],
+    valid: Bool[Array, " g"],
+    crowd: Bool[Array, " g"],
+    size: Real[Array, "2"] | tuple[int, int],
     spec: RpnTargetSpec | None = None,
 ) -> RpnTargets:
     """Label the anchors of an image, and draw those that count.
@@ -221,20 +229,20 @@ class RegionTargets:
       weights: float32 `[R]`, 1, and 0 for a place that is not filled.
     """
 
-    boxes: jax.Array
-    labels: jax.Array
-    deltas: jax.Array
-    weights: jax.Array
+    boxes: Float[Array, "r 4"]
+    labels: Int32[Array, " r"]
+    deltas: Float[Array, "r 4"]
+    weights: Float32[Array, " r"]
 
 
 def region_targets(
-    key: jax.Array,
-    proposals: jax.Array,
-    proposals_valid: jax.Array,
-    boxes: jax.Array,
-    classes: jax.Array,
-    valid: jax.Array,
-    crowd: jax.Array,
+    key: PRNGKeyArray,
+    proposals: Float[Array, "p 4"],
+    proposals_valid: Bool[Array, " p"],
+    boxes: Float[Array, "g 4"],
+    classes: Int[Array, " g"],
+    valid: Bool[Array, " g"],
+    crowd: Bool[Array, " g"],
     spec: RegionTargetSpec | None = None,
 ) -> RegionTargets:
     """Draw the regions of an image, and label them.

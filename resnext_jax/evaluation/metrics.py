@@ -6,12 +6,15 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int32, Integer
 
 # The rank where the true class is among no number of best-scored ones.
 LAST = 2**31 - 1
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def cross_entropy(
+    logits: Float[Array, "n k"], labels: Integer[Array, " n"], smoothing: float = 0.0
+) -> Float[Array, " n"]:
     """Cross-entropy of each image, in nats.
 
     Args:
@@ -28,7 +31,9 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def topk_wrong(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+def topk_wrong(
+    logits: Float[Array, "n classes"], labels: Integer[Array, " n"], k: int
+) -> Bool[Array, " n"]:
     """Whether the true class is missing from the k best-scored ones.
 
     Equal scores are ranked by class number. An image with a logit that is not
@@ -51,7 +56,7 @@ def _scored_better(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.sum((logits > own) | ((logits == own) & earlier), axis=1)
 
 
-def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def label_rank(logits: Float[Array, "n k"], labels: Integer[Array, " n"]) -> Int32[Array, " n"]:
     """How many classes are scored better than the true one, of equals those before it.
 
     Args:
@@ -65,7 +70,9 @@ def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jnp.where(jnp.isnan(logits).any(axis=1), LAST, rank)
 
 
-def rank_among_first(logits: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
+def rank_among_first(
+    logits: Float[Array, "n k"], labels: Integer[Array, " n"], classes: int
+) -> Int32[Array, " n"]:
     """How many of the first classes are scored better than the true one.
 
     A soft-max over the first classes alone ranks them as their logits do (paper
@@ -84,7 +91,7 @@ def rank_among_first(logits: jax.Array, labels: jax.Array, classes: int) -> jax.
     return jnp.where(inside, rank, LAST)
 
 
-def ensemble(logits: Sequence[jax.Array]) -> jax.Array:
+def ensemble(logits: Sequence[Float[Array, "n k"]]) -> Float[Array, "n k"]:
     """Average the probabilities of several networks (paper Sec. 5.1's ensemble).
 
     Probabilities and not logits: those of one network may be many times larger than another's,

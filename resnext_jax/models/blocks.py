@@ -15,9 +15,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from resnext_jax.models.layers import ConvNorm, LayerOptions, PooledConvNorm, he_fan_out
 
@@ -75,7 +75,7 @@ class Aggregation(nnx.Module):
             raise ValueError("an aggregation needs at least one branch.")
         self.branches = nnx.List(branches)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply every branch to `x` and add up."""
         first, *others = self.branches
         total = first(x)
@@ -102,7 +102,7 @@ class Branch(nnx.Module):
             options.conv(width, spec.out_features, 1, rngs=rngs) if returns_to_width else None
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, d or out_features]`."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = nnx.relu(self.norm2(self.conv2(y)))
@@ -121,11 +121,11 @@ class Residual(nnx.Module):
         self.spec = spec
         self.shortcut = projection(spec, rngs=rngs) if spec.projects else None
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def transform(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply the residual function, up to its last batch norm."""
         raise NotImplementedError
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
         y = self.transform(x)
         if self.spec.residual:
@@ -157,7 +157,7 @@ class BottleneckA(Residual):
         self.norm3 = spec.options.norm(spec.out_features)
         super().__init__(spec, rngs=rngs)
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def transform(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Sum the branches."""
         return self.norm3(self.aggregation(x))
 
@@ -174,7 +174,7 @@ class BottleneckB(Residual):
         self.norm3 = spec.options.norm(spec.out_features)
         super().__init__(spec, rngs=rngs)
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def transform(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Concatenate the branches and map them back to the block's width."""
         y = jnp.concatenate([branch(x) for branch in self.branches], axis=-1)
         return self.norm3(self.conv3(y))
@@ -196,7 +196,7 @@ class BottleneckC(Residual):
         self.norm3 = options.norm(spec.out_features)
         super().__init__(spec, rngs=rngs)
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def transform(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply the three convolutions."""
         y = nnx.relu(self.norm1(self.conv1(x)))
         y = nnx.relu(self.norm2(self.conv2(y)))
@@ -215,7 +215,7 @@ class Basic(Residual):
         self.norm2 = options.norm(width)
         super().__init__(spec, rngs=rngs)
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def transform(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply the two convolutions."""
         return self.norm2(self.conv2(nnx.relu(self.norm1(self.conv1(x)))))
 
@@ -232,7 +232,7 @@ class SqueezeExcitation(nnx.Module):
         self.fc1 = options.linear(features, squeezed(features), he_fan_out, rngs=rngs)
         self.fc2 = options.linear(squeezed(features), features, he_fan_out, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
         """Scale the channels of `[N, H, W, features]`."""
         mean = x.astype(self.fc1.dtype).mean(axis=(1, 2))
         gate = nnx.sigmoid(self.fc2(nnx.relu(self.fc1(mean))))
@@ -252,7 +252,7 @@ class WithSqueezeExcitation(Residual):
         super().__init__(spec, rngs=rngs)
         self.se = SqueezeExcitation(spec.out_features, spec.options, rngs=rngs)
 
-    def transform(self, x: jax.Array) -> jax.Array:
+    def transform(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply the block's residual function, and scale its channels."""
         return self.se(super().transform(x))
 
@@ -314,7 +314,7 @@ class TwoLayerA(nnx.Module):
         )
         self.norm2 = spec.options.norm(spec.out_features)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
         return self.norm2(self.aggregation(x))
 
@@ -328,7 +328,7 @@ class TwoLayerDense(nnx.Module):
         self.wide = _TwoLayers(spec, spec.width, rngs=rngs)
         self.norm2 = spec.options.norm(spec.out_features)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
         return self.norm2(self.wide(x))
 
@@ -342,6 +342,6 @@ class _TwoLayers(nnx.Module):
         self.norm1 = options.norm(width)
         self.conv2 = options.conv(width, spec.out_features, 3, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply both layers."""
         return self.conv2(nnx.relu(self.norm1(self.conv1(x))))

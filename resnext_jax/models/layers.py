@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from resnext_jax.ops.batch_norm import BatchNorm
 from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
@@ -43,7 +44,7 @@ class Conv(nnx.Module):
         shape = (kernel_size, kernel_size, in_features // groups, out_features)
         self.kernel = nnx.Param(nnx.initializers.normal(stddev)(rngs.params(), shape, param_dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, Cin]` to `[N, ceil(H / strides), ceil(W / strides), Cout]`."""
         pad = self.kernel.shape[0] // 2
         return grouped_conv(
@@ -138,7 +139,7 @@ class ConvNorm(nnx.Module):
         self.conv = conv
         self.norm = norm
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply both, without ReLU."""
         return self.norm(self.conv(x))
 
@@ -146,7 +147,7 @@ class ConvNorm(nnx.Module):
 class PooledConvNorm(ConvNorm):
     """Average 2x2 positions to one, then convolve and normalise: the projections of ResNet-D."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, Cin]` to `[N, ceil(H / 2), ceil(W / 2), Cout]`."""
         # An odd side's last windows average the positions that exist: the same as repeating them.
         odd = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
@@ -171,24 +172,30 @@ class DeepStem(ConvNorm):
         self.second = ConvNorm(options.conv(half, half, 3, rngs=rngs), options.norm(half))
         super().__init__(options.conv(half, width, 3, rngs=rngs), options.norm(width))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply all three, without the last ReLU."""
         return super().__call__(nnx.relu(self.second(nnx.relu(self.first(x)))))
 
 
-def he_fan_out(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> jax.Array:
+def he_fan_out(
+    key: PRNGKeyArray, shape: Sequence[int], dtype: jax.typing.DTypeLike
+) -> Float[Array, "inputs outputs"]:
     """Draw weights `[in, out]` as those of the convolutions are, see `Conv`."""
     return math.sqrt(2.0 / shape[1]) * jax.random.normal(key, shape, dtype)
 
 
-def uniform_fan_in(key: jax.Array, shape: Sequence[int], dtype: jax.typing.DTypeLike) -> jax.Array:
+def uniform_fan_in(
+    key: PRNGKeyArray, shape: Sequence[int], dtype: jax.typing.DTypeLike
+) -> Float[Array, "inputs outputs"]:
     """Draw a classifier's weights `[in, out]` uniformly from +-1/sqrt(in), as Torch does."""
     bound = 1.0 / math.sqrt(shape[0])
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 @jax.named_scope("classifier")
-def pool_and_classify(features: jax.Array, classifier: nnx.Linear) -> jax.Array:
+def pool_and_classify(
+    features: Float[Array, "n h w c"], classifier: nnx.Linear
+) -> Float[Array, "n k"]:
     """Average `[N, H, W, C]` over positions, and map it to logits `[N, K]`, float32 at least."""
     wide = jnp.promote_types(jnp.float32, classifier.param_dtype)
     return classifier(features.astype(wide).mean(axis=(1, 2)))
@@ -196,8 +203,8 @@ def pool_and_classify(features: jax.Array, classifier: nnx.Linear) -> jax.Array:
 
 @jax.named_scope("classifier")
 def pool_and_classify_densely(
-    features: jax.Array, classifier: nnx.Linear, window: int
-) -> jax.Array:
+    features: Float[Array, "n h w c"], classifier: nnx.Linear, window: int
+) -> Float[Array, "n k"]:
     """Average and classify every window of a feature map, and average the logits.
 
     The classifier is linear, so it is applied once, to the average of all the windows' averages;

@@ -7,8 +7,8 @@ follows the last. Projections have no batch norm of their own: they read the
 activated input.
 """
 
-import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from resnext_jax.models.blocks import BlockSpec
 from resnext_jax.models.execution import apply_stages
@@ -37,11 +37,11 @@ class _PreActBlock(nnx.Module):
             else None
         )
 
-    def transform(self, activated: jax.Array) -> jax.Array:
+    def transform(self, activated: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply the residual function to the activated input."""
         raise NotImplementedError
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
         activated = x if self.norm1 is None else nnx.relu(self.norm1(x))
         y = self.transform(activated)
@@ -65,7 +65,7 @@ class PreActBottleneck(_PreActBlock):
         self.norm3 = options.norm(width)
         self.conv3 = options.conv(width, spec.out_features, 1, rngs=rngs)
 
-    def transform(self, activated: jax.Array) -> jax.Array:
+    def transform(self, activated: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply the three convolutions."""
         y = nnx.relu(self.norm2(self.conv1(activated)))
         y = nnx.relu(self.norm3(self.conv2(y)))
@@ -83,7 +83,7 @@ class PreActBasic(_PreActBlock):
         self.norm2 = options.norm(width)
         self.conv2 = options.conv(width, width, 3, rngs=rngs)
 
-    def transform(self, activated: jax.Array) -> jax.Array:
+    def transform(self, activated: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Apply the two convolutions."""
         return self.conv2(nnx.relu(self.norm2(self.conv1(activated))))
 
@@ -107,7 +107,7 @@ class PreActResNeXt(nnx.Module):
         self.norm = options.norm(features)
         self.fc = options.classifier(features, spec.num_classes, rngs=rngs)
 
-    def features(self, images: jax.Array) -> dict[str, jax.Array]:
+    def features(self, images: Float[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
         """Return the sum at the end of each stage, the last one activated.
 
         Args:
@@ -122,12 +122,14 @@ class PreActResNeXt(nnx.Module):
         maps[last] = nnx.relu(self.norm(maps[last]))
         return maps
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
         """Map `[N, H, W, 3]` normalised images to logits `[N, num_classes]`, as `ResNeXt` does."""
         *_, last = self.features(images).values()
         return pool_and_classify(last, self.fc)
 
-    def dense_logits(self, images: jax.Array, window: int) -> jax.Array:
+    def dense_logits(
+        self, images: Float[Array, "n h w c"], window: int
+    ) -> Float[Array, "n num_classes"]:
         """Classify at every position and average, as `ResNeXt.dense_logits` does."""
         *_, last = self.features(images).values()
         return pool_and_classify_densely(last, self.fc, window)

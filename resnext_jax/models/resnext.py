@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 from flax import nnx
+from jaxtyping import Array, Float
 
 from resnext_jax.models.blocks import BOTTLENECK, Basic, BlockForms, BlockSpec, Form, Residual
 from resnext_jax.models.execution import Execution, apply_stages
@@ -105,7 +106,9 @@ class Architecture:
         return ConvNorm(conv, options.norm(self.stem_width))
 
     @jax.named_scope("stem")
-    def apply_stem(self, stem: ConvNorm, images: jax.Array) -> jax.Array:
+    def apply_stem(
+        self, stem: ConvNorm, images: Float[Array, "n h w c"]
+    ) -> Float[Array, "n h_out w_out c_out"]:
         """Convolve, normalise, rectify, and pool where the stem does."""
         x = nnx.relu(stem(images))
         if self.stem == "imagenet":
@@ -140,7 +143,7 @@ class ResNeXt(nnx.Module):
             features = specs[-1].out_features
         self.fc = options.classifier(features, spec.num_classes, rngs=rngs)
 
-    def features(self, images: jax.Array) -> dict[str, jax.Array]:
+    def features(self, images: Float[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
         """Return the feature map at the end of each stage.
 
         Args:
@@ -155,7 +158,7 @@ class ResNeXt(nnx.Module):
         x = self.spec.architecture.apply_stem(self.stem, images)
         return apply_stages(self.stages, x, self.spec.execution)
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
         """Classify.
 
         Args:
@@ -167,7 +170,9 @@ class ResNeXt(nnx.Module):
         *_, last = self.features(images).values()
         return pool_and_classify(last, self.fc)
 
-    def dense_logits(self, images: jax.Array, window: int) -> jax.Array:
+    def dense_logits(
+        self, images: Float[Array, "n h w c"], window: int
+    ) -> Float[Array, "n num_classes"]:
         """Classify at every position, fully convolutionally, and average (He et al. 2015).
 
         Args:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,10 +48,10 @@ def split(model: nnx.Module) -> tuple[Any, Arrays, Arrays]:
 
 def skeleton(build: Callable[[nnx.Rngs], nnx.Module]) -> Any:
     """Build a module without making arrays; they are `jax.ShapeDtypeStruct`s."""
-    return nnx.eval_shape(lambda: build(cast(nnx.Rngs, _OneKey())))
+    return nnx.eval_shape(lambda: build(_OneKey()))
 
 
-class _OneKey:
+class _OneKey(nnx.Rngs):
     """Stands in for `nnx.Rngs` where the weights do not matter.
 
     Counting draws inside a trace takes time quadratic in their number: minutes

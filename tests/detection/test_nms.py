@@ -215,6 +215,7 @@ def test_indices_stay_int32() -> None:
     assert indices.dtype == np.int32
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_what_does_not_fit_is_refused() -> None:
     boxes, scores, valid = jnp.zeros((3, 4)), jnp.zeros(3), jnp.ones(3, bool)
     with pytest.raises(ValueError, match=r"must be \[N, 4\], \[N\] and \[N\]; got"):

@@ -263,6 +263,7 @@ def test_no_regions_give_none(operator: Callable[..., jax.Array]) -> None:
     assert operator(jnp.zeros((3, 4, 5)), jnp.zeros((0, 4)), output_size=2).shape == (0, 2, 2, 5)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("operator", [roi_pool, roi_align])
 def test_what_does_not_fit_is_refused(operator: Callable[..., jax.Array]) -> None:
     with pytest.raises(ValueError, match=r"must be \[H, W, C\] and \[R, 4\]; got \(1, 3, 4, 5\)"):

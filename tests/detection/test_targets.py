@@ -339,7 +339,7 @@ def compiled_regions(spec: RegionTargetSpec) -> Callable[..., RegionTargets]:
     def targets(
         key: jax.Array, proposals: jax.Array, filled: jax.Array, scene: Truth
     ) -> RegionTargets:
-        return region_targets(key, proposals, filled, *scene, spec)
+        return region_targets(key, proposals, filled, *arrays, spec)
 
     return jax.jit(jax.vmap(targets))
 
@@ -454,8 +454,8 @@ def test_all_regions_are_as_likely() -> None:
     proposals = jnp.concatenate([near, far])
     spec = RegionTargetSpec(samples=4, foregrounds=2)
     keys = jax.random.split(jax.random.key(0), 3_000)
-    filled: Any = np.ones(9, bool)
-    draw = jax.vmap(lambda key: region_targets(key, proposals, filled, *scene, spec))
+    filled, arrays = jnp.ones(9, bool), [jnp.asarray(array) for array in scene]
+    draw = jax.vmap(lambda key: region_targets(key, proposals, filled, *arrays, spec))
     boxes = np.asarray(jax.jit(draw)(keys).boxes)
     for places, candidates in (
         (slice(0, 2), np.concatenate([near, scene.boxes[:3]])),
