@@ -27,8 +27,8 @@ def join(tree: Tree) -> tuple[Any, Callable[[Any], Tree]]:
     if target_platform() != "gpu":
         return tree, lambda joined: joined
     leaves, structure = jax.tree.flatten(tree)
-    # XLA concatenates up to 128 arrays in one pass over memory, and more in two. Vectors are two
-    # thirds of a network's arrays but a tiny part of its bytes, so they are concatenated separately.
+    # XLA concatenates up to 128 arrays in one pass over memory, and more in two. Vectors are kept
+    # separate: they are two thirds of a network's arrays, but a tiny part of its bytes.
     kinds = [f"{x.dtype}, {'tensors' if x.ndim > 1 else 'vectors'}" for x in leaves]
     joined, take_apart = {}, {}
     for kind in dict.fromkeys(kinds):
