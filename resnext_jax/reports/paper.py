@@ -181,7 +181,7 @@ TABLE_5 = ErrorTable(
     (
         "The Inception networks were tested on 299x299 crops, and are not part of this project.",
         "FLOPs are those at 224x224.",
-        "With more than one crop, the paper reports 17.7 % top-1 and 3.7 % top-5 error for a single "
+        "With more than one crop, the paper reports 17.7 % top-1 and 3.7 % top-5 error for one "
         "network (multi-scale dense testing), and 3.03 % top-5 error of an ensemble on the test "
         "set.",
     ),

@@ -213,7 +213,7 @@ def test_mistakes_are_told_in_a_sentence(
         ([weights, f"--classes={tmp_path}/none.txt", image], "No such file"),
         ([weights, f"--classes={tmp_path}/bytes.txt", image], "it is not text"),
         ([weights, "--top=0", image], "not a whole number above 0"),
-        ([f"--weights={tmp_path}/nan.safetensors", "--image_size=16", image], "are not numbers"),
+        ([f"--weights={tmp_path}/nan.safetensors", "--image_size=16", image], "are not finite"),
     ]
     for arguments, part in cases:
         out, err, status = told(*arguments)
