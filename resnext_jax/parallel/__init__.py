@@ -1,1 +1,1 @@
-"""Devices and hosts: the mesh, connecting processes, and what they tell each other."""
+"""Devices and hosts: the mesh, connections between processes, and communication."""

@@ -1,11 +1,11 @@
-"""Connections between the processes of a run, to notice at once when one is missing or lost.
+"""TCP connections between the processes of a run, to detect missing and lost processes immediately.
 
-JAX's coordination service watches the processes too, but it ends a process from C++, with a stack
-trace for a message, and late: a missing process is not named at all, a killed one only after the
-heartbeat's time limit. Here the operating system tells at once: every process keeps a connection
-to process 0, which breaks with the process. Process 0 listens at the coordinator's address until
-all have connected, and then leaves that port to JAX; the connections stay. Messages are JSON
-objects, one per line; an empty one is a heartbeat.
+JAX's coordination service monitors the processes too, but it aborts from C++ with a stack trace as
+the message, and late: it never names a missing process, and a killed one only after the heartbeat
+timeout. Here every process keeps a connection to process 0, and the operating system closes it when
+the process dies. Process 0 listens at the coordinator's address until all processes have
+connected, and then releases that port to JAX; the connections stay open. Messages are JSON
+objects, one per line; an empty object is a heartbeat.
 """
 
 import asyncio
@@ -22,13 +22,13 @@ from typing import Any
 
 from resnext_jax.errors import EXIT_LOST_HOST, HostError, UserError
 
-# Seconds that a process has to end with an error of its own, once another has told of one.
+# Seconds that a process has to exit with its own error after another process has reported one.
 GRACE = 2.0
 _RETRY = 0.2
-# Seconds of waiting that need no explanation.
+# Seconds of waiting before the missing processes are printed.
 _QUIET_SECONDS = 10.0
-# A process counts as lost after this many intervals of the time limit without a heartbeat.
-# Several, so that a machine that was suspended is given time after it wakes.
+# The time limit is divided into this many intervals; a process counts as lost after as many
+# consecutive ones without a heartbeat. Several, so that a suspended machine has time to resume.
 _HEARTBEATS_PER_LIMIT = 4
 _PROTOCOL = "resnext_jax"
 
@@ -54,7 +54,7 @@ class _Peer:
 
 
 class Contact:
-    """This process's connections: to all others on process 0, to process 0 on the others."""
+    """This process's connections: process 0 is connected to all others, the others to process 0."""
 
     def __init__(
         self,
@@ -65,16 +65,16 @@ class Contact:
         time_limit: float,
         on_end: Callable[[str, int], None],
     ):
-        """Prepare; `connect` connects.
+        """Initialise; `connect` opens the connections.
 
         Args:
           address: host of process 0, and a port there.
-          num_processes: of the run, at least 2.
-          process_id: of this process, 0 to num_processes - 1.
-          time_limit: seconds that the others may take to connect, or be silent.
-          on_end: called, in the thread of the connections, when another process
-            is lost or has aborted, with a sentence and an exit status; it is
-            to end this process.
+          num_processes: number of processes of the run, at least 2.
+          process_id: index of this process, 0 to num_processes - 1.
+          time_limit: seconds to wait for the others to connect, and after which a silent process
+            counts as lost.
+          on_end: called with a sentence and an exit status, in the thread of the connections, when
+            another process is lost or has aborted; it must end this process.
         """
         self._address = address
         self._count = num_processes
@@ -83,7 +83,7 @@ class Contact:
         self._on_end = on_end
         self._peers: dict[int, _Peer] = {}
         self._met = False
-        self._waiting_for: list[int] = []  # as process 0 last said
+        self._waiting_for: list[int] = []  # as last reported by process 0
         self._self_done = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -100,9 +100,9 @@ class Contact:
         """Wait until all processes are connected.
 
         Raises:
-          HostError: some did not come within the time limit.
-          UserError: the address cannot be listened at, or the processes
-            were started with flags that do not fit together.
+          HostError: some processes did not connect within the time limit.
+          UserError: process 0 cannot listen at the address, or the processes were started with
+            inconsistent flags.
         """
         self._thread.start()
         try:
@@ -114,18 +114,18 @@ class Contact:
     def barrier_and_close(self) -> None:
         """Wait until all processes have called this, then close.
 
-        They may take any time, as long as their heartbeats arrive.
+        There is no time limit, as long as their heartbeats arrive.
         """
         self._wait(self._barrier())
         self.close()
 
     def abort(self, sentence: str, status: int) -> None:
-        """Send the others the error that this process ends with."""
+        """Send the other processes the error that this process exits with."""
         with contextlib.suppress(TimeoutError):
             self._wait(self._abort(sentence, status), timeout=4 * GRACE)
 
     def close(self) -> None:
-        """Close the connections, if they are not closed."""
+        """Close the connections, unless they are closed already."""
         with self._closing:
             if self._thread.is_alive():
                 self._wait(self._close())
@@ -147,14 +147,14 @@ class Contact:
             async with asyncio.timeout(self._limit):
                 await self._all_came.wait()
         except TimeoutError:
-            absent = self._absent()  # before those that connected hear of it, and exit
+            absent = self._absent()  # first: processes that hear of it disconnect
             self._broadcast(waiting_for=absent, too_late=self._limit)
             drains = [peer.writer.drain() for peer in self._peers.values()]
             await _within(GRACE, asyncio.gather(*drains, return_exceptions=True))
-            raise HostError(_did_not_come(absent, self._limit)) from None
+            raise HostError(_did_not_connect(absent, self._limit)) from None
         finally:
             reminder.cancel()
-            server.close()  # leaves the port to JAX; the connections stay
+            server.close()  # releases the port to JAX; the connections stay open
         self._broadcast(met=socket.gethostname())
 
     def _start_accepting(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -177,7 +177,7 @@ class Contact:
             await self._watch(peer)
 
     def _refusal(self, process: int, count: int) -> str | None:
-        """Return why a process that connects is refused; None if it is not."""
+        """Return why a connecting process is refused; None if it is accepted."""
         if count != self._count:
             return (
                 f"this process expects {count} processes and process 0 expects {self._count}; "
@@ -207,22 +207,21 @@ class Contact:
                 except OSError as error:
                     problem = os.strerror(error.errno) if error.errno else str(error) or problem
                 else:
-                    # Process 0 says when it has been too long.
+                    # From here on, process 0 enforces the time limit.
                     if await self._handshake(_Peer(0, host, reader, writer)):
                         return
-                    problem = "it ended, or another program answers there"
+                    problem = "it exited, or another program listens there"
                 await asyncio.sleep(_RETRY)
                 if self._loop.time() >= deadline:
                     raise HostError(
                         f"process 0 could not be reached at {host}:{port} within {self._limit:g} "
-                        f"seconds ({problem}); see what became of it, or correct "
-                        "--coordinator_address."
+                        f"seconds ({problem}); check its log, or correct --coordinator_address."
                     )
         finally:
             reminder.cancel()
 
     async def _handshake(self, first: _Peer) -> bool:
-        """Wait for process 0's confirmation; False if it left before all had connected."""
+        """Wait for process 0's confirmation; False if it disconnected before all had connected."""
         first.send(
             hello=_PROTOCOL, process=self._process, count=self._count, name=socket.gethostname()
         )
@@ -230,12 +229,12 @@ class Contact:
             closing.callback(first.writer.close)
             while (message := await self._receive(first.reader)) is not None:
                 if "hello" in message:
-                    break  # connected to itself, as can be where nobody listens
+                    break  # TCP self-connection, possible on an ephemeral port without a listener
                 if "refused" in message:
                     raise UserError(message["refused"])
                 self._waiting_for = message.get("waiting_for", [])
                 if "too_late" in message:
-                    raise HostError(_did_not_come(self._waiting_for, message["too_late"]))
+                    raise HostError(_did_not_connect(self._waiting_for, message["too_late"]))
                 if "met" in message:
                     closing.pop_all()
                     first.name = message["met"]
@@ -247,7 +246,7 @@ class Contact:
         return False
 
     async def _print_who_is_missing(self) -> None:
-        """Print who is waited for, once waiting takes long."""
+        """Print the missing processes, if waiting takes long."""
         await asyncio.sleep(_QUIET_SECONDS)
         absent = self._absent() if self._process == 0 else self._waiting_for or [0]
         print(f"waiting for {_processes(absent)}", file=sys.stderr, flush=True)
@@ -261,10 +260,10 @@ class Contact:
             await asyncio.sleep(min(1.0, self._limit / _HEARTBEATS_PER_LIMIT / 2))
 
     async def _receive(self, reader: asyncio.StreamReader) -> Message | None:
-        """Return the next message that is no heartbeat; None when the connection ended.
+        """Return the next message other than a heartbeat; None if the connection was closed.
 
         Raises:
-          TimeoutError: silence for the time limit.
+          TimeoutError: no message for the time limit.
         """
         quiet = 0
         while True:
@@ -278,7 +277,7 @@ class Contact:
                 if quiet == _HEARTBEATS_PER_LIMIT:
                     raise
                 continue
-            except (OSError, ValueError):  # a broken connection, or no message of ours
+            except (OSError, ValueError):  # a broken connection, or not our protocol
                 return None
             quiet = 0
             if not isinstance(message, dict):
@@ -287,7 +286,7 @@ class Contact:
                 return message
 
     async def _watch(self, peer: _Peer) -> None:
-        """Act on a process's messages until its connection ends."""
+        """Handle a process's messages until its connection is closed."""
         reason = "its connection broke"
         try:
             while (message := await self._receive(peer.reader)) is not None:
@@ -299,11 +298,11 @@ class Contact:
                     peer.done = True
                     self._check_done()
         except TimeoutError:
-            reason = f"nothing was heard of it for {self._limit:g} seconds"
+            reason = f"no heartbeat for {self._limit:g} seconds"
         peer.gone.set()
         peer.writer.close()
         if not self._met:
-            del self._peers[peer.process]  # it may come again
+            del self._peers[peer.process]  # it may connect again
         elif not (peer.done or peer.aborted):
             sentence = (
                 f"process {peer.process} on {peer.name} was lost ({reason}); start all processes "
@@ -312,7 +311,7 @@ class Contact:
             await self._end(peer, sentence, EXIT_LOST_HOST, lost=True)
 
     async def _end(self, source: _Peer, sentence: str, status: int, lost: bool) -> None:
-        """Another process was lost or has aborted: end this one."""
+        """End this process, because another was lost or has aborted."""
         if self.ended.is_set():
             return
         if lost:
@@ -323,19 +322,19 @@ class Contact:
         if not lost:
             await asyncio.sleep(GRACE)
         await self._wait_for_peers_to_exit(GRACE + 1, source)
-        self._on_end(sentence, status)  # at once: JAX may be about to abort this process
+        self._on_end(sentence, status)  # immediately: JAX may be about to abort this process
 
     async def _abort(self, sentence: str, status: int) -> None:
-        self.ended.set()  # whatever is heard from now on comes too late
+        self.ended.set()  # ignore what other processes report from now on
         self._broadcast(end=sentence, status=status, lost=False)
         if self._process != 0:
-            # Process 0 tells all, this one too. A connection closed before all that came
-            # through it is read can lose what was sent.
+            # Wait for process 0's broadcast, which comes back here too: closing a connection with
+            # unread input can discard what was sent through it.
             await _within(GRACE, self._end_heard.wait())
         await self._wait_for_peers_to_exit(GRACE + 1)
 
     async def _wait_for_peers_to_exit(self, seconds: float, but: _Peer | None = None) -> None:
-        """Process 0 exits last: JAX aborts the others as soon as it is gone."""
+        """On process 0, wait for the others' exit: JAX aborts them as soon as process 0 is gone."""
         if self._process == 0:
             others = [peer.gone.wait() for peer in self._peers.values() if peer is not but]
             await _within(seconds, asyncio.gather(*others))
@@ -351,7 +350,7 @@ class Contact:
         await self._wait_for_peers_to_exit(self._limit)
 
     def _check_done(self) -> None:
-        """On process 0 all must be done; from it, that is what the others hear."""
+        """Process 0 is done when all others are, and broadcasts that to them."""
         if all(peer.done for peer in self._peers.values()) and self._self_done:
             if self._process == 0:
                 self._broadcast(done=True)
@@ -365,7 +364,7 @@ class Contact:
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
-        self._tasks.add(task)  # asyncio itself would forget it
+        self._tasks.add(task)  # asyncio keeps weak references only
         task.add_done_callback(self._tasks.discard)
         return task
 
@@ -377,7 +376,7 @@ class Contact:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for _ in range(3):
-            await asyncio.sleep(0)  # lets asyncio close the sockets
+            await asyncio.sleep(0)  # let asyncio close the sockets
 
 
 async def _within(seconds: float, work: Awaitable[Any]) -> None:
@@ -386,10 +385,10 @@ async def _within(seconds: float, work: Awaitable[Any]) -> None:
 
 
 def _listen(port: int) -> socket.socket:
-    """Listen at a port, at all addresses of this host.
+    """Listen at a port, on all addresses of this host.
 
     Raises:
-      UserError: it is taken, or not allowed.
+      UserError: the port is in use, or not allowed.
     """
     dual = socket.has_dualstack_ipv6()
     try:
@@ -399,7 +398,7 @@ def _listen(port: int) -> socket.socket:
         except OSError as error:
             if not dual or error.errno == errno.EADDRINUSE:
                 raise
-            return socket.create_server(("", port))  # a host whose IPv6 is switched off
+            return socket.create_server(("", port))  # a host with IPv6 disabled
     except OSError as error:
         raise UserError(
             f"process 0 cannot listen at port {port} of {socket.gethostname()} "
@@ -407,10 +406,10 @@ def _listen(port: int) -> socket.socket:
         ) from error
 
 
-def _did_not_come(absent: list[int], limit: float) -> str:
+def _did_not_connect(absent: list[int], limit: float) -> str:
     return (
-        f"{_processes(absent)} did not come within {limit:g} seconds; see what became of it "
-        "there, or allow more time with --distributed_timeout."
+        f"{_processes(absent)} did not connect within {limit:g} seconds; check the log there, or "
+        "allow more time with --distributed_timeout."
     )
 
 

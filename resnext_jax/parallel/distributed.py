@@ -1,7 +1,7 @@
-"""Several hosts: finding each other at the start, agreeing, and ending together.
+"""Several hosts: connecting at the start, exchanging values, and exiting together.
 
-One process runs on each host (or for each accelerator); together they see all devices, and all
-run the same program. `connected` is what a program with several processes runs in.
+One process runs per host (or per accelerator); all run the same program and see the devices of
+all. A program with several processes runs inside `connected`.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from typing import Any, NoReturn, TypeVar
 import jax
 import numpy as np
 
-# What jax.distributed asks itself; in public, it neither tells the answers nor takes part of them.
+# Used by jax.distributed internally, which offers no public way to query a launcher, nor to
+# override a part of what it detects.
 from jax._src.clusters import (
     ClusterEnv,
     GceTpuCluster,
@@ -40,23 +41,22 @@ _T = TypeVar("_T")
 
 _NO_PROXY = "no_grpc_proxy"
 
-# Differences between hosts that one sentence names.
+# Number of differences between hosts that an error names.
 _NAMED = 3
 
-# Whoever holds it ends the process: the main thread, or the one that heard of another's end.
+# The thread that acquires it ends the process: the main thread, or that of the connections.
 _ending = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """The processes of a run, as one of them sees them.
+    """The processes of a run, from the point of view of one of them.
 
     Attributes:
       address: host of process 0, and a port there.
       num_processes: 2 or more.
-      process_id: of this process, 0 to num_processes - 1.
-      local_device_ids: which of this host's accelerators are this process's;
-        None for all.
+      process_id: index of this process, 0 to num_processes - 1.
+      local_device_ids: this process's accelerators on this host; None: all.
     """
 
     address: tuple[str, int]
@@ -67,7 +67,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class _Launched:
-    """What the program that started the processes says about them."""
+    """The processes, as the launcher that started them describes them."""
 
     by: str
     num_processes: int
@@ -86,24 +86,24 @@ def connected(
 ) -> Iterator[None]:
     """Run the block together with the other processes, if there are any.
 
-    Before it, all processes wait for each other, and JAX learns of all their
-    devices; after it, they wait for each other again. Where one ends with an
-    error, is killed, or is not heard of for the time limit, all end: an error
-    that leaves the block ends the process, and the others with it, within
-    seconds. For one process alone this does nothing.
+    All processes connect and initialise `jax.distributed` before the block, and wait for each
+    other after it. If one exits with an error, is killed, or sends no heartbeat for the time
+    limit, all exit: an exception that leaves the block ends this process and, within seconds, the
+    others. With a single process this does nothing.
 
     Args:
-      coordinator_address: HOST:PORT of process 0; by default as SLURM, Open
-        MPI, Cloud TPU or Kubernetes say, likewise the next two.
-      num_processes: how many there are.
-      process_id: the number of this one, from 0.
-      time_limit: seconds.
-      peer_watch: False leaves it to JAX's coordination service alone to notice a missing or lost
-        process: later, and with a stack trace.
+      coordinator_address: HOST:PORT of process 0. This and the next two default to what SLURM,
+        Open MPI, Cloud TPU or Kubernetes provide.
+      num_processes: number of processes.
+      process_id: index of this process, from 0.
+      time_limit: seconds to wait for the other processes, and after which a silent one counts as
+        lost.
+      peer_watch: False leaves the detection of missing or lost processes to JAX's coordination
+        service, which is later and aborts with a stack trace.
 
     Raises:
-      UserError: what is given does not fit together.
-      HostError: some processes did not come within the time limit.
+      UserError: the arguments are inconsistent.
+      HostError: some processes did not connect within the time limit.
     """
     cluster = find_cluster(coordinator_address, num_processes, process_id, time_limit)
     if cluster is None:
@@ -122,7 +122,7 @@ def connected(
     )
     contact.connect()
     try:
-        # Ours comes earlier, and says more: JAX's is for where Python itself hangs.
+        # Our heartbeats expire first, with a better message; JAX's cover a hanging Python.
         _initialize_jax(cluster, time_limit, heartbeat=2 * time_limit)
         yield
         contact.barrier_and_close()
@@ -131,24 +131,24 @@ def connected(
 
 
 def broadcast_from_first_host(value: int) -> int:
-    """Return the first host's value, on all hosts; all must call it.
+    """Return the first host's value on all hosts; all must call it.
 
     Args:
-      value: of 64 bits.
+      value: a 64-bit integer.
     """
     if jax.process_count() == 1:
         return value
-    # As bytes, since JAX would make 32 bits of the number.
+    # As bytes, because JAX would truncate the number to 32 bits.
     sent = np.array([value], np.int64).view(np.uint8)
     received = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)
     return int(received.view(np.int64)[0])
 
 
 def gather(value: int) -> list[int]:
-    """Return every host's value, by host, on all hosts; all must call it.
+    """Return a list of every host's value, on all hosts; all must call it.
 
     Args:
-      value: of 32 bits.
+      value: a 32-bit integer.
     """
     if jax.process_count() == 1:
         return [value]
@@ -157,14 +157,14 @@ def gather(value: int) -> list[int]:
 
 
 def check_hosts_agree(find_facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Check that all hosts find the same; all must call it, before they compute together.
+    """Check that values are equal on all hosts; all must call it, before they compute together.
 
     Args:
-      find_facts: returns values that JSON can hold, by what a sentence calls them. Not called
-        where there is one host.
+      find_facts: returns JSON-serialisable values, keyed by the names used in the error. Not
+        called with a single host.
 
     Raises:
-      UserError: on all hosts, the same sentence: which values differ, and who has which.
+      UserError: on all hosts, with the same message: which values differ on which hosts.
     """
     if jax.process_count() == 1:
         return
@@ -181,13 +181,13 @@ def check_hosts_agree(find_facts: Callable[[], Mapping[str, Any]]) -> None:
         more = len(differences) - _NAMED
         raise UserError(
             f"the processes of this run do not have the same data or config ("
-            f"{'. '.join(differences[:_NAMED])}{f'. And {more} more' if more > 0 else ''}; by the "
-            "numbers of the processes); give all of them the same, then start again."
+            f"{'. '.join(differences[:_NAMED])}{f'. And {more} more' if more > 0 else ''}; by "
+            "process ID); make them the same on all processes, then start again."
         )
 
 
 def _gather(sent: bytes) -> list[bytes]:
-    """Return what every host sent, by host, on all hosts."""
+    """Return a list of every host's bytes, on all hosts."""
     lengths = gather(len(sent))
     padded = np.zeros(max(lengths), np.uint8)
     padded[: len(sent)] = np.frombuffer(sent, np.uint8)
@@ -206,19 +206,19 @@ def find_cluster(
     process_id: int | None,
     time_limit: float,
 ) -> Cluster | None:
-    """Find out which processes there are: as given, and what is not given as the environment says.
+    """Determine the processes of the run, from the arguments and then from the launcher.
 
     Args:
-      coordinator_address: see `connected`, also for the rest.
-      num_processes: 1 for one process alone, whatever the environment says.
-      process_id: of this process.
-      time_limit: seconds that the environment may take to tell (Kubernetes, TPU).
+      coordinator_address: see `connected`.
+      num_processes: see `connected`; 1 ignores the launcher.
+      process_id: see `connected`.
+      time_limit: seconds to wait for the coordinator's address (Kubernetes, TPU).
 
     Returns:
-      None for one process alone.
+      The cluster; None for a single process.
 
     Raises:
-      UserError: what is given is wrong, or not enough.
+      UserError: the arguments are invalid, or incomplete without a launcher.
     """
     if time_limit < 1:
         raise UserError(f"--distributed_timeout={time_limit:g} must be at least 1 second.")
@@ -238,7 +238,7 @@ def find_cluster(
     if coordinator_address is None:
         coordinator_address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if coordinator_address is None and launched is not None:
-        coordinator_address = _told(launched.by, launched.address)
+        coordinator_address = _query(launched.by, launched.address)
     if coordinator_address is None or num_processes is None or process_id is None:
         flags = {
             "--coordinator_address": coordinator_address,
@@ -247,8 +247,8 @@ def find_cluster(
         }
         missing = [flag for flag, value in flags.items() if value is None]
         raise UserError(
-            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, and no "
-            f"launcher tells; a run of several processes needs {', '.join(flags)}."
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing, and not "
+            f"provided by a launcher; a run of several processes needs {', '.join(flags)}."
         )
     share = None if launched is None else launched.local_device_ids
     return Cluster(_host_and_port(coordinator_address), num_processes, process_id, share)
@@ -273,25 +273,25 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _launched(time_limit: float) -> _Launched | None:
-    """Ask Open MPI, SLURM, Cloud TPU and Kubernetes, in this order; None where none is."""
+    """Query Open MPI, SLURM, Cloud TPU and Kubernetes, in this order; None without a launcher."""
     if "OMPI_COMM_WORLD_SIZE" in os.environ:
-        return _told("Open MPI", _from_open_mpi)
+        return _query("Open MPI", _from_open_mpi)
     if SlurmCluster.is_env_present():
-        return _told("SLURM", _from_slurm)
+        return _query("SLURM", _from_slurm)
     for tpus in (GkeTpuCluster, GceTpuCluster):
         if _has_hosts(tpus):
-            return _told("Cloud TPU", partial(_from_jax, "Cloud TPU", tpus, time_limit))
-    # Every Kubernetes pod could be asked, but only an indexed job has several processes.
+            return _query("Cloud TPU", partial(_from_jax, "Cloud TPU", tpus, time_limit))
+    # JAX detects every Kubernetes pod, but only an indexed job has several processes.
     if "JOB_COMPLETION_INDEX" in os.environ and K8sCluster.is_env_present():
-        return _told("Kubernetes", partial(_from_jax, "Kubernetes", K8sCluster, time_limit))
+        return _query("Kubernetes", partial(_from_jax, "Kubernetes", K8sCluster, time_limit))
     return None
 
 
 def _has_hosts(tpus: type[ClusterEnv]) -> bool:
-    """Whether this is a TPU machine that knows of its slice's hosts."""
+    """Whether this is a TPU machine that knows the hosts of its slice."""
     try:
         present = tpus.is_env_present()
-    except Exception:  # no metadata server: TPUs of a notebook, say
+    except Exception:  # no metadata server, as for the TPUs of a notebook
         return False
     if present and tpus is GkeTpuCluster:
         environ = os.environ
@@ -300,18 +300,18 @@ def _has_hosts(tpus: type[ClusterEnv]) -> bool:
     return present
 
 
-def _told(by: str, ask: Callable[[], _T]) -> _T:
+def _query(launcher: str, read: Callable[[], _T]) -> _T:
     try:
-        return ask()
-    except Exception as error:  # whatever variables and metadata servers can be
+        return read()
+    except Exception as error:  # environment variables and metadata servers can fail in any way
         raise UserError(
-            f"{by} does not tell which processes there are ({one_line(error)}); give "
+            f"{launcher} does not report the processes of this run ({one_line(error)}); give "
             "--coordinator_address, --num_processes and --process_id, or --num_processes=1."
         ) from error
 
 
 def _from_jax(by: str, cluster: type[ClusterEnv], time_limit: float) -> _Launched:
-    """Ask one of JAX's own detections."""
+    """Query one of JAX's cluster environments."""
     port = os.environ.get("JAX_COORDINATOR_PORT")
     return _Launched(
         by,
@@ -323,7 +323,7 @@ def _from_jax(by: str, cluster: type[ClusterEnv], time_limit: float) -> _Launche
 
 def _from_slurm() -> _Launched:
     launched = _from_jax("SLURM", SlurmCluster, 0)
-    # An interactive step is one process in a job that may have been given room for more.
+    # An interactive step is one process, in a job that may have resources for more.
     count = int(os.environ.get("SLURM_STEP_NUM_TASKS", launched.num_processes))
     nodes = int(os.environ.get("SLURM_STEP_NUM_NODES") or os.environ.get("SLURM_NNODES") or 1)
     share = _share_of_devices(int(os.environ["SLURM_LOCALID"]), math.ceil(count / nodes))
@@ -336,7 +336,7 @@ def _from_open_mpi() -> _Launched:
     here = int(environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
 
     def address() -> str | None:
-        # Open MPI 5 no longer says where it was started.
+        # Open MPI 5 no longer provides the host that mpirun was started on.
         if "OMPI_MCA_orte_hnp_uri" not in environ:
             return None
         return OmpiCluster.get_coordinator_address(None, environ.get("JAX_COORDINATOR_PORT"))
@@ -351,23 +351,23 @@ def _from_open_mpi() -> _Launched:
 
 
 def _share_of_devices(rank: int, processes_here: int) -> tuple[int, ...] | None:
-    """Return which of a host's accelerators a process takes: one of several, or all if alone.
+    """Return the accelerators of a process: its own, or all if it is alone on its host.
 
-    JAX by itself would use one, even where one process was started for a host of eight.
+    JAX's default would be one, even for a single process on a host of eight.
     """
     if processes_here == 1 or "JAX_LOCAL_DEVICE_IDS" in os.environ:
         return None
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None and rank >= len(visible.split(",")):
-        return None  # the launcher has shared them out
+        return None  # the launcher has assigned them
     return (rank,)
 
 
 def _initialize_jax(cluster: Cluster, time_limit: float, *, heartbeat: float) -> None:
-    # It would take SIGTERM for itself, which is the training loop's to see.
+    # The preemption service would handle SIGTERM, which the training loop has to handle.
     jax.config.update("jax_enable_preemption_service", False)
     host, port = cluster.address
-    # Where the environment names a proxy for the web, gRPC would look for process 0 behind it.
+    # Connect to process 0 directly, even if the environment configures an HTTP proxy for gRPC.
     direct = os.environ.get(_NO_PROXY) or os.environ.get("no_proxy")
     os.environ[_NO_PROXY] = f"{direct},{host}" if direct else host
     seconds = math.ceil(time_limit)
@@ -384,10 +384,10 @@ def _initialize_jax(cluster: Cluster, time_limit: float, *, heartbeat: float) ->
 
 
 def _end_with(error: BaseException, contact: Contact, process_id: int) -> NoReturn:
-    """End the process with its own error, and the others with it.
+    """Exit with this process's error, and end the other processes too.
 
-    But when another was lost, that is what is told: a broken collective or a
-    checkpoint that fails is only what is seen of it here.
+    If another process was lost, that is reported instead: a failed collective or checkpoint is
+    only its consequence here.
     """
     if isinstance(error, UserError):
         another = contact.lost.wait(GRACE / 4)
@@ -414,22 +414,22 @@ def _end_with(error: BaseException, contact: Contact, process_id: int) -> NoRetu
 
 
 def _end_after_another(sentence: str, status: int) -> None:
-    """End the process because of what happened to another."""
+    """Exit because another process was lost or has aborted."""
     if _ending.acquire(blocking=False):
         _say(f"error: {sentence}")
         _leave(status)
 
 
 def _say(text: str) -> None:
-    # In a thread, as the main one may hang while it holds the stream.
+    # In a thread, because the main thread may hang while it holds the stream's lock.
     speaker = threading.Thread(target=lambda: print(text, file=sys.stderr, flush=True), daemon=True)
     speaker.start()
     speaker.join(1)
 
 
 def _leave(status: int) -> NoReturn:
-    """Leave at once: an orderly end would wait for the other processes."""
-    with contextlib.suppress(Exception):  # a worker left behind is better than a hang
+    """Exit immediately: a normal exit would wait for the other processes."""
+    with contextlib.suppress(Exception):  # an orphaned worker process is better than a hang
         for child in multiprocessing.active_children():
             child.kill()
     flush = threading.Thread(target=sys.stdout.flush, daemon=True)

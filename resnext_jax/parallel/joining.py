@@ -1,4 +1,4 @@
-"""Many arrays as few, for what all of them go through alike: averages over devices, norms."""
+"""Concatenation of many arrays into few, for operations on all of them: all-reduces and norms."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -12,21 +12,23 @@ Tree = TypeVar("Tree")
 
 
 def join(tree: Tree) -> tuple[Any, Callable[[Any], Tree]]:
-    """Join the arrays of a tree on GPUs, where each would take kernels of its own.
+    """Concatenate the arrays of a tree on GPUs, where each array would need its own kernels.
 
-    XLA joins what is all-reduced in any case, but then cuts out each array by a kernel, computes
-    the norm by one or two more, and updates each weight by another. What it finds joined, it cuts
-    inside the kernels that update, several weights of one shape in each.
+    XLA concatenates the operands of an all-reduce in any case, but then slices out each array with
+    one kernel, computes its norm with one or two more and updates the weight with another. If the
+    arrays are concatenated already, it slices inside the update kernels, each of which updates
+    several weights of one shape.
 
     Returns:
-      The tree joined, by dtype and by whether an array is a vector, and a function that takes apart
-      what has the same structure. On other platforms the tree itself, and the identity.
+      The concatenated arrays, keyed by dtype and by whether an array is a vector, and a function
+      that splits arrays of that structure again. On other platforms the tree itself, and the
+      identity.
     """
     if target_platform() != "gpu":
         return tree, lambda joined: joined
     leaves, structure = jax.tree.flatten(tree)
-    # XLA joins up to 128 arrays in one pass over memory, and more in two. Vectors, which are
-    # two thirds of a network's arrays and next to none of its bytes, do not count so.
+    # XLA concatenates up to 128 arrays in one pass over memory, and more in two. Vectors are kept
+    # separate: they are two thirds of a network's arrays, but a tiny part of its bytes.
     kinds = [f"{x.dtype}, {'tensors' if x.ndim > 1 else 'vectors'}" for x in leaves]
     joined, take_apart = {}, {}
     for kind in dict.fromkeys(kinds):

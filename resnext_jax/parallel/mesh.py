@@ -1,8 +1,8 @@
-"""The device mesh: which images of a global batch meet on which device.
+"""The device mesh: how a global batch is sharded.
 
-Axis "group" counts batch-norm groups (or bundles of them), axis "member" the
-devices that share one group. A global batch is split over both, in order, so
-that a batch-norm group is always the same consecutive images.
+Axis "group" enumerates batch-norm groups (or sets of them), axis "member" the devices that share
+one group. A global batch is split over both axes in order, so that a batch-norm group always
+consists of the same consecutive images.
 """
 
 from collections.abc import Sequence
@@ -28,21 +28,20 @@ def make_mesh(
     *,
     accumulate_steps: int = 1,
 ) -> Mesh:
-    """Arrange the devices for data-parallel training.
+    """Return the mesh for data-parallel training.
 
-    Devices are in the order of their slices, hosts and numbers, so that the members of a
-    batch-norm group are neighbours: on one host wherever groups and hosts divide. Any number of
-    slices will do (on GPUs each host is one).
+    Devices are ordered by slice, host and ID, so that the members of a batch-norm group are
+    neighbours: on one host if the sizes allow it. Any number of slices is supported (on GPUs each
+    host is a slice).
 
     Args:
-      batch_size: images in a global batch.
-      bn_group_size: images that share batch-norm statistics; None means the
-        whole global batch.
-      devices: to use, all of all hosts by default.
-      accumulate_steps: micro-batches of a batch; each is split over all devices.
+      batch_size: images per global batch.
+      bn_group_size: images that share batch-norm statistics; None: the whole global batch.
+      devices: the devices to use; by default all devices of all hosts.
+      accumulate_steps: micro-batches per batch; each is split over all devices.
 
     Raises:
-      ConfigError: batch, micro-batches, groups and devices do not divide.
+      ConfigError: the batch cannot be divided into micro-batches, groups and devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
@@ -75,25 +74,25 @@ def make_mesh(
             "change the batch size, the group size or the number of devices."
         )
     members = max(1, group // share)
-    # Not jax.make_mesh: it refuses devices of several slices, and shapes that the wiring of a TPU
-    # slice does not divide into, which batches and groups know nothing of.
+    # Not jax.make_mesh: it rejects devices of several slices, and shapes that do not match the
+    # physical topology of a TPU slice.
     grid = np.array(sorted(devices, key=_place), object).reshape(count // members, members)
-    # Automatic axis types on purpose, for code outside of shard_map.
+    # Explicitly Auto, for code outside of shard_map.
     return Mesh(grid, DATA_AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def _place(device: jax.Device) -> tuple[int, int, int]:
-    """Return what orders the devices: their slice (0 on platforms without slices), host, number."""
+    """Return the sort key of a device: slice (0 on platforms without slices), host, ID."""
     return getattr(device, "slice_index", None) or 0, device.process_index, device.id
 
 
 def batch_spec(accumulate_steps: int) -> PartitionSpec:
-    """How a global batch `[N, ...]`, or with M micro-batches `[M, N / M, ...]`, is split."""
+    """Partition spec of a global batch `[N, ...]`, or `[M, N / M, ...]` with M micro-batches."""
     return BATCH if accumulate_steps == 1 else PartitionSpec(None, DATA_AXES)
 
 
 def batch_sharding(mesh: Mesh, accumulate_steps: int = 1) -> NamedSharding:
-    """Sharding of a global batch: its images, of each micro-batch, over all devices."""
+    """Sharding of a global batch: the images of each micro-batch are split over all devices."""
     return NamedSharding(mesh, batch_spec(accumulate_steps))
 
 

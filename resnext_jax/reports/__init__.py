@@ -1,1 +1,1 @@
-"""Tables and figures made from the logs of runs, and the runs they need."""
+"""The paper's tables and figures from the logs of runs, and the sweeps that train them."""

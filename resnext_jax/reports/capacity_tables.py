@@ -12,17 +12,17 @@ from resnext_jax.reports.runs import Run
 _NETWORKS = ("resnet50", "resnext50_32x4d")
 
 
-# Counting takes a second or so, and the same networks stand in several tables.
+# Counting takes about a second, and several tables list the same networks.
 _complexity = functools.cache(complexity)
 
 
 def cost(model: str, classes: int) -> Complexity:
-    """Count a network of the paper, at its data set's image size."""
+    """Count parameters and multiply-adds of a network, at its data set's image size."""
     return _complexity(model, num_classes=classes)
 
 
 def cost_of(run: Run) -> Complexity:
-    """Count a run's network, for the images and the classes it was trained with."""
+    """Count parameters and multiply-adds of a run's network, at its image size and classes."""
     model = run.config.model
     return _complexity(
         model.name,
@@ -36,22 +36,22 @@ def cost_of(run: Run) -> Complexity:
 
 
 def without_norms(counted: Complexity) -> int:
-    """Count the parameters of convolutions and classifier alone, as the paper's figures do."""
+    """Return the number of parameters of convolutions and classifier only, as in the paper."""
     return sum(layer.params for layer in counted.by_layer if layer.macs)
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """Make one line of a Markdown table."""
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
 def markdown_head(columns: Sequence[str]) -> list[str]:
-    """Make the two lines that begin a Markdown table."""
+    """Return the two header lines of a Markdown table."""
     return [markdown_row(columns), markdown_row(["---"] * len(columns))]
 
 
 def beside(what: str) -> tuple[str, str]:
-    """Name two columns."""
+    """Return the titles of two columns: the paper's number and ours."""
     return f"{what}: paper", "ours"
 
 
@@ -85,10 +85,10 @@ def table_1() -> list[str]:
     return [
         *lines,
         "",
-        "Layers in brackets are a block's, and C its groups; pooling and soft-max, without "
-        "weights, are left out. The paper's parameters agree with those of convolutions and "
-        "classifier alone; with batch norm's scale and shift they are more. FLOPs are "
-        "multiply-adds, as in the paper.",
+        "Brackets enclose the layers of a block, with C groups; pooling and softmax have no "
+        "weights and are left out. The paper's parameters agree with ours for convolutions and "
+        "classifier only, without batch norm's scale and shift. FLOPs are multiply-adds, as in "
+        "the paper.",
         "",
     ]
 

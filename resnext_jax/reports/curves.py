@@ -1,4 +1,4 @@
-"""The paper's figures of runs: errors by epoch (Figures 5 and 6) and by parameters (Figure 7)."""
+"""The paper's figures: errors over epochs (Figures 5 and 6) and over parameters (Figure 7)."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ FORMATS = ("png", "pdf", "svg")
 
 
 def errors_by_epoch(groups: Sequence[Group], *, figure: int = 5, kind: str = "png") -> bytes:
-    """Draw top-1 error by epoch of several runs in one picture.
+    """Plot the top-1 error of several runs over epochs.
 
-    Each experiment has its colour and, in the legend, its model's name; every seed is a line.
-    Unfinished runs are drawn as far as they went.
+    Each experiment has its colour and a legend entry with its model's name; every seed is a line.
+    Unfinished runs are plotted as far as they got.
 
     Args:
-      groups: of `runs.group_runs`.
-      figure: 5, the paper's Figure 5: training error, dashed, and test error. 6, its Figure 6:
-        test error among ImageNet-1K's classes of networks trained on ImageNet-5K; their training
-        error is one among all classes, and is left out.
-      kind: of the picture, one of `FORMATS`.
+      groups: from `runs.group_runs`.
+      figure: 5, the paper's Figure 5: training error (dashed) and test error. 6, its Figure 6:
+        1K-way test error of networks trained on ImageNet-5K; their training error is 5K-way and
+        therefore omitted.
+      kind: picture format, one of `FORMATS`.
 
     Returns:
       The picture.
@@ -53,8 +53,8 @@ def errors_by_epoch(groups: Sequence[Group], *, figure: int = 5, kind: str = "pn
                 named |= {name} if drawn else set()
     if not axes.has_data():
         raise ReportError(
-            f"no run has {'an' if figure == 5 else 'a 1K-way'} error to draw"
-            + ("." if figure == 5 else "; those of config.data.eval_first_classes=1000 have.")
+            f"no run has {'an' if figure == 5 else 'a 1K-way'} error to plot"
+            + ("." if figure == 5 else "; runs with config.data.eval_first_classes=1000 have one.")
         )
     finish_axes(axes, "epoch", "top-1 error (%)" if figure == 5 else "1K-way top-1 error (%)")
     return as_picture(picture, kind)
@@ -67,7 +67,7 @@ class Point:
     Attributes:
       cardinality: C.
       width: d.
-      params: numbers learned.
+      params: number of parameters.
       score: test error in percent.
     """
 
@@ -78,15 +78,15 @@ class Point:
 
 
 def error_by_parameters(groups: Sequence[Group], *, kind: str = "png") -> bytes:
-    """Draw the paper's Figure 7: test error by the number of parameters.
+    """Plot the paper's Figure 7: test error over the number of parameters.
 
-    A line joins experiments that differ in cardinality alone, and another those that differ in
-    width alone. Points are means over seeds of the last test's top-1 error (of the weights as
-    trained), bars standard errors of the mean, as in the paper; a single seed has no bar.
+    One line connects experiments that differ only in cardinality, another those that differ only
+    in width. Points are means over seeds of the last test's top-1 error (raw weights), bars
+    standard errors of the mean, as in the paper; a single seed has no bar.
 
     Args:
-      groups: of `runs.group_runs`; unfinished runs do not count.
-      kind: of the picture, one of `FORMATS`.
+      groups: from `runs.group_runs`; unfinished runs are ignored.
+      kind: picture format, one of `FORMATS`.
 
     Returns:
       The picture.
@@ -96,7 +96,7 @@ def error_by_parameters(groups: Sequence[Group], *, kind: str = "png") -> bytes:
     """
     families = lines_of_figure_7(groups)
     if not families:
-        raise ReportError("no run is finished, so there is no error to draw by parameters.")
+        raise ReportError("no run is finished, so there is no error to plot over parameters.")
     picture = new_figure(7, 4.6)
     axes = picture.add_subplot()
     for label, points in families.items():
@@ -110,8 +110,9 @@ def error_by_parameters(groups: Sequence[Group], *, kind: str = "png") -> bytes:
             linestyle="-" if len(points) > 1 else "",
             label=label,
         )
-    told = {(point.params, point.score): point for points in families.values() for point in points}
-    for point in told.values():
+    points = [point for members in families.values() for point in members]
+    distinct = {(point.params, point.score): point for point in points}
+    for point in distinct.values():
         axes.annotate(
             f"{point.cardinality}x{point.width}d",
             (point.params / 1e6, point.score.mean),
@@ -119,24 +120,24 @@ def error_by_parameters(groups: Sequence[Group], *, kind: str = "png") -> bytes:
             textcoords="offset points",
             fontsize=8,
         )
-    axes.margins(x=0.12, y=0.1)  # room for the names
+    axes.margins(x=0.12, y=0.1)  # room for the labels
     finish_axes(axes, "parameters (millions)", "test error (%), mean and standard error")
     return as_picture(picture, kind)
 
 
 def lines_of_figure_7(groups: Sequence[Group]) -> dict[str, list[Point]]:
-    """Sort finished experiments into lines of equal width, or of equal cardinality.
+    """Group finished experiments into lines of equal width, or of equal cardinality.
 
     Returns:
-      The points of each line by its name, by parameters; an experiment that no line goes through
-      is a line of its own.
+      The points of each line, sorted by parameters, keyed by the line's label. An experiment on no
+      line becomes a line of one point.
     """
     finished = [group for group in groups if group.score("top1_error", "raw")]
     families: dict[str, list[Group]] = {}
     for group in finished:
         families.setdefault(_family(group), []).append(group)
     lines: dict[str, list[Point]] = {}
-    # What tells families apart is said only where there are several.
+    # Family names are only added to the labels if there are several families.
     names = labels([members[0] for members in families.values()])
     for name, members in zip(names, families.values(), strict=True):
         suffix = f" ({name})" if len(families) > 1 else ""
@@ -147,7 +148,7 @@ def lines_of_figure_7(groups: Sequence[Group]) -> dict[str, list[Point]]:
 
 
 def _family(group: Group) -> str:
-    """Return what experiments on one line have in common: all but cardinality and width."""
+    """Return a key of the settings that a line shares: all except cardinality and width."""
     config = settings(group.example.config)
     del config["model.name"]
     shape = dataclasses.replace(group.example.architecture, cardinality=1, group_width=1)
@@ -157,7 +158,7 @@ def _family(group: Group) -> str:
 def _point(group: Group) -> Point:
     shape, score = group.example.architecture, group.score("top1_error", "raw")
     if score is None:
-        raise ReportError("a run that is not finished has no point.")
+        raise ReportError("an unfinished run has no point in the figure.")
     params = cost_of(group.example).params
     return Point(shape.cardinality, shape.group_width, params, score)
 

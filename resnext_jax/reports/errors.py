@@ -1,4 +1,4 @@
-"""What goes wrong with reports, and how it is written."""
+"""The error class of reports, and writing their files."""
 
 from pathlib import Path
 
@@ -7,11 +7,11 @@ from resnext_jax.files import replacing
 
 
 class ReportError(UserError):
-    """A report that cannot be made of what was given, or cannot be written."""
+    """A report that cannot be generated from the given runs, or cannot be written."""
 
 
 def write_report(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole or not at all, and make its folder where that is missing.
+    """Write a file atomically, creating its folder if needed.
 
     Raises:
       ReportError: it cannot be written.

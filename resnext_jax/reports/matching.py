@@ -1,20 +1,20 @@
-"""Which run stands in which place of the paper's tables: the rule.
+"""Rules for matching runs to the cells of the paper's tables.
 
-A run stands where the paper has a figure for
+A run matches a cell if these agree:
 
-1. its network: the architecture, whatever the name and the block form (`resnet50` is
-   `resnet50_1x64d`), at the paper's widths,
-2. with or without shortcuts, as there,
-3. its data set, and
-4. its test: one centre crop of 224 (short side 256) or of 320 (short side 320), or CIFAR's whole
-   image of 32, by the `config.data` of its `config.json`; or an evaluation on such a crop,
-   otherwise made as that test, in its `eval.json`,
+1. the network: its architecture at the paper's widths, whatever its name and block form (`resnet50`
+   is `resnet50_1x64d`),
+2. with or without shortcuts,
+3. the data set, and
+4. the test images: one centre crop of 224 (short side 256) or of 320 (short side 320), or CIFAR's
+   whole image of 32. They are those of the `config.data` in its `config.json`, or those of an
+   evaluation in its `eval.json` that is otherwise made in the same way.
 
-if it is finished: its last test was made at its last step. That test counts, or an evaluation of
-that step, as the paper reports the errors at the end, and not the best one. Runs whose configs
-differ in nothing but the seed (and in fields that change no result, `workdir.IMMATERIAL`) are
-averaged; the first of several with the same seed counts. A recipe other than the paper's keeps no
-run out, but its figure has a star, and what differs is named below the table.
+The run must be finished: its last test was made at its last step. The error is that of this test,
+or of an evaluation of that step, because the paper reports final and not best errors. Runs whose
+configs differ only in the seed (and in fields that do not affect results, `fields.IMMATERIAL`) are
+averaged; of several with the same seed, the first counts. Runs with another recipe than the paper's
+are included, with a star and their differences below the table.
 """
 
 import dataclasses
@@ -30,11 +30,12 @@ from resnext_jax.reports.runs import Run, Tests, settings
 
 
 class Crop(NamedTuple):
-    """What of a test image is scored, in one piece.
+    """A single test crop.
 
     Attributes:
-      size: side, in pixels.
-      short_side: of the image the crop is cut from; None where the whole image is made square.
+      size: side of the crop, in pixels.
+      short_side: short side that the image is resized to before the crop; None: the whole image is
+        resized to a square.
     """
 
     size: int
@@ -47,14 +48,14 @@ WHOLE_32 = Crop(32, None)
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
-    """What a run must be to stand beside a figure of the paper.
+class Slot:
+    """The runs that match a cell of the paper's tables.
 
     Attributes:
       model: name of the network.
       data: name of the data set.
-      crop: the test images.
-      residual: whether it has shortcuts.
+      crop: the test crop.
+      residual: whether the network has shortcuts.
     """
 
     model: str
@@ -62,8 +63,8 @@ class Place:
     crop: Crop = CROP_224
     residual: bool = True
 
-    def takes(self, run: Run) -> bool:
-        """Whether the run is of this kind; finished or not."""
+    def accepts(self, run: Run) -> bool:
+        """Whether the run matches, finished or not."""
         return (
             run.config.data.name == self.data
             and run.config.model.residual == self.residual
@@ -72,7 +73,7 @@ class Place:
         )
 
     def tests(self, run: Run) -> Tests:
-        """Return the records of the run's end on this crop, by weights; {} where there is none."""
+        """Return the run's final test records on this crop, by weights; {} if there are none."""
         if scored_crop(run.config) == self.crop:
             return run.last_test
         found = {}
@@ -91,7 +92,7 @@ class Place:
 
 
 def _protocol(config: ConfigDict, crop: Crop) -> dict[str, Any]:
-    """Return the protocol of testing as a config says, but on this crop; as `eval.json` has it."""
+    """Return the config's test protocol with this crop, in the format of `eval.json`."""
     interpolation = config.data.eval_interpolation or config.data.interpolation
     return {
         "crops": "centre",
@@ -103,7 +104,7 @@ def _protocol(config: ConfigDict, crop: Crop) -> dict[str, Any]:
 
 
 def scored_crop(config: ConfigDict) -> Crop | None:
-    """Return what of a test image a run scores; None where that is several pieces."""
+    """Return the test crop of a config; None for protocols of several crops."""
     data = config.data
     if data.eval_crops != "centre":
         return None
@@ -111,7 +112,7 @@ def scored_crop(config: ConfigDict) -> Crop | None:
     return Crop(size, None if data.crop == "whole" else build.eval_short_side(config))
 
 
-# The paper's recipe: Sec. 4 for ImageNet, which is `base_config`, and what differs elsewhere.
+# The paper's recipes: Sec. 4 for ImageNet, which is `base_config`, and the differences from it.
 _CIFAR: dict[str, Any] = {
     "batch_size": 128,
     "bn_group_size": 16,
@@ -136,8 +137,8 @@ _RECIPES: dict[str, dict[str, Any]] = {
     "cifar100": _CIFAR,
 }
 
-# The rule looks at these itself.
-_OF_THE_PLACE = frozenset(
+# Compared by `Slot.accepts`, not as a part of the recipe.
+_MATCHED_SEPARATELY = frozenset(
     {
         "model.name",
         "model.preactivation",
@@ -153,7 +154,7 @@ _OF_THE_PLACE = frozenset(
 
 
 def departures(config: ConfigDict) -> list[str]:
-    """List what of a run's recipe is not the paper's, as in "num_epochs=90.0 (100.0)".
+    """List the fields in which a recipe differs from the paper's, as in "num_epochs=90.0 (100.0)".
 
     Raises:
       KeyError: the paper has no recipe for this data set.
@@ -165,7 +166,7 @@ def departures(config: ConfigDict) -> list[str]:
     return [
         f"{name}={_shown(ours[name])} ({_shown(papers.get(name))})"
         for name in ours
-        if name not in _OF_THE_PLACE and ours[name] != papers.get(name)
+        if name not in _MATCHED_SEPARATELY and ours[name] != papers.get(name)
     ]
 
 

@@ -1,12 +1,12 @@
-"""The paper's tables as data: its figures, and what of ours belongs beside each.
+"""The paper's tables as data: the published numbers, and which of our runs match each.
 
-Figures are strings, with the digits the paper prints. Source: Xie et al. 2017, Tables 1 to 8 and
-the table on shortcuts in Sec. 5.1.
+Numbers are strings, with the digits that the paper prints. Source: Xie et al. 2017, Tables 1 to 8
+and the table on shortcuts in Sec. 5.1.
 """
 
 import dataclasses
 
-from resnext_jax.reports.matching import CROP_224, CROP_320, WHOLE_32, Crop, Place
+from resnext_jax.reports.matching import CROP_224, CROP_320, WHOLE_32, Crop, Slot
 
 NOT_RUN = "not run"
 NO_FIGURE = "-"
@@ -14,17 +14,17 @@ NO_FIGURE = "-"
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A place for a figure.
+    """A cell of a table.
 
     Attributes:
-      paper: the paper's, or `NO_FIGURE`.
-      place: what run of ours belongs here, None where there can be none.
-      metric: which number of a test record.
-      empty: what stands here without a run.
+      paper: the published number, or `NO_FIGURE`.
+      slot: which of our runs match; None: none can.
+      metric: key of our number in a test record.
+      empty: text if no run matches.
     """
 
     paper: str
-    place: Place | None
+    slot: Slot | None
     metric: str = "top1_error"
     empty: str = NOT_RUN
 
@@ -34,13 +34,13 @@ class TableRow:
     """A row of a table.
 
     Attributes:
-      network: as the paper writes it.
+      network: the network, as the paper writes it.
       setting: the template, cardinality x width, or "".
-      cells: as many as the table has columns.
-      model: name of the network, to count its cost by; None for no cost.
-      classes: of the classifier, for the cost.
-      paper_params: in millions, or "".
-      paper_macs: in billions, or "".
+      cells: one per column of the table.
+      model: our name of the network, for counting its parameters and FLOPs; None: not counted.
+      classes: number of classes, for counting.
+      paper_params: published parameters in millions, or "".
+      paper_macs: published FLOPs in billions, or "".
     """
 
     network: str
@@ -57,11 +57,11 @@ class ErrorTable:
     """A table of errors.
 
     Attributes:
-      key: what it is asked for by, "3" to "8" or "residual".
-      title: what it shows.
-      columns: name of each cell of a row.
+      key: its name on the command line, "3" to "8" or "residual".
+      title: title of the table.
+      columns: column titles, one per cell of a row.
       rows: from top to bottom.
-      remarks: said below it.
+      remarks: notes printed below the table.
     """
 
     key: str
@@ -82,12 +82,10 @@ def _errors(
     crop: Crop = CROP_224,
     residual: bool = True,
 ) -> tuple[Cell, ...]:
-    """Make the cells for top-1 and perhaps top-5 error of one kind of run."""
-    place = Place(model, data, crop, residual)
+    """Return the cells for the top-1 error, and optionally the top-5 error, of a kind of run."""
+    slot = Slot(model, data, crop, residual)
     metrics = ("top1_error", "top5_error")
-    return tuple(
-        Cell(paper, place, metric) for paper, metric in zip(figures, metrics, strict=False)
-    )
+    return tuple(Cell(paper, slot, metric) for paper, metric in zip(figures, metrics, strict=False))
 
 
 # Setting, and the error with 50 and with 101 layers.
@@ -185,16 +183,17 @@ TABLE_5 = ErrorTable(
     (
         "The Inception networks were tested on 299x299 crops, and are not part of this project.",
         "FLOPs are those at 224x224.",
-        "By more than one crop the paper has 17.7 % top-1 and 3.7 % top-5 error of one network "
-        "(multi-scale dense testing), and 3.03 % top-5 error on the test set of an ensemble.",
+        "With more than one crop, the paper reports 17.7 % top-1 and 3.7 % top-5 error for one "
+        "network (multi-scale dense testing), and 3.03 % top-5 error of an ensemble on the test "
+        "set.",
     ),
 )
 
 
 def _5k(model: str, *figures: str) -> tuple[Cell, ...]:
-    place = Place(model, "imagenet5k")
+    slot = Slot(model, "imagenet5k")
     metrics = ("top1_error", "top5_error", "top1_error_1000way", "top5_error_1000way")
-    return tuple(Cell(paper, place, metric) for paper, metric in zip(figures, metrics, strict=True))
+    return tuple(Cell(paper, slot, metric) for paper, metric in zip(figures, metrics, strict=True))
 
 
 TABLE_6 = ErrorTable(
@@ -248,7 +247,7 @@ TABLE_8 = ErrorTable(
             ("ResNeXt-101", "32 x 4d", "51.9", "30.0"),
         )
     ),
-    ("Workdirs of detectors are not read here.",),
+    ("Results of detectors are not filled in from workdirs.",),
 )
 
 # In the paper's order.
@@ -259,7 +258,7 @@ def _blocks(blocks: int, inner: int, outer: int, groups: str = "") -> str:
     return f"[1x1, {inner}; 3x3, {inner}{groups}; 1x1, {outer}] x {blocks}"
 
 
-# Table 1, by stage: output, ResNet-50, ResNeXt-50 (32x4d). What has no weights is left out.
+# Table 1, by stage: output, ResNet-50, ResNeXt-50 (32x4d). Layers without weights are left out.
 STAGES_50 = {
     "conv1": ("112 x 112", "7x7, 64, stride 2", "7x7, 64, stride 2"),
     **{

@@ -1,4 +1,4 @@
-"""Runs as reports see them: read from workdirs, grouped over seeds, and averaged."""
+"""Runs for reports: read from workdirs, grouped by experiment, and averaged over seeds."""
 
 import dataclasses
 import glob
@@ -23,14 +23,14 @@ from resnext_jax.reports.errors import ReportError
 from resnext_jax.runs.log import METRICS_FILE, read_metrics
 from resnext_jax.runs.workdir import CONFIG_FILE, DATA_SET_FILE, existing_workdir
 
-# Records of a test, by weights: "raw" or "ema".
+# Test records, keyed by weights: "raw" or "ema".
 Tests = Mapping[str, dict[str, Any]]
 
 
 def settings(config: ConfigDict) -> dict[str, Any]:
-    """Return what of a config an experiment is: fields by dotted name, as JSON has them.
+    """Return the config fields that define an experiment, by dotted name, as JSON values.
 
-    Runs that differ in the seed, and in fields that change no result, are one experiment.
+    All fields count, except the seed and those that do not affect results.
     """
     same = {name for name, row in fields_of(config).items() if row.resume == IMMATERIAL} | {"seed"}
     names = sorted(set(field_names(config)) - same)
@@ -40,15 +40,15 @@ def settings(config: ConfigDict) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One workdir.
+    """A run, read from its workdir.
 
     Attributes:
-      workdir: its path, as it was given.
-      config: of the run; fields that it lacks have their defaults.
-      classes: number of classes it was trained on.
+      workdir: path of the workdir, as given.
+      config: the run's config; missing fields have their defaults.
+      classes: number of classes of its data set.
       data_version: version of its data set.
-      records: the lines of `metrics.jsonl`.
-      evaluations: those of `eval.json`, see `evaluation.eval_file`.
+      records: the records of `metrics.jsonl`.
+      evaluations: the evaluations of `eval.json`, see `evaluation.eval_file`.
     """
 
     workdir: str
@@ -60,12 +60,12 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """Seed of weights, order and augmentation."""
+        """Random seed of the run."""
         return int(self.config.seed)
 
     @property
     def architecture(self) -> Architecture:
-        """What was trained, whatever it was called."""
+        """Architecture of the network, independent of its name."""
         model = self.config.model
         spec = network_spec(
             model.name,
@@ -77,27 +77,27 @@ class Run:
 
     @property
     def last_test(self) -> dict[str, dict[str, Any]]:
-        """The records of the last test by weights, "raw" and perhaps "ema"; {} before the first."""
+        """Records of the last test, keyed by weights; {} before the first test."""
         tests = [record for record in self.records if record["split"] == "test"]
         return {test["weights"]: test for test in tests if test["step"] == tests[-1]["step"]}
 
     @property
     def finished(self) -> bool:
-        """Whether the last test was made at the run's last step, of all its weights."""
+        """Whether the last test was made at the run's last step, with all kinds of weights."""
         tests = self.last_test
         wanted = {"raw"} if self.config.ema.decay is None else {"raw", "ema"}
         if not wanted <= tests.keys():
             return False
         step, epoch = tests["raw"]["step"], tests["raw"]["epoch"]
-        # A hair less: what is rounded here was divided before, and may lie on a half.
+        # Minus an epsilon: the product can be a half with a float error, which rounds up or down.
         return bool(epoch) and step >= round(self.config.num_epochs * step / epoch - 1e-6)
 
 
 def read_run(workdir: str) -> Run:
-    """Read what a workdir says of its run.
+    """Read a run from its workdir.
 
     Raises:
-      WorkdirError: it is missing, or a file of it is missing or damaged.
+      WorkdirError: the workdir or one of its files is missing or damaged.
     """
     folder = existing_workdir(workdir)
     config = base_config()
@@ -110,14 +110,14 @@ def read_run(workdir: str) -> Run:
         _ = run.architecture, run.seed, settings(config)
     except (TypeError, ValueError, AttributeError) as error:
         raise WorkdirError(
-            f"{folder / CONFIG_FILE} is damaged ({error}); put the run's config back, or leave "
+            f"{folder / CONFIG_FILE} is damaged ({error}); restore the run's config, or leave "
             "that workdir out."
         ) from error
     for record in run.records:
         if record["split"] == "test" and not _is_test(record):
             raise WorkdirError(
                 f"{folder / METRICS_FILE} is damaged (a test at step {record['step']} lacks its "
-                "weights or its error); mend that file, or leave that workdir out."
+                "weights or its error); restore that file, or leave that workdir out."
             )
     return run
 
@@ -131,7 +131,7 @@ def _data_set(path: Path) -> tuple[int, str]:
     stored = _stored(path)
     classes = stored.get("classes")
     if not isinstance(classes, list) or not classes:
-        raise WorkdirError(f"{path} does not tell the classes; leave that workdir out.")
+        raise WorkdirError(f"{path} has no list of classes; leave that workdir out.")
     return len(classes), str(stored.get("version", ""))
 
 
@@ -139,14 +139,14 @@ def _stored(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
         if not isinstance(content, dict):
-            raise ValueError("no object")
+            raise ValueError("not a JSON object")
     except FileNotFoundError:
         raise WorkdirError(
-            f"{path.parent} has no {path.name}, as the folder of a run has; give such folders."
+            f"{path.parent} has no {path.name}, so it is not a workdir; give workdirs of runs."
         ) from None
     except (OSError, ValueError) as error:
         raise WorkdirError(
-            f"{path} is damaged ({error}); put the run's file back, or leave that workdir out."
+            f"{path} is damaged ({error}); restore the run's file, or leave that workdir out."
         ) from error
     return content
 
@@ -157,12 +157,12 @@ def find_workdirs(
     """List workdirs, each once.
 
     Args:
-      patterns: folders, or patterns such as `runs/*/seed*` (`**` is any folders); a pattern
-        stands for the folders that have a `config.json`.
-      say: is told which other folders a pattern fits.
+      patterns: folders, or patterns such as `runs/*/seed*` (`**` matches any folders); of a
+        pattern, only the folders with a `config.json` count.
+      say: called with a message that lists the other folders matching a pattern.
 
     Raises:
-      ReportError: a pattern fits no folder of a run.
+      ReportError: a pattern matches no workdir.
     """
     found: dict[str, str] = {}
     for pattern in (str(user_path(pattern, "--workdir")) for pattern in patterns):
@@ -173,29 +173,29 @@ def find_workdirs(
             workdirs = [path for path in folders if (Path(path) / CONFIG_FILE).is_file()]
             if not workdirs:
                 raise ReportError(
-                    f"--workdir={pattern} fits no folder of a run (one with {CONFIG_FILE}); "
-                    "give such folders."
+                    f"--workdir={pattern} matches no workdir (a folder with {CONFIG_FILE}); give "
+                    "workdirs of runs."
                 )
             others = [path for path in folders if path not in workdirs]
             if others and "**" not in pattern:
-                say(f"passed over, because they have no {CONFIG_FILE}: {', '.join(others)}")
+                say(f"ignored, because they have no {CONFIG_FILE}: {', '.join(others)}")
         for workdir in workdirs:
             found.setdefault(os.path.realpath(workdir), workdir.rstrip("/") or workdir)
     return list(found.values())
 
 
 def _by_numbers(path: str) -> list[tuple[int, str]]:
-    """Return what to sort by, so that 8x4d comes before 16x4d."""
+    """Return a sort key for natural order: 8x4d before 16x4d."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", path)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """An error over seeds.
+    """An error rate averaged over seeds.
 
     Attributes:
-      mean: in percent.
-      deviation: sample standard deviation (n - 1), None for a single seed.
+      mean: mean, in percent.
+      deviation: sample standard deviation (n - 1) in percent; None for a single seed.
       count: number of seeds.
     """
 
@@ -209,18 +209,18 @@ class Score:
         return 0.0 if self.deviation is None else self.deviation / math.sqrt(self.count)
 
     def __str__(self) -> str:
-        """Return the mean, and the standard deviation where there is one."""
+        """Return the mean, with the standard deviation if there are several seeds."""
         spread = "" if self.deviation is None else f" ± {self.deviation:.2f}"
         return f"{self.mean:.2f}{spread}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that are one experiment: the same but for the seed.
+    """The runs of an experiment, which differ only in the seed.
 
     Attributes:
-      runs: finished ones, the first of each seed, by seed.
-      others: with the reason, runs that count for nothing.
+      runs: finished runs, the first of each seed, sorted by seed.
+      others: excluded runs, with the reason.
     """
 
     runs: tuple[Run, ...]
@@ -237,13 +237,13 @@ class Group:
         weights: str,
         tests_of: Callable[[Run], Tests] = lambda run: run.last_test,
     ) -> Score | None:
-        """Average a number of a test over the seeds; None where no run has it.
+        """Average a test metric over the seeds; None if no run has it.
 
         Args:
-          metric: name of the number.
+          metric: key of the metric in a test record.
           weights: "raw" or "ema".
-          tests_of: the test of a run, by weights; the last one of the training unless told
-            otherwise.
+          tests_of: returns a run's test records, keyed by weights; default: the last test during
+            training.
         """
         tests = [tests_of(run).get(weights, {}) for run in self.runs]
         values = [test[metric] for test in tests if isinstance(test.get(metric), int | float)]
@@ -254,7 +254,7 @@ class Group:
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
-    """Put together the runs that differ in nothing but seeds, in the order they come."""
+    """Group runs that differ only in the seed, in order of appearance."""
     found: dict[str, list[Run]] = {}
     for run in runs:
         key = json.dumps([settings(run.config), run.data_version, run.classes])
@@ -286,10 +286,10 @@ def _progress(run: Run) -> str:
 
 
 def labels(groups: Sequence[Group]) -> list[str]:
-    """Name each group by its model, and by what else tells it from the others.
+    """Return a distinct label for each group: its model, and where needed more.
 
-    That is the data set, where there are several, and the fields in which groups of the same
-    model and data set differ.
+    The data set is added if there are several, and the fields in which groups of the same model
+    and data set differ.
     """
     configs = [settings(group.example.config) for group in groups]
     several = len({config["data.name"] for config in configs}) > 1
@@ -305,8 +305,8 @@ def labels(groups: Sequence[Group]) -> list[str]:
             }
         )
         where = f" on {config['data.name']}" if several else ""
-        told = "".join(f", {name}={config.get(name)}" for name in differing)
-        named.append(f"{config['model.name']}{where}{told}")
+        fields = "".join(f", {name}={config.get(name)}" for name in differing)
+        named.append(f"{config['model.name']}{where}{fields}")
     return named
 
 

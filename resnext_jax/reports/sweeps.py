@@ -1,4 +1,4 @@
-"""Sweeps by name: the runs that a table or figure of the paper needs, as data."""
+"""Sweeps by name: the runs of each of the paper's tables and figures."""
 
 import dataclasses
 import shlex
@@ -9,7 +9,7 @@ from pathlib import Path
 import resnext_jax
 from resnext_jax.reports.errors import ReportError
 
-# Files of the repository.
+# Config files, relative to the repository root.
 _IMAGENET = "configs/imagenet.py"
 _IMAGENET5K = "configs/imagenet5k.py"
 _CIFAR = "configs/cifar.py"
@@ -18,12 +18,12 @@ _DIGITS = "configs/digits_resnext29.py"
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A run of a sweep, but for its seed.
+    """A run of a sweep, without its seed.
 
     Attributes:
-      name: of its folder; the same setting has the same name in every sweep.
-      config: config file, with its choice after a colon.
-      overrides: further flags for train.py.
+      name: name of its folder; a setting has the same name in every sweep.
+      config: config file, with its argument after a colon.
+      overrides: additional flags for train.py.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Runs that belong together.
+    """A set of runs.
 
     Attributes:
-      summary: what for.
-      settings: in the order they are run.
-      seeds: how many seeds of each, unless told otherwise.
+      summary: description of the sweep.
+      settings: the settings, in the order they are run.
+      seeds: default number of seeds per setting.
     """
 
     summary: str
@@ -59,9 +59,9 @@ def _cifar(data: str, *models: str) -> tuple[Setting, ...]:
 
 _TABLE_7_MODELS = ("resnext29_8x64d", "resnext29_16x64d", "wide_resnet28_10")
 
-# Figure 7's idea on the digits: two lines from a template of 1 x 4d (under the demo's stem of 16
-# and template of 64), one of more cardinality, one of more width. The widths are those whose
-# networks come nearest in parameters to 2, 4 and 8 x 4d: within 2.5 %.
+# Figure 7's experiment on the digits: starting from 1 x 4d (with the demo's stem_width of 16 and
+# template_width of 64), one series increases cardinality, one width. The widths give networks with
+# the numbers of parameters closest to those of 2, 4 and 8 x 4d: within 2.5 %.
 _DIGITS_MODELS = (
     *(f"resnext29_{cardinality}x4d" for cardinality in (1, 2, 4, 8)),
     *(f"resnet29_1x{width}d" for width in (7, 11, 18)),
@@ -100,8 +100,8 @@ SWEEPS = {
         _cifar("cifar10", *_TABLE_7_MODELS) + _cifar("cifar100", *_TABLE_7_MODELS),
         seeds=10,
     ),
-    # The widths are ours: multiples of 4 whose networks come nearest in parameters to 2, 4, 8 and
-    # 16 x 64d, within 2.2 %.
+    # The widths are our choice: the multiples of 4 that give numbers of parameters closest to those
+    # of 2, 4, 8 and 16 x 64d, within 2.2 %.
     "figure7": Sweep(
         "cardinality (C x 64d) and width (1 x d) against error on CIFAR-10",
         _cifar(
@@ -112,7 +112,7 @@ SWEEPS = {
         seeds=10,
     ),
     "digits": Sweep(
-        "Figure 7's idea on the digits: cardinality (C x 4d) and width (1 x d), minutes on a CPU",
+        "Figure 7 on the digits: cardinality (C x 4d) and width (1 x d), minutes on a CPU",
         tuple(
             Setting(
                 f"digits_{model}",
@@ -127,15 +127,15 @@ SWEEPS = {
 
 
 def commands(sweep: Sweep, folder: Path, *, seeds: int, extra: Sequence[str] = ()) -> list[str]:
-    """Return the commands that train a sweep: every setting with seed 0, then with seed 1, ...
+    """Return the shell commands of a sweep: every setting with seed 0, then with seed 1, ...
 
-    A shell can run them as they are. Runs that are finished are skipped by train.py, others resume.
+    train.py skips finished runs and resumes others.
 
     Args:
-      sweep: of `SWEEPS`.
-      folder: the workdir of a run is FOLDER/SETTING/seedN.
-      seeds: how many.
-      extra: further flags for every train.py.
+      sweep: a value of `SWEEPS`.
+      folder: parent folder; workdirs are FOLDER/SETTING/seedN.
+      seeds: number of seeds.
+      extra: additional flags for every train.py.
 
     Raises:
       ReportError: the package is installed without train.py.
@@ -143,7 +143,7 @@ def commands(sweep: Sweep, folder: Path, *, seeds: int, extra: Sequence[str] = (
     root = Path(resnext_jax.__file__).resolve().parents[1]
     if not (root / "train.py").exists():
         raise ReportError(
-            f"{root / 'train.py'} does not exist: sweeps are run from a clone of the repository."
+            f"{root / 'train.py'} does not exist; run sweeps from a clone of the repository."
         )
     prefix = "" if Path.cwd() == root else f"{root}/"
     return [
@@ -164,7 +164,7 @@ def commands(sweep: Sweep, folder: Path, *, seeds: int, extra: Sequence[str] = (
 
 
 def _python() -> str:
-    """Return this Python, as short as it works in this folder."""
-    # Not resolved: in a virtual environment it is a link, and has to stay one.
+    """Return the path of this Python, relative to the current folder if it is inside."""
+    # Not resolved: in a virtual environment it is a symbolic link, which must be kept.
     path = Path(sys.executable)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 to 8 in Markdown, its figures beside ours."""
+"""The paper's Tables 1 to 8 in Markdown, with our results next to the published ones."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,31 +22,32 @@ _ERROR_TABLES = {table.key: table for table in paper.ERROR_TABLES}
 
 TABLES = (*_CAPACITY_TABLES, *_ERROR_TABLES)
 
-# Asked for as a table: nothing but the list of runs at the end.
+# Selected like a table: only the list of runs at the end.
 RUNS = "runs"
 
 _INTRODUCTION = """\
 # The paper's tables
 
-The figures of Xie et al. 2017 ("paper") beside this project's ("ours"). Parameters and FLOPs
-(multiply-adds) of ours are counted from the networks: parameters of convolutions and classifier,
-as the paper's figures have them, and in parentheses with batch norm's scale and shift too.
+Results of Xie et al. 2017 ("paper") and of this project ("ours"). Our parameters and FLOPs
+(multiply-adds) are counted from the networks: parameters of convolutions and classifier, as in the
+paper, and in parentheses with batch norm's scale and shift.
 
-Errors of ours are those of the weights at the end of a run, not the best on the way: the mean over
-seeds, ± the sample standard deviation where there are several; "ema" marks averaged weights. The
-numbers in brackets name the runs below the table. A run stands where network, shortcuts, data set
-and test images are the paper's; with other test images than its training had, by its `eval.json`,
-which eval.py writes. A star marks a run whose recipe is not the paper's, and what differs is below.
+Our errors are those of the final weights, not of the best checkpoint: the mean over seeds, ± the
+sample standard deviation for several seeds; "ema" marks averaged weights. Numbers in brackets refer
+to the runs below the table. A run is listed where its network, shortcuts, data set and test images
+match the paper's; results on other test images than those used during training are read from the
+`eval.json` that eval.py writes. A star marks a run with a recipe other than the paper's; the
+differences are listed below the table.
 """
 
 
 def render_tables(groups: Sequence[Group], tables: Sequence[str] = TABLES) -> str:
-    """Make the tables.
+    """Return the tables in Markdown.
 
     Args:
-      groups: the runs, of `runs.group_runs`. One that no place of these tables takes is listed at
-        the end.
-      tables: which; of `TABLES`. `RUNS` alone leaves the list of runs.
+      groups: the runs, from `runs.group_runs`. Those that match no cell of these tables are listed
+        at the end.
+      tables: keys of `TABLES`; `RUNS` alone gives only the list of runs.
 
     Returns:
       Markdown.
@@ -63,19 +64,19 @@ def render_tables(groups: Sequence[Group], tables: Sequence[str] = TABLES) -> st
 
 
 class _Notes:
-    """Numbers of the groups that stand in a table, in the order they are seen."""
+    """Footnotes: the numbers of the groups listed in tables, in order of appearance."""
 
     def __init__(self) -> None:
         self.numbers: dict[Group, int] = {}
-        self._told: set[Group] = set()
+        self._printed: set[Group] = set()
 
     def number(self, group: Group) -> int:
         return self.numbers.setdefault(group, len(self.numbers) + 1)
 
     def lines(self) -> list[str]:
-        """Say what the numbers mean that were not told of yet."""
-        new = [group for group in self.numbers if group not in self._told]
-        self._told.update(new)
+        """Return the footnotes that have not been printed yet."""
+        new = [group for group in self.numbers if group not in self._printed]
+        self._printed.update(new)
         return [f"- [{self.numbers[group]}] {_described(group)}" for group in new]
 
 
@@ -114,8 +115,8 @@ def _error_table(table: ErrorTable, groups: Sequence[Group], notes: _Notes) -> l
             cells += [cell.paper, _ours(cell, groups, notes)]
         lines.append(markdown_row(cells))
     remarks = [line for remark in table.remarks for line in ("", remark)]
-    told = notes.lines()
-    return [*lines, *remarks, *(["", *told] if told else []), ""]
+    footnotes = notes.lines()
+    return [*lines, *remarks, *(["", *footnotes] if footnotes else []), ""]
 
 
 def _cost(row: TableRow) -> tuple[str, str]:
@@ -129,24 +130,24 @@ def _cost(row: TableRow) -> tuple[str, str]:
 
 
 def _ours(cell: Cell, groups: Iterable[Group], notes: _Notes) -> str:
-    """Write what of ours belongs into a place: a figure for each experiment and kind of weights."""
+    """Return our results for a cell: one per experiment and kind of weights."""
     figures = []
     for group in groups:
-        if cell.place is None or not any(map(cell.place.takes, group.runs)):
+        if cell.slot is None or not any(map(cell.slot.accepts, group.runs)):
             continue
-        for weights in _weights(group, cell.place.tests):
+        for weights in _weights(group, cell.slot.tests):
             star = "*" if departures(group.example.config) else ""
             mark = f"[{notes.number(group)}{star}]"
-            score = group.score(cell.metric, weights, cell.place.tests)
+            score = group.score(cell.metric, weights, cell.slot.tests)
             figures.append(f"{_figure(group, score, weights)} {mark}")
     return "<br>".join(figures) or cell.empty
 
 
 def _figure(group: Group, score: Score | None, weights: str) -> str:
-    told = "not tested" if score is None else str(score)
+    text = "not tested" if score is None else str(score)
     if score is not None and score.count < len(group.runs):
-        told += f" ({score.count} of {len(group.runs)} seeds)"
-    return f"ema {told}" if weights == "ema" else told
+        text += f" ({score.count} of {len(group.runs)} seeds)"
+    return f"ema {text}" if weights == "ema" else text
 
 
 def _weights(
@@ -157,7 +158,7 @@ def _weights(
 
 
 def _left_over(groups: Sequence[Group], notes: _Notes) -> list[str]:
-    """List what stands in none of the tables that were made."""
+    """List the runs that match none of the tables that were printed."""
     placeless = sorted(
         (group for group in groups if group.runs and group not in notes.numbers),
         key=lambda group: (group.example.config.data.name, cost_of(group.example).params),
@@ -166,8 +167,8 @@ def _left_over(groups: Sequence[Group], notes: _Notes) -> list[str]:
     lines = []
     if placeless:
         head = ["run", "data set", "FLOPs, millions", "parameters"]
-        head += ["weights", "top-1 error, %", "top-5 error, %", "seeds", "in no table because"]
-        lines += ["## Runs in none of these tables", "", *markdown_head(head)]
+        head += ["weights", "top-1 error, %", "top-5 error, %", "seeds", "reason"]
+        lines += ["## Runs in no table above", "", *markdown_head(head)]
         for group, label in zip(placeless, labels(placeless), strict=True):
             counted = cost_of(group.example)
             for weights in _weights(group):
@@ -176,17 +177,17 @@ def _left_over(groups: Sequence[Group], notes: _Notes) -> list[str]:
                 cells += [_number(group, error, weights) for error in ("top1_error", "top5_error")]
                 cells += [str(len(group.runs)), _why_not(group.example)]
                 lines.append(markdown_row(cells))
-        lines += ["", "Parameters with batch norm's.", ""]
+        lines += ["", "Parameters include batch norm's.", ""]
         lines += [
             f"- {label}: {_seeds(group)}"
             for group, label in zip(placeless, labels(placeless), strict=True)
         ]
         lines.append("")
     if useless:
-        lines += ["## Runs that do not count", ""]
+        lines += ["## Excluded runs", ""]
         lines += [f"- `{run.workdir}` ({run.config.model.name}): {why}" for run, why in useless]
     elif groups and not placeless:
-        lines.append("Every workdir given stands in a table above.")
+        lines.append("All given workdirs are listed in a table above.")
     return lines
 
 
@@ -196,26 +197,26 @@ def _number(group: Group, metric: str, weights: str) -> str:
 
 
 def _why_not(run: Run) -> str:
-    """Say why no table that was made has a place for a run."""
-    places = [
-        (table.key, cell.place)
+    """Return why a run matches no cell of the tables that were printed."""
+    slots = [
+        (table.key, cell.slot)
         for table in paper.ERROR_TABLES
         for row in table.rows
         for cell in row.cells
-        if cell.place is not None
+        if cell.slot is not None
     ]
-    tables = sorted({key for key, place in places if place.takes(run)})
+    tables = sorted({key for key, slot in slots if slot.accepts(run)})
     if tables:
-        return f"it belongs in {' and '.join(map(_table_name, tables))}, not asked for"
+        return f"it belongs in {' and '.join(map(_table_name, tables))}, which was not selected"
     data = run.config.data.name
-    on_data = [place for _, place in places if place.data == data]
+    on_data = [slot for _, slot in slots if slot.data == data]
     if not on_data:
         return f"the paper has no data set {data!r}"
-    crops = {place.crop for place in on_data}
+    crops = {slot.crop for slot in on_data}
     if scored_crop(run.config) not in crops:
         sizes = " or ".join(sorted(str(crop.size) for crop in crops))
-        return f"it is not tested on one crop of {sizes}, made as the paper's"
-    return f"the paper has no such network on {data} with this test"
+        return f"it is not tested on a single crop of {sizes}, made as in the paper"
+    return f"the paper has no such network on {data} with this test protocol"
 
 
 def _table_name(key: str) -> str:

@@ -34,7 +34,7 @@ def failure(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["tables", "--table", "9"], "argument --table: invalid choice: '9' (choose from"),
         (["tables", "--workdir=/nowhere/at/all"], "workdir /nowhere/at/all does not exist"),
-        (["tables", "--workdir=/nowhere/*"], "--workdir=/nowhere/* fits no folder of a run"),
+        (["tables", "--workdir=/nowhere/*"], "--workdir=/nowhere/* matches no workdir"),
         (["tables", "--", "--config.seed=1"], "tables takes no flags after --"),
         (["curves", "--workdir=x"], "the following arguments are required: --out"),
         (["curves", "--out=a.png"], "the following arguments are required: --workdir"),

@@ -109,7 +109,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
         ("init_from", "data.data_dir", "data.manual_dir"),
         (
             ["", " ", "gs://bucket/run", "https://example.org/x.pth", "s3:/b"],
-            "must be None or a path",
+            "must be None or a local path",
         ),
     ),
     "profile_steps": (
@@ -437,7 +437,10 @@ def test_training_does_not_freeze_random_weights() -> None:
 def test_only_stages_that_exist_are_frozen() -> None:
     config = complete_config()
     config.finetune.frozen_stages = 6
-    assert "must be at most 5, the stages of resnext50_32x4d (conv1 to conv5)" in sentence(config)
+    assert (
+        "must be at most 5, the number of stages of resnext50_32x4d (conv1 to conv5)"
+        in sentence(config)
+    )
     config.model.name = "resnext29_8x64d"
     config.finetune.frozen_stages = 5
-    assert "must be at most 4, the stages of resnext29_8x64d" in sentence(config)
+    assert "must be at most 4, the number of stages of resnext29_8x64d" in sentence(config)

@@ -426,7 +426,7 @@ def test_a_second_run_trains_alike_and_uses_the_cache_if_there_is_one(
 
 def test_output_that_is_read_no_further_is_no_bug() -> None:
     """As by `... | head -1`."""
-    command = f"{sys.executable} -m resnext_jax.reports sweep table3 --workdir=x --dry-run"
+    command = f"{sys.executable} -m resnext_jax.reports sweep table3 --workdir=x"
     result = subprocess.run(
         ["bash", "-c", f"{command} | head -c 1; exit ${{PIPESTATUS[0]}}"],
         cwd=ROOT,

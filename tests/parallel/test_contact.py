@@ -140,7 +140,7 @@ def test_the_port_is_free_once_all_have_met(
 def test_a_missing_process_is_named_by_all(threads: ThreadPoolExecutor, make: Make) -> None:
     begin = time.monotonic()
     for met in connect(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
-        with pytest.raises(HostError, match="processes 1, 3 did not come within 2 seconds"):
+        with pytest.raises(HostError, match="processes 1, 3 did not connect within 2 seconds"):
             met.result(10)
     assert time.monotonic() - begin < 6
 
@@ -156,7 +156,7 @@ def test_who_came_and_left_when_told_is_not_missing(
 
     monkeypatch.setattr(contact_module, "_within", slow)
     for met in connect(threads, make(0, 4, limit=2.0), make(2, 4, limit=2.0)):
-        with pytest.raises(HostError, match="processes 1, 3 did not come within 2 seconds"):
+        with pytest.raises(HostError, match="processes 1, 3 did not connect within 2 seconds"):
             met.result(10)
 
 
@@ -168,7 +168,7 @@ def test_who_has_come_waits_as_long_as_the_first_process(
     time.sleep(0.3)
     (first,) = connect(threads, make(0, 3, limit=1.75))
     for met in (hasty, first):
-        with pytest.raises(HostError, match=r"process 2 did not come within 1\.75 seconds"):
+        with pytest.raises(HostError, match=r"process 2 did not connect within 1\.75 seconds"):
             met.result(10)
     assert 2 < time.monotonic() - begin < 6
 
@@ -262,9 +262,7 @@ def test_who_is_silent_is_lost(threads: ThreadPoolExecutor, make: Make, port: in
     met.result(5)
     begin = time.monotonic()
     sentence, _ = first.end()
-    assert sentence.startswith(
-        "process 1 on afar was lost (nothing was heard of it for 1.5 seconds)"
-    )
+    assert sentence.startswith("process 1 on afar was lost (no heartbeat for 1.5 seconds)")
     assert 1 < time.monotonic() - begin < 6
     stranger.socket.close()
 

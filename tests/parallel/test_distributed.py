@@ -252,7 +252,7 @@ def test_open_mpi_5_tells_all_but_the_address(environment: Environment) -> None:
 
 def test_a_launcher_that_tells_nonsense(environment: Environment) -> None:
     environment.set(OPEN_MPI_4, OMPI_COMM_WORLD_SIZE="many")
-    with pytest.raises(UserError, match=r"Open MPI does not tell .*'many'.*--num_processes=1"):
+    with pytest.raises(UserError, match=r"Open MPI does not report .*'many'.*--num_processes=1"):
         environment.find()
     assert environment.find(count=1) is None
 
@@ -478,7 +478,7 @@ def test_a_host_that_hangs_ends_the_others(number: int) -> None:
         hosts.kill(number)
         other_host = hosts.finish(10)[1 - number]
     assert f"error: process {number} on " in other_host.stderr
-    assert "was lost (nothing was heard of it for 4 seconds)" in other_host.stderr
+    assert "was lost (no heartbeat for 4 seconds)" in other_host.stderr
 
 
 @pytest.mark.slow
@@ -517,7 +517,7 @@ work_for_ever()
 @pytest.mark.parametrize(
     ("present", "part"),
     [
-        (0, "process 1 did not come within 1 seconds"),
+        (0, "process 1 did not connect within 1 seconds"),
         pytest.param(1, "process 0 could not be reached at 127.0.0.1:", marks=pytest.mark.slow),
     ],
 )
@@ -536,7 +536,7 @@ def test_evaluation_says_which_host_is_missing(tmp_path: Path) -> None:
     command = ["eval.py", DIGITS, f"--workdir={tmp_path / 'run'}", "--distributed_timeout=1"]
     (host,) = run_hosts(command, only=[0], timeout=30)
     assert host.returncode == EXIT_LOST_HOST
-    assert "error: process 1 did not come within 1 seconds" in host.stderr
+    assert "error: process 1 did not connect within 1 seconds" in host.stderr
 
 
 def test_the_time_limit_is_what_jax_gets(monkeypatch: pytest.MonkeyPatch) -> None:

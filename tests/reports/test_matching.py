@@ -11,14 +11,14 @@ from resnext_jax.reports.matching import (
     CROP_320,
     WHOLE_32,
     Crop,
-    Place,
+    Slot,
     departures,
     scored_crop,
 )
 from resnext_jax.reports.runs import Run
 from tests.reports.workdirs import changed, digits, imagenet_run
 
-RESNET50 = Place("resnet50", "imagenet2012")
+RESNET50 = Slot("resnet50", "imagenet2012")
 
 
 def run(config: ConfigDict) -> Run:
@@ -26,27 +26,27 @@ def run(config: ConfigDict) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("config", "place"),
+    ("config", "slot"),
     [
         (imagenet_run(), RESNET50),
         (imagenet_run("resnet50_1x64d"), RESNET50),
         (imagenet_run(**{"model.form": "a"}), RESNET50),
         (imagenet_run(num_epochs=1.0), RESNET50),
-        (imagenet_run("resnet50,no_residual"), Place("resnet50", "imagenet2012", residual=False)),
-        (imagenet_run("resnet50,crop320"), Place("resnet50", "imagenet2012", CROP_320)),
-        (imagenet5k.get_config("resnet50"), Place("resnet50", "imagenet5k")),
+        (imagenet_run("resnet50,no_residual"), Slot("resnet50", "imagenet2012", residual=False)),
+        (imagenet_run("resnet50,crop320"), Slot("resnet50", "imagenet2012", CROP_320)),
+        (imagenet5k.get_config("resnet50"), Slot("resnet50", "imagenet5k")),
         (
             cifar.get_config("cifar100,resnext29_8x64d"),
-            Place("resnext29_8x64d", "cifar100", WHOLE_32),
+            Slot("resnext29_8x64d", "cifar100", WHOLE_32),
         ),
         (
             cifar.get_config("cifar10,wide_resnet28_10"),
-            Place("wide_resnet28_10", "cifar10", WHOLE_32),
+            Slot("wide_resnet28_10", "cifar10", WHOLE_32),
         ),
     ],
 )
-def test_takes(config: ConfigDict, place: Place) -> None:
-    assert place.takes(run(config))
+def test_accepts(config: ConfigDict, slot: Slot) -> None:
+    assert slot.accepts(run(config))
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_takes(config: ConfigDict, place: Place) -> None:
         digits(),
     ],
 )
-def test_takes_no_other(config: ConfigDict) -> None:
-    assert not RESNET50.takes(run(config))
+def test_accepts_no_other(config: ConfigDict) -> None:
+    assert not RESNET50.accepts(run(config))
 
 
 def test_crops() -> None:
@@ -110,4 +110,4 @@ def test_departures_name_the_field_and_both_values() -> None:
 
 def test_an_older_preprints_network_is_another(tmp_path: Path) -> None:
     config = cifar.get_config("cifar10,resnext29_8x64d,preact")
-    assert not Place("resnext29_8x64d", "cifar10", WHOLE_32).takes(run(config))
+    assert not Slot("resnext29_8x64d", "cifar10", WHOLE_32).accepts(run(config))

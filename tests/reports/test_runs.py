@@ -84,12 +84,12 @@ def test_a_run_without_a_test_is_no_error(tmp_path: Path) -> None:
     [
         (CONFIG_FILE, None, r"has no config\.json"),
         (CONFIG_FILE, "{", r"config\.json is damaged"),
-        (CONFIG_FILE, "[1]", r"config\.json is damaged \(no object\)"),
+        (CONFIG_FILE, "[1]", r"config\.json is damaged \(not a JSON object\)"),
         (CONFIG_FILE, '{"model": 3}', r"config\.json is damaged"),
         (CONFIG_FILE, '{"num_epochs": "many"}', r"config\.json is damaged"),
         (CONFIG_FILE, '{"model": {"name": "vgg"}}', r"config\.json is damaged \(unknown model"),
         (DATA_SET_FILE, None, r"has no data_set\.json"),
-        (DATA_SET_FILE, '{"classes": []}', r"data_set\.json does not tell the classes"),
+        (DATA_SET_FILE, '{"classes": []}', r"data_set\.json has no list of classes"),
         ("metrics.jsonl", "nonsense\n", r"metrics\.jsonl is damaged"),
         ("eval.json", "{}", r"eval\.json is no file of evaluations, or damaged"),
         (
@@ -126,9 +126,9 @@ def test_patterns_stand_for_the_folders_of_runs(tmp_path: Path) -> None:
     pattern, repeated = f"{tmp_path}/a/*", f"{tmp_path}/b/../a/8x4d/"
     found = find_workdirs([pattern, repeated, f"{tmp_path}/b/8x4d"], said.append)
     assert found == [f"{tmp_path}/{name}" for name in ("a/8x4d", "a/16x4d", "b/8x4d")]
-    assert said == [f"passed over, because they have no config.json: {tmp_path}/a/notes"]
+    assert said == [f"ignored, because they have no config.json: {tmp_path}/a/notes"]
     assert len(find_workdirs([f"{tmp_path}/**"])) == 3
-    with pytest.raises(ReportError, match="fits no folder of a run"):
+    with pytest.raises(ReportError, match="matches no workdir"):
         find_workdirs([f"{tmp_path}/c/*"])
 
 

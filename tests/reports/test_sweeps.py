@@ -76,10 +76,10 @@ def test_a_sweep_fills_its_table_by_the_papers_recipe(
     name: str, table: ErrorTable, size: int
 ) -> None:
     swept = runs(name)
-    places = {cell.place for row in table.rows for cell in row.cells if cell.place}
-    assert len(swept) == len(places) == size
-    for place in places:
-        (run,) = [run for run in swept if place.takes(run)]
+    slots = {cell.slot for row in table.rows for cell in row.cells if cell.slot}
+    assert len(swept) == len(slots) == size
+    for slot in slots:
+        (run,) = [run for run in swept if slot.accepts(run)]
         assert departures(run.config) == []
 
 

@@ -90,7 +90,7 @@ def test_seeds_stand_as_mean_and_deviation(tmp_path: Path) -> None:
     assert ours[5:] == ["3.65", "3.70 ± 0.20 [1]", "17.77", "not run"]
     named = ", ".join(f"`{workdir}`" for workdir in workdirs)
     assert f"- [1] seeds 0, 1, 2: {named}; recipe: the paper's.\n" in text
-    assert text.endswith("Every workdir given stands in a table above.\n")
+    assert text.endswith("All given workdirs are listed in a table above.\n")
 
 
 @pytest.mark.usefixtures("_no_counting")
@@ -197,16 +197,16 @@ def test_nothing_vanishes(tmp_path: Path) -> None:
     text = rendered(workdirs, "3")
     assert all(f"`{workdir}`" in text for workdir in workdirs)
     assert rows(text, "Table 3")[0][-1] == "9.00 [1]"
-    left = {line[0]: line for line in rows(text, "none of these tables")}
+    left = {line[0]: line for line in rows(text, "no table above")}
     reasons = {label: line[-1] for label, line in left.items()}
     assert reasons == {
-        "resnext29_8x64d on cifar10": "it belongs in Table 7, not asked for",
+        "resnext29_8x64d on cifar10": "it belongs in Table 7, which was not selected",
         "resnext29_1x4d on digits": "the paper has no data set 'digits'",
         "resnet50 on imagenet2012, data.eval_crops=ten, model.template_width=None": (
-            "it is not tested on one crop of 224 or 320, made as the paper's"
+            "it is not tested on a single crop of 224 or 320, made as in the paper"
         ),
         "resnet50 on imagenet2012, data.eval_crops=centre, model.template_width=64": (
-            "the paper has no such network on imagenet2012 with this test"
+            "the paper has no such network on imagenet2012 with this test protocol"
         ),
     }
     assert " | ".join(left["resnext29_1x4d on digits"][1:-1]) == (
@@ -223,8 +223,8 @@ def test_the_runs_alone(tmp_path: Path) -> None:
         for seed in range(2)
     ]
     text = rendered(workdirs, RUNS)
-    assert text.startswith("## Runs in none of these tables")
-    small, large = rows(text, "none of these tables")
+    assert text.startswith("## Runs in no table above")
+    small, large = rows(text, "no table above")
     assert " | ".join(small[:7]) == (
         "resnext29_1x4d | digits | 3.02 | 87,514 | raw | 5.50 ± 0.71 | 1.38 ± 0.18"
     )
