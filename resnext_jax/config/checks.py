@@ -17,6 +17,12 @@ def validate(config: ConfigDict) -> None:
       ConfigError: names the first wrong field, its value and what is allowed.
     """
     check_fields(config)
+    if config.task != "classification":
+        raise ConfigError(
+            f"config.task={config.task!r} is a detector's, and this is for classifiers; to see "
+            "what a detector finds in images, use python -m resnext_jax.detection.infer "
+            "(docs/detection.md)."
+        )
     check_model(config.model)
     check_frozen_stages(config)
     check_schedule(config)

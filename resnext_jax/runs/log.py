@@ -24,6 +24,8 @@ _WORDS = {
     "loss": "loss {:.4f}",
     "top1_error": "top-1 error {:6.2f} %",
     "top5_error": "top-5 error {:6.2f} %",
+    "rpn_class_loss": "RPN class {:.4f}",
+    "rpn_box_loss": "RPN box {:.4f}",
     "class_loss": "class {:.4f}",
     "box_loss": "box {:.4f}",
     "foreground": "{:.1f} foreground an image",
@@ -40,6 +42,8 @@ _BAR = {
     "top5_error": "{:.1f}%",
     "class_loss": "{:.3f}",
     "box_loss": "{:.3f}",
+    "rpn_class_loss": "{:.3f}",
+    "rpn_box_loss": "{:.3f}",
 }
 
 

@@ -18,7 +18,13 @@ from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.freezing import is_backbone
 from resnext_jax.parallel.mesh import replicated_sharding
 from resnext_jax.runs.checkpoint import Checkpoints
-from resnext_jax.runs.workdir import check_same_run, existing_workdir, stored_class_names
+from resnext_jax.runs.workdir import (
+    CONFIG_FILE,
+    check_same_run,
+    existing_workdir,
+    stored_class_names,
+    stored_config,
+)
 from resnext_jax.training.state import TrainState
 
 _FILES = (".safetensors", ".pth", ".pt")
@@ -59,6 +65,8 @@ def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
 
 def _from_workdir(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, Arrays]:
     workdir = existing_workdir(path)
+    if (workdir / CONFIG_FILE).exists():
+        _check_task(stored_config(workdir), workdir)
     try:
         # Weights are converted: fine-tuning in another precision is nothing unusual.
         check_same_run(config, workdir, ("model",), ignored=frozenset({"model.dtype"}))
@@ -67,6 +75,16 @@ def _from_workdir(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, A
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
         _, *shapes = build.abstract_weights(config, len(stored_class_names(workdir)), mesh)
         return checkpoints.restore_weights(*shapes, ema=checkpoints.has_ema())
+
+
+def _check_task(stored: ConfigDict, workdir: Path) -> None:
+    if stored.task != "classification":
+        origin = f", such as {stored.init_from}, which that run started from"
+        raise ConfigError(
+            f"config.init_from={workdir} holds a detector (config.task={stored.task!r}), and only "
+            "a classifier's weights can be taken: give the workdir of one, or a file of PyTorch's "
+            f"weights{origin if stored.init_from else ''}."
+        )
 
 
 def _from_file(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, Arrays]:

@@ -1,5 +1,6 @@
 """Objects in image files: found as in testing, drawn and written down, whatever the files are."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from resnext_jax.commands import export, predict, preview, weights
 from resnext_jax.commands.infer import infer, main
 from resnext_jax.detection import finder
 from resnext_jax.detection.coco import CocoSplit
@@ -16,6 +18,7 @@ from resnext_jax.detection.finder import Detection, Finder, ImageDetections, dra
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
 from resnext_jax.errors import ConfigError, DataError
+from resnext_jax.runs.workdir import stored_config
 from tests.data.deep_files import tiff
 from tests.detection.coco_files import random_split
 from tests.detection.plain import read_image
@@ -331,3 +334,25 @@ def test_as_a_command(runs: tuple[Path, Path], paths: list[str], tmp_path: Path)
     assert result.stderr == "error: none.png cannot be read: No such file or directory.\n"
     assert result.stdout.startswith(f"{paths[0]}: ")
     assert (tmp_path / Path(paths[0]).name).exists()
+
+
+def test_commands_for_classifiers_name_this_one(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a detector's run or config."""
+    out = f"--out={tmp_path}/out"
+    for workdir in map(str, runs):
+        for command in (
+            functools.partial(predict.main, [f"--workdir={workdir}", "x.png"]),
+            functools.partial(export.main, [f"--workdir={workdir}", out]),
+            functools.partial(weights.main, ["export", f"--workdir={workdir}", out]),
+        ):
+            with pytest.raises(SystemExit) as left:
+                command()
+            (sentence,) = capsys.readouterr().err.splitlines()
+            assert left.value.code == 2
+            assert sentence.startswith(f"error: {workdir}/config.json cannot be used: config.task=")
+            assert "a detector's, and this is for classifiers; " in sentence
+            assert "use python -m resnext_jax.detection.infer (docs/detection.md)" in sentence
+    with pytest.raises(ConfigError, match=r"use python -m resnext_jax\.detection\.infer"):
+        preview.draw(stored_config(runs[0]), tmp_path / "batch.png")

@@ -35,13 +35,14 @@ from resnext_jax.detection.validation import validate
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.parallel.mesh import make_mesh
-from resnext_jax.runs.log import read_metrics
+from resnext_jax.runs.log import RunLog, read_metrics
 from resnext_jax.training.state import TrainState
 from tests.detection import test_training as stages
 from tests.detection.small import STEPS, small_scenes
 from tests.detection.small_joint import drawn_weights, small_joint_config
 
 RPN_LOSSES, REGION_LOSSES = ("rpn_class_loss", "rpn_box_loss"), ("class_loss", "box_loss")
+SAID = ("RPN class", "RPN box", "class", "box")
 FORMS = (
     pytest.param(False, id="shared map"),
     pytest.param(True, id="pyramid", marks=pytest.mark.slow),
@@ -125,8 +126,10 @@ def stages_of(drawn: Drawn) -> tuple[Callable[..., Any], Callable[..., Any]]:
     return networks[0], networks[1]
 
 
-def test_its_losses_are_those_of_both_stages_on_the_same_proposals(drawn: Drawn) -> None:
-    """Each stage by itself, image by image; its loss is the sum."""
+def test_its_losses_are_those_of_both_stages_on_the_same_proposals(
+    drawn: Drawn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each stage by itself, image by image; its loss is the sum, and all are on the console."""
     batch, config = drawn.batch, drawn.config
     of_anchors, of_regions = stages_of(drawn)
     anchors = level_anchors(64, 64, anchor_specs(config))
@@ -160,6 +163,12 @@ def test_its_losses_are_those_of_both_stages_on_the_same_proposals(drawn: Drawn)
         return *rpn_losses, *fast_rcnn_loss(logits, deltas, second)
 
     losses, metrics = jax.device_get(jax.jit(drawn.losses)(drawn.params, batch))
+    with RunLog(tmp_path, start_step=0, num_steps=1, active=True) as log:
+        means = {name: float(values.mean()) for name, values in metrics.items()}
+        log.record({"step": 1, "epoch": 1.0, "split": "train", "learning_rate": 0.1} | means)
+    said = capsys.readouterr().out
+    for name, words in zip((*RPN_LOSSES, *REGION_LOSSES), SAID, strict=True):
+        assert f" {words} {means[name]:.4f} " in said
     for index in range(len(losses)):
         image = {name: array[index : index + 1] for name, array in batch.items()}
         parts = [float(part) for part in separately(image)]

@@ -10,12 +10,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from resnext_jax.config import build
-from resnext_jax.errors import UserError
+from resnext_jax.detection.config import faster_rcnn_config, rpn_config
+from resnext_jax.errors import ConfigError, UserError
 from resnext_jax.interop.state_dicts import Network
 from resnext_jax.interop.torch import save_weights
 from resnext_jax.models import create_model
 from resnext_jax.models.variables import split
 from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.runs.workdir import write_config
 from resnext_jax.training import setup
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.warm_start import warm_start
@@ -75,3 +77,25 @@ def test_what_does_not_fit_is_one_sentence(
     config.model.template_width = 32
     with pytest.raises(UserError, match=r"weights file .*other\.safetensors"):
         started(config)
+
+
+@pytest.mark.parametrize("origin", [None, "runs/imagenet"])
+@pytest.mark.parametrize("task", ["rpn", "faster_rcnn"])
+def test_a_detector_is_nothing_to_start_from(
+    task: str, origin: str | None, config: ConfigDict, tmp_path: Path
+) -> None:
+    """It would lack conv5 or the classifier; what it started from itself would do."""
+    detector = tmp_path / "detector"
+    detector.mkdir()
+    stored = rpn_config() if task == "rpn" else faster_rcnn_config()
+    stored.init_from = origin
+    write_config(stored, detector)
+    config.init_from = str(detector)
+    with pytest.raises(ConfigError) as caught:
+        started(config)
+    hint = ", such as runs/imagenet, which that run started from" if origin else ""
+    assert str(caught.value) == (
+        f"config.init_from={detector} holds a detector (config.task={task!r}), and only a "
+        "classifier's weights can be taken: give the workdir of one, or a file of PyTorch's "
+        f"weights{hint}."
+    )
