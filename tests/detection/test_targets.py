@@ -339,7 +339,7 @@ def compiled_regions(spec: RegionTargetSpec) -> Callable[..., RegionTargets]:
     def targets(
         key: jax.Array, proposals: jax.Array, filled: jax.Array, scene: Truth
     ) -> RegionTargets:
-        return region_targets(key, proposals, filled, *arrays, spec)
+        return region_targets(key, proposals, filled, *scene, spec)
 
     return jax.jit(jax.vmap(targets))
 
@@ -474,7 +474,9 @@ def test_no_gradient_reaches_the_proposals() -> None:
 
     @jax.jit
     def total(proposals: jax.Array) -> jax.Array:
-        targets = region_targets(KEYS[0], proposals, filled, *SCENES[2], ALL_REGIONS)
+        targets = region_targets(
+            KEYS[0], proposals, filled, *map(jnp.asarray, SCENES[2]), ALL_REGIONS
+        )
         return targets.boxes.sum() + targets.deltas.sum()
 
     np.testing.assert_array_equal(jax.grad(total)(proposals), 0)
