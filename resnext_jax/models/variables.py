@@ -1,8 +1,8 @@
 """A model's arrays as flat dictionaries with stable names.
 
 Training, checkpoints and weight files use the same name for an array: its attribute path, joined
-by dots, as in `stages.conv2.0.conv1.kernel`. Passing a flat dictionary to a compiled step is cheap (no module
-is traversed between steps), and its names do not depend on container classes.
+by dots, as in `stages.conv2.0.conv1.kernel`. Passing a flat dictionary to a compiled step is cheap
+(no module is traversed between steps), and its names do not depend on container classes.
 """
 
 import dataclasses
