@@ -1,1 +1,1 @@
-"""Recipes: one file a data set, and thin files for the headline experiments."""
+"""Recipes: one file per data set, and short files for the main experiments."""

@@ -9,7 +9,7 @@ batch of 256.
 Expected, test error in percent, mean of 10 runs, the paper's figures (not run here):
 resnext29_8x64d 3.65 (CIFAR-10) and 17.77 (CIFAR-100), resnext29_16x64d 3.58 and 17.31,
 wide_resnet28_10 4.17 and 20.50.
-Data: downloaded and prepared when first read (docs/data.md).
+Data: downloaded and prepared on first use (docs/data.md).
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Source: paper Table 7; the recipe is in configs/cifar.py.
 Command: python train.py --config=configs/cifar100_resnext29_16x64d.py --workdir=WORKDIR
 Expected: 17.31 % test error, mean of 10 runs (the paper's figure, not run here).
-Data: downloaded and prepared when first read (docs/data.md).
+Data: downloaded and prepared on first use (docs/data.md).
 """
 
 from ml_collections import ConfigDict

@@ -2,12 +2,12 @@
 
 Source: the paper's Sec. 5.4 and App. B, and what it takes from py-faster-rcnn and He et al. 2016
 (docs/detection.md). Anchors, losses and schedules are in resnext_jax/detection/config.py: 180,000
-steps of 16 images for the RPN, at a rate of .02 and after 120,000 of .002; as many of 8 images for
-Fast R-CNN, at .005 and .0005. Another --config.batch_size scales rate and steps by itself.
+steps of 16 images for the RPN, with learning rate .02, and .002 after 120,000 steps; as many steps of
+8 images for Fast R-CNN, with .005 and .0005. Rate and steps are scaled with --config.batch_size.
 Command: python train.py --config=configs/coco.py:rpn,resnext101_64x4d --workdir=WORKDIR
 --config.init_from=CLASSIFIER --config.data.data_dir=COCO
-and with fast_rcnn,... in place of rpn,... --config.data.proposals=PROPOSALS as well.
-Expected: for the paper's four networks see their own files; not run here.
+For the second stage, fast_rcnn,... instead of rpn,..., and --config.data.proposals=PROPOSALS.
+Expected: see the files of the paper's four networks; not run here.
 """
 
 from ml_collections import ConfigDict

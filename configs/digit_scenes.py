@@ -1,8 +1,9 @@
-"""The embedded detection set: what its three runs have in common, and its classifier.
+"""The digit scenes: settings shared by the three runs, and the classifier.
 
 Scenes of 128x128 with one to four handwritten digits (see resnext_jax.detection.synthetic), and a
-network of the paper's ImageNet design with one block a stage and quarter widths. This file is
-the first of the three runs, a classifier of the same digits for the two stages to start from.
+network of the paper's ImageNet design with one block per stage and a quarter of the widths. This
+config is the first of the three runs: a classifier of the same digits, which initialises the two
+detection stages.
 
 Source: none.
 Command: python train.py --config=configs/digit_scenes.py --workdir=WORKDIR
@@ -39,7 +40,7 @@ def set_detection(config: ConfigDict) -> None:
     set_model(config)
     config.data.name = "digit_scenes"
     config.data.short_side = config.data.long_side = 128
-    config.data.flip = False  # a mirrored digit is another sign
+    config.data.flip = False  # a mirrored digit is a different symbol
     config.data.mean, config.data.std = MEAN, STD
     config.finetune.frozen_stages = 0
     config.batch_size = config.optimizer.base_batch_size = 8

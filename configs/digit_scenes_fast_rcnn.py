@@ -1,6 +1,6 @@
-"""The embedded detection set's Fast R-CNN, by the paper's App. B in small.
+"""Fast R-CNN on the digit scenes: a small version of the paper's App. B.
 
-Source: none; recipe of the paper, with rates and lengths fit for small images.
+Source: none; recipe of the paper, with rates and schedule lengths for small images.
 Command: python train.py --config=configs/digit_scenes_fast_rcnn.py --workdir=WORKDIR
 --config.init_from=CLASSIFIER --config.data.proposals=PROPOSALS; make detection-demo runs all three.
 Expected: AP50 of at least .35 with RoI pooling, .50 with --config.roi.kind=align (measured figures

@@ -1,9 +1,9 @@
-"""The embedded detection set, both stages as one network, in one run.
+"""Faster R-CNN on the digit scenes: both stages trained jointly as one network.
 
-Source: none; Ren et al. 2017 (approximate joint training) in small, see
+Source: none; a small version of Ren et al. 2017 (approximate joint training). See
 configs/digit_scenes_rpn.py and configs/digit_scenes_fast_rcnn.py for the two stages.
 Command: python train.py --config=configs/digit_scenes_faster_rcnn.py --workdir=WORKDIR
---config.init_from=CLASSIFIER, of a run of configs/digit_scenes.py.
+--config.init_from=CLASSIFIER, the workdir of configs/digit_scenes.py.
 Expected: AP50 of at least .50 (measured figures in docs/results.md).
 """
 

@@ -1,9 +1,9 @@
-"""The embedded detection set, both stages as one network on a feature pyramid.
+"""Faster R-CNN with a feature pyramid on the digit scenes, trained jointly.
 
-Source: none; Lin et al. 2017 (feature pyramid networks) in small: anchors have half their sides,
-and the canonical side of regions is 64.
+Source: none; a small version of Lin et al. 2017 (feature pyramid networks): anchors have half
+their sides, and the canonical side of regions is 64.
 Command: python train.py --config=configs/digit_scenes_fpn.py --workdir=WORKDIR
---config.init_from=CLASSIFIER, of a run of configs/digit_scenes.py.
+--config.init_from=CLASSIFIER, the workdir of configs/digit_scenes.py.
 Expected: AP50 of at least .50 (measured figures in docs/results.md).
 """
 

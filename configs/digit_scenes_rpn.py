@@ -1,6 +1,6 @@
-"""The embedded detection set's region proposal network, by the paper's App. B in small.
+"""Region proposal network on the digit scenes: a small version of the paper's App. B.
 
-Source: none; recipe of the paper, with anchors, rates and lengths fit for small images.
+Source: none; recipe of the paper, with anchors, rates and schedule lengths for small images.
 Command: python train.py --config=configs/digit_scenes_rpn.py --workdir=WORKDIR
 --config.init_from=CLASSIFIER; make detection-demo runs all three.
 Expected: recall@100 at IoU .5 of at least 90 % (measured figures in docs/results.md).

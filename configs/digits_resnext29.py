@@ -29,10 +29,10 @@ def get_config() -> ConfigDict:
     config.data.name = "digits"
     config.data.image_size = 16
     config.data.crop = "whole"
-    config.data.eval_antialias = False  # enlarged as the training images are
+    config.data.eval_antialias = False  # upscaled like the training images
     config.data.brightness = config.data.contrast = config.data.saturation = 0.0
     config.data.lighting = 0.0
-    config.data.flip = False  # a mirrored digit is another sign
+    config.data.flip = False  # a mirrored digit is a different symbol
     config.data.max_shift = 2
     # Mean and standard deviation of the training images.
     config.data.mean = (77.8, 77.8, 77.8)

@@ -1,10 +1,10 @@
-"""The paper's ImageNet recipe (Sec. 4) on your own images, in folders, one for each class.
+"""The paper's ImageNet recipe (Sec. 4) on your own images, in one folder per class.
 
 Source: paper Sec. 4; the recipe, its models and options are in configs/imagenet.py.
 Command: python train.py --config=configs/folder.py --config.data.manual_dir=DIR --workdir=WORKDIR
 DIR holds train/CLASS/ and val/CLASS/ (docs/data.md). For another model and options:
 --config=configs/folder.py:resnet50 or configs/folder.py:resnext101_64x4d,crop320.
-Expected: nothing was measured; it depends on your images.
+Expected: not measured; depends on your images.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """The paper's ImageNet-5K recipe (Sec. 5.2), for the four models of its Table 6.
 
 Source: paper Sec. 5.2: 5,000 classes, 6.8 million images, and as many mini-batches
-as ImageNet-1K training, the rate falling at the same steps.
+as ImageNet-1K training, with rate drops at the same steps.
 Command: python train.py --config=configs/imagenet5k.py:resnext101_32x4d --workdir=WORKDIR
 Expected, 5K-way top-1 error in percent, the paper's figures (not run here):
 resnet50 45.5, resnext50_32x4d 42.3, resnet101 42.4, resnext101_32x4d 40.1.

@@ -1,4 +1,4 @@
-"""ResNeXt-50 32x4d on ImageNet-1K by torchvision's recipe of 2021: longer, and augmented more.
+"""ResNeXt-50 32x4d on ImageNet-1K, torchvision's recipe of 2021: longer, more augmentation.
 
 Source: https://github.com/pytorch/vision/issues/3995#new-recipe, which torchvision names as the
 recipe of its second weights (ResNeXt50_32X4D_Weights.IMAGENET1K_V2), and the defaults of its
@@ -10,12 +10,12 @@ That issue's second recipe, "with FixRes mitigations", trains on crops of 176 an
 --config.data.image_size=176 --config.data.eval_image_size=224. With it torchvision had 18.884 % and
 4.522 % first (pull request 4836; not run here). Repeated augmentation, which the recipe of its
 ResNet-50 got later, is part of neither.
-Here otherwise than there:
-- the classifier's bias does not decay (--config.optimizer.decay_bias=True: it does);
-- the rate moves at every step, from 0 (theirs at every epoch, from 0.005);
-- each pair of images draws its own mixing, with its neighbour (theirs one for each GPU's images);
+Differences from torchvision:
+- the classifier's bias has no weight decay (--config.optimizer.decay_bias=True adds it);
+- the learning rate changes every step, starting at 0 (theirs every epoch, from 0.005);
+- mixup and CutMix are drawn per pair of neighbouring images (theirs once per GPU);
 - shears keep the upper left corner (so does later torchvision; then, the centre);
-- crops have their aspect ratio as everywhere in this project (theirs is log-uniform);
+- the aspect ratio of crops is drawn as in the other recipes here (theirs is log-uniform);
 - running statistics are the mean of all groups of 128 images (theirs the first GPU's).
 Data: python -m resnext_jax.data.prepare --dataset=imagenet2012 ... first (docs/data.md).
 """
@@ -41,7 +41,7 @@ def get_config() -> ConfigDict:
     config.optimizer.label_smoothing = 0.1
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 5.0
-    # Theirs is 0.99998, made fit for batch, epochs and time between updates: 0.9989.
+    # Theirs is 0.99998, adjusted for batch size, epochs and update interval: 0.9989.
     config.ema.decay = 1 - (1 - 0.99998) * 1024 * 32 / 600
     config.ema.every_steps = 32
 

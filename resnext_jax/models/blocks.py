@@ -1,13 +1,12 @@
 """The residual blocks of the paper's Figure 3, three forms of one function.
 
 Form a sums C branches of 1x1, 3x3, 1x1; form b concatenates C branches of 1x1,
-3x3 before a single 1x1; form c has one grouped 3x3. They are equal for weights
-that `models.equivalence` maps onto each other, and for batch norm and ReLU in
-the places given here. Forms a and b are written as C explicit branches: that
-is what they are, and what makes their cost worth comparing. Form c is the one
-to train with. With cardinality 1 all are the bottleneck block of ResNet.
+3x3 before a single 1x1; form c has one grouped 3x3. They compute the same function for weights
+converted by `models.equivalence`, with batch norm and ReLU placed as here. Forms a and b are
+implemented as C explicit branches, so that their cost can be compared. Use form c for training.
+With cardinality 1 all are the bottleneck block of ResNet.
 
-Beside them, the basic block of ResNet-18 and 34, and both kinds of block with
+The module also has the basic block of ResNet-18 and 34, and both kinds of block with
 squeeze-and-excitation.
 """
 
@@ -30,15 +29,15 @@ class BlockSpec:
     """Sizes of a block, the same for all three forms.
 
     Attributes:
-      in_features: channels of the input.
-      out_features: channels of the result.
+      in_features: input channels.
+      out_features: output channels.
       cardinality: C, the number of branches or groups.
-      group_width: d, channels a branch; the bottleneck has C * d.
-      strides: 1, or 2 in the first block of a stage; it sits on the 3x3.
-      residual: False leaves the shortcut out (the ablation of Sec. 5.1).
-      pooled_shortcut: halve the shortcut's map by average pooling, as ResNet-D does,
-        instead of a strided projection.
-      options: what the layers share.
+      group_width: d, channels per branch; the bottleneck has C * d.
+      strides: 1, or 2 in the first block of a stage; applied by the 3x3 convolution.
+      residual: False removes the shortcut (the ablation of Sec. 5.1).
+      pooled_shortcut: downsample the shortcut by average pooling, as in ResNet-D, instead of a
+        strided projection.
+      options: options of all layers.
     """
 
     in_features: int
@@ -57,7 +56,7 @@ class BlockSpec:
 
     @property
     def projects(self) -> bool:
-        """Whether the shortcut is a projection, because width or size change."""
+        """Whether the shortcut is a projection, because channels or size change."""
         changes = self.strides != 1 or self.in_features != self.out_features
         return self.residual and changes
 
@@ -65,12 +64,11 @@ class BlockSpec:
 class Aggregation(nnx.Module):
     """A sum of transformations of one input (paper Eqn. 2, in the general form of Eqn. 3).
 
-    The branches may be any modules whose results have one shape; they need not
-    be alike.
+    The branches may be any modules with the same output shape; they need not be of one kind.
     """
 
     def __init__(self, branches: Sequence[nnx.Module]):
-        """Aggregate `branches`, at least one."""
+        """Aggregate `branches`, of which there must be at least one."""
         if not branches:
             raise ValueError("an aggregation needs at least one branch.")
         self.branches = nnx.List(branches)
@@ -85,14 +83,14 @@ class Aggregation(nnx.Module):
 
 
 class Branch(nnx.Module):
-    """One transformation: 1x1 and 3x3 to d channels, and in form a 1x1 back to the block's width.
+    """One transformation: 1x1 and 3x3 to d channels, and in form a 1x1 to the block's width.
 
-    Batch norm and ReLU follow the first two convolutions. The last one has
-    neither: form a normalises after the sum.
+    Batch norm and ReLU follow the first two convolutions. The last one has neither: form a
+    normalises after the sum.
     """
 
     def __init__(self, spec: BlockSpec, *, returns_to_width: bool, rngs: nnx.Rngs):
-        """Make one of the C branches."""
+        """Create one of the C branches."""
         options, width = spec.options, spec.group_width
         self.conv1 = options.conv(spec.in_features, width, 1, rngs=rngs)
         self.norm1 = options.norm(width)
@@ -110,14 +108,14 @@ class Branch(nnx.Module):
 
 
 class Residual(nnx.Module):
-    """What blocks share: the shortcut, the sum and the last ReLU.
+    """Base class of blocks: the shortcut, the sum and the last ReLU.
 
-    Where width or size change, the shortcut is a 1x1 projection with batch norm
-    (type B of He et al. 2016).
+    If the number of channels or the size changes, the shortcut is a 1x1 projection with batch norm
+    (option B of He et al. 2016).
     """
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
-        """Make the shortcut."""
+        """Create the shortcut."""
         self.spec = spec
         self.shortcut = projection(spec, rngs=rngs) if spec.projects else None
 
@@ -134,7 +132,7 @@ class Residual(nnx.Module):
 
 
 def projection(spec: BlockSpec, *, rngs: nnx.Rngs) -> ConvNorm:
-    """Make the shortcut of a block that changes width or size."""
+    """Create the projection shortcut of a block that changes the number of channels or the size."""
     pooled = spec.pooled_shortcut and spec.strides == 2
     conv = spec.options.conv(
         spec.in_features, spec.out_features, 1, strides=1 if pooled else spec.strides, rngs=rngs
@@ -204,10 +202,10 @@ class BottleneckC(Residual):
 
 
 class Basic(Residual):
-    """3x3, 3x3, both as wide as the block (ResNet-18 and 34, He et al. 2016)."""
+    """3x3, 3x3, both with the block's output channels (ResNet-18 and 34, He et al. 2016)."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
-        """Make the block; the stride is that of the first convolution."""
+        """Make the block; the first convolution has the stride."""
         options, width = spec.options, spec.out_features
         self.conv1 = options.conv(spec.in_features, width, 3, strides=spec.strides, rngs=rngs)
         self.norm1 = options.norm(width)
@@ -221,14 +219,14 @@ class Basic(Residual):
 
 
 class SqueezeExcitation(nnx.Module):
-    """Weigh each channel by what all of them have on average (Hu et al. 2018).
+    """Squeeze-and-excitation (Hu et al. 2018): scale each channel by a gate between 0 and 1.
 
-    The average over positions goes through two layers, of a sixteenth of the
-    channels and of all, to a factor between 0 and 1 for each channel.
+    The gates are computed from the channels' spatial means by two linear layers, with a sixteenth
+    of the channels in between.
     """
 
     def __init__(self, features: int, options: LayerOptions, *, rngs: nnx.Rngs):
-        """Make the two layers, which compute in float32 at least."""
+        """Make the two layers, which compute at least in float32."""
         self.fc1 = options.linear(features, squeezed(features), he_fan_out, rngs=rngs)
         self.fc2 = options.linear(squeezed(features), features, he_fan_out, rngs=rngs)
 
@@ -245,7 +243,7 @@ def squeezed(features: int) -> int:
 
 
 class WithSqueezeExcitation(Residual):
-    """Mixed into a block: squeeze-and-excitation after the last batch norm, before the sum."""
+    """Mixin: squeeze-and-excitation after the last batch norm, before the sum."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
         """Make the block and its squeeze-and-excitation."""
@@ -274,7 +272,7 @@ class SEBasic(WithSqueezeExcitation, Basic):
 
 
 class BlockForms(NamedTuple):
-    """A kind of block: the class of each form that it exists in, called as `BottleneckC` is."""
+    """A kind of block: the classes of its forms, with the signature of `BottleneckC`."""
 
     c: type[Residual]
     a: type[Residual] | None = None
@@ -307,7 +305,7 @@ class TwoLayerA(nnx.Module):
     """
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
-        """Make the block; the stride sits on the first convolution."""
+        """Make the block; the first convolution has the stride."""
         self.spec = spec
         self.aggregation = Aggregation(
             [_TwoLayers(spec, spec.group_width, rngs=rngs) for _ in range(spec.cardinality)]
@@ -320,7 +318,7 @@ class TwoLayerA(nnx.Module):
 
 
 class TwoLayerDense(nnx.Module):
-    """3x3, 3x3 of width C * d: what Figure 4's aggregation comes to, "trivially wider" (right)."""
+    """3x3, 3x3 of width C * d: the "wider, dense module" equivalent to `TwoLayerA` (Figure 4)."""
 
     def __init__(self, spec: BlockSpec, *, rngs: nnx.Rngs):
         """Make the block."""

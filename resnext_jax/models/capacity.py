@@ -1,9 +1,8 @@
-"""What a network costs: parameters and multiply-adds, by layer and by stage.
+"""Parameters and multiply-adds of a network, by layer and by stage.
 
-A multiply-add counts as one, as the paper counts "FLOPs"; convolutions and
-the classifier are counted, with their padding, batch norm and ReLU are not.
-The count is analytic, from the shapes of the traced network: what a lowering
-multiplies in addition (packing's zeros) is not part of it.
+A multiply-add counts as one operation, like the paper's "FLOPs". Convolutions (including padding)
+and the classifier are counted, batch norm and ReLU are not. The count is analytic, from the shapes
+of the traced network: a lowering's additional multiplications (packing's zeros) are not included.
 """
 
 import dataclasses
@@ -25,9 +24,9 @@ class LayerCost:
 
     Attributes:
       name: dotted path of the layer in the network.
-      params: numbers learned.
-      macs: multiply-adds an image; 0 for batch normalisation.
-      output_shape: `(H, W, C)`, or `(K,)` of the classifier; () for batch norm.
+      params: number of parameters.
+      macs: multiply-adds per image; 0 for batch normalisation.
+      output_shape: `(H, W, C)`, or `(K,)` for the classifier; () for batch norm.
     """
 
     name: str
@@ -52,9 +51,9 @@ class Complexity:
     """Cost of a network.
 
     Attributes:
-      name: of the model.
-      image_size: side of the square image the multiply-adds are for.
-      by_layer: by stage and block, in the network's order, and by name inside a block.
+      name: name of the model.
+      image_size: side of the square image that multiply-adds are counted for.
+      by_layer: the layers, in the order of stages and blocks, and by name inside a block.
     """
 
     name: str
@@ -63,12 +62,12 @@ class Complexity:
 
     @property
     def params(self) -> int:
-        """Numbers learned, in all."""
+        """Total number of parameters."""
         return sum(layer.params for layer in self.by_layer)
 
     @property
     def macs(self) -> int:
-        """Multiply-adds an image, in all."""
+        """Total multiply-adds per image."""
         return sum(layer.macs for layer in self.by_layer)
 
     @property
@@ -91,17 +90,17 @@ def complexity(
       image_size: side of the square image; None means 224 for ImageNet
         networks and 32 for CIFAR ones.
       num_classes: None means 1000 for ImageNet networks and 10 for CIFAR ones.
-      **options: as `create_model` takes them, such as `residual=False`.
+      **options: options of `create_model`, such as `residual=False`.
 
     Raises:
-      ValueError: unknown or impossible model, or no image.
+      ValueError: unknown or impossible model, or image_size below 1.
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}.")
     architecture = parse_name(name)
     image_size = architecture.usual_image_size if image_size is None else image_size
     num_classes = architecture.usual_classes if num_classes is None else num_classes
-    # The native lowering keeps every layer one operation of the traced network.
+    # With the native lowering, every layer is one operation of the traced network.
     model = skeleton(
         lambda rngs: create_model(
             name, num_classes=num_classes, rngs=rngs, conv_implementation="native", **options
@@ -130,17 +129,17 @@ def complexity(
 
 
 def _position(layer: LayerCost) -> tuple[Any, ...]:
-    """Place of a layer in the network: by stage, block, and name."""
+    """Return the sort key of a layer: stage, block, name."""
     parts = layer.name.split(".")
     block = int(parts[2]) if parts[0] == "stages" else 0
     return layer.stage, block, layer.name == "fc", layer.name
 
 
 def _kernel_operations(traced: Any, names: list[str]) -> dict[str, tuple[int, tuple[int, ...]]]:
-    """Find the convolution or product that each kernel is used in.
+    """Find the convolution or matrix product that uses each kernel.
 
     Returns:
-      Multiply-adds and output shape (without the batch) by the kernel's name.
+      Multiply-adds and output shape (without the batch axis), keyed by the kernel's name.
     """
     found: dict[str, tuple[int, tuple[int, ...]]] = {}
     # Dictionaries are flattened by sorted key; the parameters come first.
@@ -157,7 +156,7 @@ def _kernel_operations(traced: Any, names: list[str]) -> dict[str, tuple[int, tu
 
 
 def _equations(jaxpr: Any, origin: dict[Any, str]) -> Iterator[tuple[Any, dict[Any, str]]]:
-    """Yield each convolution and matrix product, with what is known of its inputs' origin."""
+    """Yield each convolution and matrix product, with a map from variables to kernel names."""
     for equation in jaxpr.eqns:
         inner = equation.params.get("jaxpr")
         if inner is not None:
@@ -178,8 +177,8 @@ def _equations(jaxpr: Any, origin: dict[Any, str]) -> Iterator[tuple[Any, dict[A
 def width_for_cardinality(cardinality: int) -> int:
     """Solve Eqn. 4 for the bottleneck width d at cardinality C (paper Table 2).
 
-    The whole number whose C * (256 d + 9 d^2 + 256 d) parameters come closest to
-    the 69,632 of ResNet's block (C = 1, d = 64).
+    The result is the integer d for which C * (256 d + 9 d^2 + 256 d) is closest to the 69,632
+    parameters of ResNet's block (C = 1, d = 64).
 
     Raises:
       ValueError: C is less than 1, or so large that even d = 1 is off by more

@@ -1,11 +1,10 @@
-"""Maps between the block forms: the same function, another form (paper Sec. 3.3, Figures 3 and 4).
+"""Conversion between the block forms of the same function (paper Sec. 3.3, Figures 3 and 4).
 
-Branch i of forms a and b is group i of form c. What a layer has of its own for
-each of the C * d bottleneck channels is cut into C parts or joined from them;
-everything else (such as squeeze-and-excitation) is the same in all forms.
-Nothing is computed, so a conversion and its inverse give back every bit. The
-same cuts apply to parameters, batch-norm statistics and optimiser buffers,
-which are named alike.
+Branch i of forms a and b is group i of form c. Arrays with an axis of the C * d bottleneck channels
+are split into C parts, or concatenated from them; all others (such as those of
+squeeze-and-excitation) are the same in all forms. No arithmetic is involved, so a conversion and
+its inverse restore every bit. Parameters, batch-norm statistics and optimiser buffers have the same
+names and are split in the same way.
 """
 
 import dataclasses
@@ -37,9 +36,8 @@ from resnext_jax.ops.batch_norm import BatchNorm
 
 Tree = TypeVar("Tree")
 
-# Layers that a form holds once a branch, as regular expressions; and what comes
-# before such a layer's name: "conv1.kernel" of form c is
-# "aggregation.branches.0.conv1.kernel" and so on in form a.
+# Layers that a form has once per branch, as regular expressions, and the prefix of their names:
+# "conv1.kernel" of form c is "aggregation.branches.0.conv1.kernel" and so on in form a.
 _BRANCHED = {
     "a": r"conv1|norm1|conv2|norm2|conv3",
     "b": r"conv1|norm1|conv2|norm2",
@@ -47,17 +45,17 @@ _BRANCHED = {
 }
 _PREFIX = {"a": "aggregation.branches", "b": "branches"}
 
-# What the names of a block's own layers begin with; nothing where the block is alone. A block may
-# hold other modules, whose layers may have the same names.
+# Prefix of the names of a block's own layers; empty for a single block. A block may contain other
+# modules, whose layers may have the same names.
 _BLOCK = r"(|stages\.\w+\.\d+\.)"
 
-# The axis of the bottleneck channels. A grouped kernel [3, 3, d, C * d] is cut
-# along its outputs only: its inputs are one group's already.
+# The axis of the bottleneck channels. A grouped kernel [3, 3, d, C * d] is split along its output
+# axis only: its input axis is that of a single group.
 _AXIS = {"conv1.kernel": 3, "conv2.kernel": 3, "conv3.kernel": 2}
 
 
 def convert_form(model: Any, to: Form) -> Any:
-    """Give a block or a whole network another form: the same function, the same statistics.
+    """Convert a block or a whole network to another form: the same function and statistics.
 
     Args:
       model: a `ResNeXt`, or a bottleneck block of `models.blocks`.
@@ -68,13 +66,13 @@ def convert_form(model: Any, to: Form) -> Any:
       same mode (training or evaluation).
 
     Raises:
-      ValueError: no such form, or none of the network's blocks.
-      TypeError: `model` has no other form, such as a block over unlike
-        branches, or a pre-activation network.
+      ValueError: the form is unknown, or the network's blocks do not exist in it.
+      TypeError: `model` exists in one form only, such as a block with different branches, or a
+        pre-activation network.
     """
     if to not in FORMS:
         raise ValueError(f"unknown block form {to!r}; choose one of {', '.join(FORMS)}.")
-    source, cardinality, build = _anatomy(model)
+    source, cardinality, build = _form_and_builder(model)
     _check_uniform(model, build, source)
     _, params, batch_stats = split(model)
     converted = (convert_arrays(tree, cardinality, source, to) for tree in (params, batch_stats))
@@ -85,8 +83,8 @@ def convert_form(model: Any, to: Form) -> Any:
 Build = Callable[[Form, nnx.Rngs], nnx.Module]
 
 
-def _anatomy(model: Any) -> tuple[Form, int, Build]:
-    """Form, cardinality, and how to build the same thing in another form."""
+def _form_and_builder(model: Any) -> tuple[Form, int, Build]:
+    """Return a model's form, its cardinality, and a function that builds it in another form."""
     spec: Any = getattr(model, "spec", None)
     if isinstance(model, PreActResNeXt):
         raise TypeError("pre-activation networks exist in form c only; there is none to convert.")
@@ -107,10 +105,9 @@ def _build_block(block: BlockForms, spec: BlockSpec, form: Form, rngs: nnx.Rngs)
 
 
 def _check_uniform(model: Any, build: Build, source: Form) -> None:
-    """Raise TypeError unless every branch is the one that the model's spec describes.
+    """Raise TypeError unless every branch is as the model's spec describes it.
 
-    An aggregation may hold any modules; only branches of one topology can be
-    cut from, and joined to, the layers of another form.
+    An aggregation may contain any modules; only branches of the same topology can be converted.
     """
     expected = skeleton(lambda rngs: build(source, rngs))
     shapes = [
@@ -141,16 +138,16 @@ def _no_other_form(model: Any) -> TypeError:
 def convert_arrays(
     arrays: Mapping[str, jax.Array], cardinality: int, source: Form, to: Form
 ) -> Arrays:
-    """Rename and cut or join a model's arrays (parameters, statistics or momentum).
+    """Rename and split or concatenate a model's arrays (parameters, statistics or momentum).
 
     Args:
-      arrays: by dotted name, of a model or block in form `source`.
+      arrays: arrays of a model or block in form `source`, by dotted name.
       cardinality: C.
-      source: the form they are of.
-      to: the form they shall be of.
+      source: the form to convert from.
+      to: the form to convert to.
 
     Returns:
-      The arrays of the other form, by its names.
+      The arrays in form `to`, by its names.
     """
     if source == to:
         return dict(arrays)
@@ -158,10 +155,10 @@ def convert_arrays(
 
 
 def convert_state(tree: Tree, cardinality: int, source: Form, to: Form) -> Tree:
-    """Convert every dictionary of arrays by name inside a pytree, such as an optax state.
+    """Convert every dictionary of named arrays inside a pytree, such as an optax state.
 
-    So a run can change form half-way: parameters, statistics and momentum
-    become those of the other form, and training goes on.
+    With it a run can change form half-way: parameters, statistics and momentum are converted, and
+    training continues.
     """
 
     def is_arrays(node: Any) -> bool:
@@ -189,7 +186,7 @@ def _join_branches(
     *,
     into: str,
 ) -> Arrays:
-    """Join what stands below `prefix.0`, `prefix.1`, ..., under the name `into`."""
+    """Concatenate the arrays of `prefix.0`, `prefix.1`, ... under the name `into`."""
     of_branch = re.compile(rf"{_BLOCK}{re.escape(prefix)}\.(\d+)\.(.+)")
     joined: Arrays = {}
     for name, array in arrays.items():
@@ -221,7 +218,7 @@ def _cut(arrays: Mapping[str, jax.Array], cardinality: int, to: Form) -> Arrays:
 
 
 def widen_two_layers(block: TwoLayerA) -> TwoLayerDense:
-    """Turn Figure 4's aggregation of depth 2 into the dense block that it equals."""
+    """Convert Figure 4's aggregation of depth 2 to the equivalent dense block."""
     axes = {"conv1.kernel": 3, "conv2.kernel": 2}
     converted = (
         _join_branches(tree, block.spec.cardinality, _PREFIX["a"], axes, into="wide.")
@@ -232,7 +229,7 @@ def widen_two_layers(block: TwoLayerA) -> TwoLayerDense:
 
 
 def _with_modes_of(model: Any, result: Any) -> Any:
-    """Put each batch norm of `result` in training or evaluation mode, as `model` has it."""
+    """Copy the training or evaluation mode of each batch norm from `model` to `result`."""
     modes = {_common_name(path): norm.use_running_average for path, norm in _norms(model)}
     for path, norm in _norms(result):
         norm.use_running_average = modes[_common_name(path)]
@@ -246,6 +243,6 @@ def _norms(model: nnx.Module) -> Iterator[tuple[tuple[Any, ...], BatchNorm]]:
 
 
 def _common_name(path: tuple[Any, ...]) -> str:
-    """Name of a layer without what tells branches and forms apart."""
+    """Return the name of a layer without the parts that differ between branches and forms."""
     name = ".".join(map(str, path))
     return re.sub(r"(aggregation\.)?branches\.\d+\.|wide\.", "", name)

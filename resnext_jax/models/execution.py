@@ -1,7 +1,6 @@
-"""How the blocks of a stage are run: one by one or as a loop, kept or computed again.
+"""How the blocks of a stage are compiled: unrolled or as a scan, with or without rematerialisation.
 
-Neither choice changes the function, the stored names or the arrays: only what
-the compiler sees.
+Neither choice changes the function, the arrays or their names.
 """
 
 import dataclasses
@@ -19,14 +18,13 @@ Block = Callable[[jax.Array], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-    """What to spend when running blocks.
+    """Options of the execution of blocks.
 
     Attributes:
-      scan_blocks: compile equal blocks that follow one another once, as a
-        `lax.scan` over their stacked parameters. ResNet-101 has 22 such blocks
-        in its third stage, ResNet-152 has 35.
-      remat: keep only a block's input for the gradient, and compute what is
-        inside once more (`jax.checkpoint`).
+      scan_blocks: compile consecutive identical blocks once, as a `lax.scan` over their stacked
+        parameters. ResNet-101 has 22 such blocks in its third stage, ResNet-152 has 35.
+      remat: keep only a block's input for the backward pass, and recompute the rest
+        (`jax.checkpoint`).
     """
 
     scan_blocks: bool = False
@@ -36,7 +34,7 @@ class Execution:
 def apply_stages(
     stages: Mapping[str, Iterable[Block]], x: jax.Array, execution: Execution
 ) -> dict[str, jax.Array]:
-    """Run the stages' blocks one after another; returns the map at the end of each stage."""
+    """Apply all blocks in sequence; returns the feature map at the end of each stage."""
     maps = {}
     for name, blocks in stages.items():
         alone = ([block] for block in blocks)
@@ -48,12 +46,12 @@ def apply_stages(
 
 
 def _equal_neighbours(blocks: Iterable[Block]) -> Iterator[list[Block]]:
-    """Join neighbours that differ in their arrays alone."""
+    """Group consecutive blocks that differ only in their arrays."""
     return (list(equal) for _, equal in itertools.groupby(blocks, key=nnx.graphdef))
 
 
 def _apply(blocks: list[Block], x: jax.Array, *, remat: bool) -> jax.Array:
-    """Run equal blocks one after another, several as a loop."""
+    """Apply identical blocks in sequence, as a scan if there are several."""
     if len(blocks) == 1 and not remat:
         return blocks[0](x)
     graphdef = nnx.graphdef(blocks[0])

@@ -1,4 +1,4 @@
-"""The layers of every block, and how a network wants them made."""
+"""The layers that networks are built from, and their options."""
 
 import dataclasses
 import math
@@ -18,8 +18,8 @@ from resnext_jax.ops.grouped_conv import Implementation, grouped_conv
 class Conv(nnx.Module):
     """Convolution without bias, zero padding of half the kernel on every side.
 
-    Weights start normal with standard deviation sqrt(2 / (k * k * n_out)), n_out
-    being all output channels, as in the authors' code (He et al. 2015, by fan-out).
+    Weights are initialised from a normal distribution with standard deviation sqrt(2 / (k * k *
+    n_out)), where n_out are all output channels, as in the authors' code (He et al. 2015, fan-out).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Conv(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class LayerOptions:
-    """What all layers of a network share.
+    """Options of all layers of a network.
 
     Attributes:
       bn_group_size: images that share batch-norm statistics, None for all.
@@ -132,10 +132,10 @@ class LayerOptions:
 
 
 class ConvNorm(nnx.Module):
-    """A convolution and the batch normalisation that follows it: the stem and the projections."""
+    """A convolution followed by batch normalisation: the stem and the projections."""
 
     def __init__(self, conv: Conv, norm: BatchNorm):
-        """Join the two."""
+        """Combine the two layers."""
         self.conv = conv
         self.norm = norm
 
@@ -145,11 +145,11 @@ class ConvNorm(nnx.Module):
 
 
 class PooledConvNorm(ConvNorm):
-    """Average 2x2 positions to one, then convolve and normalise: the projections of ResNet-D."""
+    """2x2 average pooling, convolution and batch norm: the projections of ResNet-D."""
 
     def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
         """Map `[N, H, W, Cin]` to `[N, ceil(H / 2), ceil(W / 2), Cout]`."""
-        # An odd side's last windows average the positions that exist: the same as repeating them.
+        # For odd sizes, the last windows average existing positions only; edge padding does that.
         odd = ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0))
         if x.shape[1] % 2 or x.shape[2] % 2:
             x = jnp.pad(x, odd, mode="edge")
@@ -157,9 +157,9 @@ class PooledConvNorm(ConvNorm):
 
 
 class DeepStem(ConvNorm):
-    """Three 3x3 convolutions in place of one 7x7, the first two half as wide: ResNet-D's stem.
+    """ResNet-D's stem: three 3x3 convolutions instead of one 7x7, the first two half as wide.
 
-    `conv` and `norm` are the last ones (He, T. et al. 2019, "Bag of Tricks for Image
+    `conv` and `norm` are the last layers (He, T. et al. 2019, "Bag of Tricks for Image
     Classification with Convolutional Neural Networks", Figure 2).
     """
 
@@ -207,8 +207,8 @@ def pool_and_classify_densely(
 ) -> Float[Array, "n k"]:
     """Average and classify every window of a feature map, and average the logits.
 
-    The classifier is linear, so it is applied once, to the average of all the windows' averages;
-    and in that one each element of the map weighs as many times as there are windows over it.
+    The classifier is linear, so it is applied once, to the mean of the windows' means. In it, the
+    weight of a position is proportional to the number of windows that contain it.
 
     Args:
       features: `[N, H, W, C]`.
@@ -224,12 +224,12 @@ def pool_and_classify_densely(
     wide = jnp.promote_types(jnp.float32, classifier.param_dtype)
     rows, columns = (_share_of_windows(size, window) for size in features.shape[1:3])
     weights = jnp.asarray(rows[:, None, None] * columns[:, None], wide)
-    # Written out, not as a matrix product: those may run in lower precision.
+    # Not a matrix product, which may run in lower precision.
     return classifier((features.astype(wide) * weights).sum(axis=(1, 2)))
 
 
 def _share_of_windows(size: int, window: int) -> np.ndarray:
-    """Weight `[size]` of each element of an axis in the mean of its windows' means."""
+    """Weight `[size]` of each position of an axis in the mean of the windows' means."""
     if not 1 <= window <= size:
         raise ValueError(f"a window of {window} does not fit into a feature map of side {size}.")
     windows_over = np.convolve(np.ones(size - window + 1), np.ones(window))

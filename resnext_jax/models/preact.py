@@ -1,10 +1,9 @@
 """Pre-activation networks: ResNet-200, Wide ResNet, and the older preprint's CIFAR ResNeXt.
 
-Batch norm and ReLU come before each convolution, and the sum of a block is
-passed on untouched (He et al. 2016, "Identity Mappings in Deep Residual
-Networks"). The stem's activation is that of the first block, and an extra one
-follows the last. Projections have no batch norm of their own: they read the
-activated input.
+Batch norm and ReLU come before each convolution, and nothing follows the sum of a block (He et al.
+2016, "Identity Mappings in Deep Residual Networks"). The stem's activation serves as that of the
+first block, and the last block is followed by an extra one. Projections have no batch norm; their
+input is the activated one.
 """
 
 from flax import nnx
@@ -17,15 +16,16 @@ from resnext_jax.models.resnext import NetworkSpec
 
 
 class _PreActBlock(nnx.Module):
-    """What pre-activation blocks share: the first activation and the shortcut."""
+    """Base class of pre-activation blocks: the first activation and the shortcut."""
 
     def __init__(self, spec: BlockSpec, *, activates: bool, rngs: nnx.Rngs):
         """Make the block.
 
         Args:
           spec: sizes.
-          activates: False where the input is activated already.
-          rngs: draws the weights.
+          activates: whether batch norm and ReLU are applied to the input; False if it is activated
+            already.
+          rngs: random number generators for the weights.
         """
         self.spec = spec
         self.norm1 = spec.options.norm(spec.in_features) if activates else None
@@ -51,7 +51,7 @@ class _PreActBlock(nnx.Module):
 
 
 class PreActBottleneck(_PreActBlock):
-    """1x1, grouped 3x3, 1x1, each behind batch norm and ReLU (form c)."""
+    """1x1, grouped 3x3, 1x1, each preceded by batch norm and ReLU (form c)."""
 
     def __init__(self, spec: BlockSpec, *, activates: bool, rngs: nnx.Rngs):
         """Make the block; see the base class."""
@@ -73,7 +73,7 @@ class PreActBottleneck(_PreActBlock):
 
 
 class PreActBasic(_PreActBlock):
-    """3x3, 3x3, each behind batch norm and ReLU: the block of Wide ResNet."""
+    """3x3, 3x3, each preceded by batch norm and ReLU: the block of Wide ResNet."""
 
     def __init__(self, spec: BlockSpec, *, activates: bool, rngs: nnx.Rngs):
         """Make the block; see the base class."""
@@ -89,7 +89,7 @@ class PreActBasic(_PreActBlock):
 
 
 class PreActResNeXt(nnx.Module):
-    """A classifier of pre-activation blocks, used as `ResNeXt` is."""
+    """A classifier of pre-activation blocks, with the same interface as `ResNeXt`."""
 
     def __init__(self, spec: NetworkSpec, *, rngs: nnx.Rngs):
         """Make the network that `spec` describes."""

@@ -1,4 +1,4 @@
-"""Model names, and the networks behind them."""
+"""Model names and the networks they denote."""
 
 import dataclasses
 import re
@@ -24,8 +24,8 @@ from resnext_jax.models.preact import PreActResNeXt
 from resnext_jax.models.resnext import Architecture, NetworkSpec, ResNeXt
 from resnext_jax.ops.grouped_conv import Implementation
 
-# Blocks a stage of the ImageNet networks; depth counts the stem, two or three layers a block and
-# the classifier. Those of 14 and 26 layers are not the paper's: small ones, for small data.
+# Blocks per stage of the ImageNet networks, by depth: the stem, two or three layers per block, and
+# the classifier. Depths 14 and 26 are not in the paper; they are for small data.
 _BASIC_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECK_BLOCKS = {
     14: (1, 1, 1, 1),
@@ -36,10 +36,10 @@ _BOTTLENECK_BLOCKS = {
     200: (3, 24, 36, 3),
     269: (3, 30, 48, 8),
 }
-# Those as deep as these exist as ResNet-D only; the name resnet200 is a pre-activation network's.
+# Depths that exist as ResNet-D only; resnet200 is the name of a pre-activation network.
 _VERY_DEEP = (200, 269)
 
-# What a name begins with, and the bottleneck and basic blocks it means.
+# Prefixes of names, and the bottleneck and basic blocks they select.
 _BLOCKS = {"": (BOTTLENECK, BASIC), "se": (SE_BOTTLENECK, SE_BASIC)}
 
 # Other names, of torchvision and timm.
@@ -99,9 +99,9 @@ _LISTED = (
 _NAME = re.compile(rf"({'|'.join(_BLOCKS)})(resnet|resnext)(\d+)(d?)(?:_(\d+)x(\d+)d)?")
 _CIFAR_NAME = re.compile(r"cifar_resnet(\d+)")
 
-# Relatives that are not built here, as regular expressions of their names; and why.
+# Related networks that are not implemented, as regular expressions of their names, and why.
 _FOREIGN = {
-    r"(se|eca)?resne[xt]+(aa|blur).*": "it filters before it halves a map (anti-aliasing)",
+    r"(se|eca)?resne[xt]+(aa|blur).*": "it filters before downsampling (anti-aliasing)",
     r"(eca|ese|gc|sk).*": "its attention is not squeeze-and-excitation as in seresnet50; blocks of "
     "your own can have it (docs/extending.md)",
     r"senet.*|legacy_se.*": "the first SENets differ from seresnet50 in stem, strides or shortcuts",
@@ -204,10 +204,10 @@ def parse_name(name: str) -> Architecture:
 
 
 def model_name(architecture: Architecture) -> str | None:
-    """Return the name that `create_model` knows a network by, None if it has none.
+    """Return the name of an architecture for `create_model`; None if it has none.
 
-    What `create_model` has arguments for is left out: `stem_width`, `template_width` and
-    `in_channels`.
+    `stem_width`, `template_width` and `in_channels` are ignored: they are arguments of
+    `create_model`.
     """
     cardinality, width = architecture.cardinality, architecture.group_width
     kind = "resnet" if cardinality == 1 else "resnext"
@@ -245,13 +245,13 @@ def _unknown(name: str) -> ValueError:
         )
     for pattern, reason in _FOREIGN.items():
         if re.fullmatch(pattern, name):
-            return ValueError(f"{name!r} is not built here: {reason}.")
+            return ValueError(f"{name!r} is not implemented: {reason}.")
     hint = did_you_mean(name, _LISTED, "see resnext_jax.models.list_models().", cutoff=0.3)
     return ValueError(f"unknown model {name!r}; {hint}")
 
 
 class NetworkOptions(TypedDict, total=False):
-    """What a network can be given beside its name; `create_model` explains each."""
+    """Options of a network in addition to its name; `create_model` documents each."""
 
     num_classes: int
     form: Form
@@ -271,7 +271,7 @@ class NetworkOptions(TypedDict, total=False):
 
 
 def network_spec(name: str, **options: Unpack[NetworkOptions]) -> NetworkSpec:
-    """Describe the network that `create_model` builds from these arguments, and build nothing.
+    """Return the specification of the network that `create_model` builds from these arguments.
 
     Raises:
       ValueError: as `create_model` does.
@@ -297,7 +297,7 @@ def network_spec(name: str, **options: Unpack[NetworkOptions]) -> NetworkSpec:
     if spec.form not in FORMS:
         raise ValueError(f"unknown block form {spec.form!r}; choose one of {', '.join(FORMS)}.")
     if named.preactivation and not architecture.preactivation:
-        raise ValueError(f"{name!r} is a pre-activation network; it has no other kind.")
+        raise ValueError(f"{name!r} is a pre-activation network; it has no other variant.")
     if architecture.preactivation and spec.form != "c":
         raise ValueError(
             f"form {spec.form!r} does not exist for the pre-activation network {name!r}: "
@@ -307,11 +307,11 @@ def network_spec(name: str, **options: Unpack[NetworkOptions]) -> NetworkSpec:
         architecture.deep or architecture.block not in (BOTTLENECK, BASIC)
     ):
         raise ValueError(
-            f"{name!r} has no pre-activation kind: only plain bottleneck and basic blocks have one."
+            f"{name!r} has no pre-activation variant: only plain bottleneck and basic blocks do."
         )
     if architecture.deep and architecture.stem_width < 2:
         raise ValueError("stem_width must be at least 2 for ResNet-D, half of it for two layers.")
-    architecture.block.of(spec.form)  # or it raises
+    architecture.block.of(spec.form)  # raises if the form does not exist
     return spec
 
 
@@ -327,7 +327,7 @@ def create_model(
     Args:
       name: see `list_models`.
       rngs: `nnx.Rngs`, whose `params` stream draws the weights.
-      **options: any of those below.
+      **options: any of the following.
 
     Options:
       num_classes: width of the classifier, 1000 by default.
@@ -336,27 +336,27 @@ def create_model(
       dtype: compute dtype of convolutions and activations; float32 by default.
       param_dtype: dtype of the stored parameters; float32 by default.
       residual: False leaves the shortcuts out (ablation, Sec. 5.1).
-      preactivation: batch norm and ReLU before each convolution, as an older
-        preprint had it on CIFAR; None means as the name says (only `resnet200`
-        and `wide_resnet28_10` are pre-activation networks by name).
+      preactivation: batch norm and ReLU before each convolution, as in an older
+        preprint on CIFAR; None: decided by the name (only `resnet200` and
+        `wide_resnet28_10` are pre-activation networks).
       bn_group_size: images that share batch-norm statistics, None for all
         (see `ops.BatchNorm`).
       bn_axis_name: mesh axis of the devices that share one batch-norm group;
         only valid inside `shard_map`.
-      stem_width: channels of the stem's result; None means as the name says, the
-        paper's 64 for most networks.
-      template_width: output channels of the first stage's blocks; None means as
-        the name says, the paper's 256 for most networks. The bottleneck widths,
+      stem_width: output channels of the stem; None: decided by the name, the paper's
+        64 for most networks.
+      template_width: output channels of the first stage's blocks; None:
+        decided by the name, the paper's 256 for most networks. The bottleneck widths,
         C * d * 2**stage, do not depend on it.
-      in_channels: channels of the images; None means 3, and 1 suits grey ones.
-      block: a kind of block, of your own or of `models.blocks`, in place of the
-        one that the name says (docs/extending.md).
+      in_channels: channels of the images; None: 3. Use 1 for greyscale images.
+      block: kind of block, your own or one of `models.blocks`; None: decided by the
+        name (docs/extending.md).
       conv_implementation: lowering of every convolution, see `ops.grouped_conv`.
-      scan_blocks: compile a stage's equal blocks once, as a loop: the same
-        function and the same stored names. The deepest networks compile in
-        less time, ResNeXt-152 in two thirds of it.
-      remat: keep only each block's input for the gradient and compute the
-        block again: less memory for a third more work.
+      scan_blocks: compile the identical blocks of a stage once, with `lax.scan`: the
+        same function and the same array names. The deepest networks compile faster,
+        ResNeXt-152 in two thirds of the time.
+      remat: keep only each block's input for the backward pass, and recompute the
+        block: less memory for a third more computation.
 
     Raises:
       ValueError: unknown name or form, or an impossible size.

@@ -1,8 +1,8 @@
 """The networks of the paper's Tables 1, 3, 4, 5 and 7: ResNeXt, ResNet as C = 1, and relatives.
 
-A network is a stem, stages of equal blocks, global average pooling and a
-classifier. The two rules of Sec. 3.1 set every width: blocks that make maps of
-one size share their widths, and each halving of the map doubles them.
+A network is a stem, stages of identical blocks, global average pooling and a classifier. Two rules
+(Sec. 3.1) determine every width: blocks with the same output size have the same width, and the
+width doubles whenever the feature map is downsampled by 2.
 """
 
 import dataclasses
@@ -26,19 +26,19 @@ from resnext_jax.ops.pooling import max_pool
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """What a model name stands for.
+    """The architecture that a model name denotes.
 
     Attributes:
       stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2) or "cifar" (3x3).
       blocks: number of blocks in each stage.
-      cardinality: C, groups a 3x3 convolution.
-      group_width: d, channels a group in the first stage.
+      cardinality: C, groups of a 3x3 convolution.
+      group_width: d, channels per group in the first stage.
       preactivation: batch norm and ReLU before each convolution (`models.preact`).
-      stem_width: channels of the stem's result.
+      stem_width: output channels of the stem.
       template_width: output channels of the first stage's blocks.
-      block: kind of block, in the forms that it exists in.
-      deep: ResNet-D: a stem of three 3x3 convolutions, and shortcuts that average where
-        maps are halved.
+      block: kind of block, with the classes of its forms.
+      deep: ResNet-D: a stem of three 3x3 convolutions, and average pooling in downsampling
+        shortcuts.
       in_channels: channels of the images.
     """
 
@@ -55,22 +55,22 @@ class Architecture:
 
     @property
     def basic(self) -> bool:
-        """Whether a block has two 3x3 layers, in place of a bottleneck."""
+        """Whether blocks are basic (two 3x3 layers) and not bottlenecks."""
         return issubclass(self.block.c, Basic)
 
     @property
     def usual_image_size(self) -> int:
-        """Height and width of ImageNet's crops, or of CIFAR's images."""
+        """Usual height and width of the images: 224 for ImageNet, 32 for CIFAR."""
         return 224 if self.stem == "imagenet" else 32
 
     @property
     def usual_classes(self) -> int:
-        """Classes of ImageNet-1K, or of CIFAR-10."""
+        """Usual number of classes: 1000 (ImageNet-1K) or 10 (CIFAR-10)."""
         return 1000 if self.stem == "imagenet" else 10
 
     @property
     def total_stride(self) -> int:
-        """Pixels of the image from one position of the last feature map to the next."""
+        """Stride of the last feature map, in pixels of the image."""
         return (4 if self.stem == "imagenet" else 1) * 2 ** (len(self.blocks) - 1)
 
     def block_specs(self, options: LayerOptions, *, residual: bool) -> dict[str, list[BlockSpec]]:
@@ -98,7 +98,7 @@ class Architecture:
         return stages
 
     def make_stem(self, options: LayerOptions, *, rngs: nnx.Rngs) -> ConvNorm:
-        """Make the first convolution (of ResNet-D: three) and its batch norm."""
+        """Create the stem's convolution (ResNet-D: three) and batch norm."""
         if self.deep:
             return DeepStem(self.in_channels, self.stem_width, options, rngs=rngs)
         size, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
@@ -118,7 +118,7 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class NetworkSpec:
-    """Everything that makes a network; `create_model` explains the fields."""
+    """The full specification of a network; `create_model` documents the fields."""
 
     architecture: Architecture
     num_classes: int = 1000
@@ -177,12 +177,12 @@ class ResNeXt(nnx.Module):
 
         Args:
           images: `[N, H, W, 3]`, normalised, of any height and width.
-          window: side, in the last feature map, of what is classified at a position: 7 of
-            conv5 is what a 224x224 image has. An image of just this size gets the logits that
-            `model(images)` gives.
+          window: side of the window that is classified at each position, in the last feature map:
+            7 in conv5 corresponds to a 224x224 image. For an image of exactly this size the result
+            is that of `model(images)`.
 
         Returns:
-          Logits `[N, num_classes]`, as of `model(images)`, averaged over the positions.
+          Logits `[N, num_classes]` averaged over the positions, dtype as of `model(images)`.
 
         Raises:
           ValueError: the last feature map is smaller than the window.

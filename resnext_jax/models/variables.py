@@ -1,9 +1,8 @@
 """A model's arrays as flat dictionaries with stable names.
 
-Training, checkpoints and weight files all speak of arrays by one name, the
-path of attributes joined by dots: `stages.conv2.0.conv1.kernel`. A flat dictionary of
-strings is cheap to hand to a compiled step (no module is walked between
-steps), and its names do not change when a container class does.
+Training, checkpoints and weight files use the same name for an array: its attribute path, joined
+by dots, as in `stages.conv2.0.conv1.kernel`. Passing a flat dictionary to a compiled step is cheap
+(no module is traversed between steps), and its names do not depend on container classes.
 """
 
 import dataclasses
@@ -35,7 +34,7 @@ class Network:
 
 
 def split(model: nnx.Module) -> tuple[Any, Arrays, Arrays]:
-    """Take a model apart.
+    """Split a model into its graph definition and arrays.
 
     Returns:
       The graph definition (static), the parameters, and the batch-norm running
@@ -54,7 +53,7 @@ def skeleton(build: Callable[[nnx.Rngs], nnx.Module]) -> Any:
 class _OneKey(nnx.Rngs):
     """Stands in for `nnx.Rngs` where the weights do not matter.
 
-    Counting draws inside a trace takes time quadratic in their number: minutes
+    `nnx.Rngs` counts its draws, which inside a trace takes time quadratic in their number: minutes
     for the 1,500 convolutions of ResNeXt-50 in form a.
     """
 
@@ -64,12 +63,12 @@ class _OneKey(nnx.Rngs):
 
 
 def merge(graphdef: Any, params: Arrays, batch_stats: Arrays) -> Any:
-    """Put a model together again: the inverse of `split`."""
+    """Rebuild a model from its parts: the inverse of `split`."""
     return nnx.merge(graphdef, _unflatten(params), _unflatten(batch_stats))
 
 
 def digest(*trees: Arrays) -> str:
-    """Return the SHA-256 of arrays: of their names, dtypes, shapes and values."""
+    """Return the SHA-256 hash of the names, dtypes, shapes and values of arrays."""
     hashed = hashlib.sha256()
     for tree in trees:
         for name, array in sorted(jax.device_get(tree).items()):

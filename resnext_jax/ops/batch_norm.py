@@ -1,9 +1,8 @@
-"""Batch normalisation whose groups belong to the recipe, not to the hardware.
+"""Batch normalisation over groups that are independent of the number of devices.
 
-The paper normalises over the 32 images that one of its 8 GPUs holds. Here
-`group_size` says how many consecutive images of the global batch share
-statistics, and the same groups are formed on any number of devices: several
-groups inside one device, or several devices to one group.
+The paper normalises over the 32 images of each of its 8 GPUs. Here `group_size` is the number of
+consecutive images of the global batch that share statistics. The groups are the same on any number
+of devices: a device can hold several groups, and a group can span several devices.
 """
 
 from functools import partial
@@ -32,24 +31,24 @@ def normalise_groups(
 ) -> tuple[Float[Array, "n *positions c"], Float[Array, "groups c"], Float[Array, "groups c"]]:
     """Normalise each group of consecutive images by its own statistics, then scale and shift.
 
-    The gradient is written by hand: fewer passes over memory than the one that
-    JAX derives, and sums that XLA runs fast on the CPU. It flows to x, scale and
-    bias through the first result only. (Reverse mode only.)
+    The gradient is hand-written: it needs fewer passes over memory than JAX's, and uses sums that
+    are fast on the CPU. It is with respect to x, scale and bias, of the first result only (reverse
+    mode only).
 
     Args:
       x: `[N, ..., C]`.
       scale: `[C]`.
       bias: `[C]`.
-      near_mean: `[C]`, a guess of the groups' means, by which the statistics are computed in
-        one pass over x; None: in two passes, which need no guess. No gradient flows to it.
-      num_groups: groups inside this device's N images; divides N.
-      axis_name: mesh axis of the devices that share one group (which must
-        then hold one group each), or None.
+      near_mean: `[C]`, an estimate of the groups' means, which allows to compute the statistics in
+        one pass over x; None: two passes. Its gradient is zero.
+      num_groups: number of groups among this device's N images; divides N.
+      axis_name: mesh axis of the devices that share one group (`num_groups` must then be 1), or
+        None.
       epsilon: added to the variance.
 
     Returns:
-      The result in `x`'s shape, float32 at least, and the groups' means and
-      biased variances, `[num_groups, C]`.
+      The result in `x`'s shape, at least float32, and the groups' means and biased variances,
+      `[num_groups, C]`.
     """
     return _forward(x, scale, bias, near_mean, num_groups, axis_name, epsilon)[0]
 
@@ -75,7 +74,7 @@ def _forward(
 
 
 def _statistics(grouped: jax.Array, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
-    """Return the groups' means and biased variances, `[groups, 1, C]`, by two passes."""
+    """Return the groups' means and biased variances, `[groups, 1, C]`, in two passes."""
     count = grouped.shape[1]
     local_mean = sum_rows(grouped) / count
     variance = sum_rows(jnp.square(grouped - local_mean)) / count
@@ -88,14 +87,14 @@ def _statistics(grouped: jax.Array, axis_name: str | None) -> tuple[jax.Array, j
 def _statistics_in_one_pass(
     grouped: jax.Array, near_mean: jax.Array, axis_name: str | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return what `_statistics` does, from the moments of the distance to `near_mean`.
+    """Like `_statistics`, but from the moments of the distance to `near_mean`.
 
-    XLA takes both sums into the convolution that makes the values, where it cannot take a second
-    pass. The variance is a difference: k deviations between `near_mean` and the mean make its
-    relative rounding error 1 + k^2 times that of two passes. So the guess should be good, and the
-    running mean is: k is below 1 after some tens of steps. A run's first step has zero for it,
-    which for a convolution's results, of inputs that are normalised or ReLUs of such, is a
-    deviation or two away.
+    XLA fuses both sums into the convolution that computes the values, which is impossible for a
+    second pass. The variance is a difference: if `near_mean` is k standard deviations away from the
+    mean, its relative rounding error is 1 + k^2 times that of two passes, so the estimate must be
+    good. The running mean is: k is below 1 after some tens of steps. In the first step it is zero,
+    which is one or two standard deviations away for the outputs of a convolution of normalised
+    inputs (with or without ReLU).
     """
     count = grouped.shape[1]
     distance = grouped - near_mean
@@ -103,7 +102,7 @@ def _statistics_in_one_pass(
     if _members(axis_name) > 1:
         moments = lax.pmean(moments, axis_name)
     first, second = moments
-    # Rounding may leave less than nothing of equal values. (A NaN stays one.)
+    # For equal values, rounding can make the difference negative. (NaN is preserved.)
     return near_mean + first, jnp.maximum(second - jnp.square(first), 0)
 
 
@@ -121,8 +120,8 @@ def _backward(
     centred = grouped - mean
     sum_dy = sum_rows(dy)
     sum_dy_normalised = sum_rows(dy * centred) * inverse
-    # Where the output moves, so do the statistics it was normalised by: x's
-    # gradient has no component along the mean and the deviation of its group.
+    # The statistics depend on x too, so x's gradient has no component along the mean and the
+    # standard deviation of its group.
     mean_dy = sum_dy / grouped.shape[1]
     mean_dy_normalised = sum_dy_normalised / grouped.shape[1]
     if _members(axis_name) > 1:
@@ -140,28 +139,26 @@ normalise_groups.defvjp(_forward, _backward)
 
 
 def _grouped(x: jax.Array, num_groups: int) -> jax.Array:
-    """`[N, ..., C]` to `[groups, values, C]`, float32 at least."""
+    """Reshape `[N, ..., C]` to `[groups, values, C]`, at least float32."""
     return x.astype(jnp.promote_types(jnp.float32, x.dtype)).reshape(num_groups, -1, x.shape[-1])
 
 
 def _members(axis_name: str | None) -> int:
-    """How many devices share a group."""
+    """Number of devices that share a group."""
     return lax.axis_size(axis_name) if axis_name is not None else 1
 
 
 class BatchNorm(nnx.Module):
     """Batch normalisation over groups of images (paper Sec. 4).
 
-    In training mode each group of `group_size` consecutive images is normalised
-    by its own mean and biased variance, and the running statistics move once a
-    call, towards the mean over the groups of the groups' means and unbiased
-    variances. In evaluation mode the running statistics normalise.
-    Statistics and normalisation are computed in float32 at least, also when
-    `x` is bfloat16; only the result is rounded to `dtype`.
+    In training mode each group of `group_size` consecutive images is normalised by its own mean and
+    biased variance, and the running statistics are updated once per call, with the averages over
+    the groups of their means and unbiased variances. In evaluation mode the running statistics are
+    used. Statistics and normalisation are computed at least in float32, also for bfloat16 inputs;
+    only the result is rounded to `dtype`.
 
-    Where one group spans devices, `axis_name` names the mesh axis of the devices
-    that share it. Running statistics are then a device's own until the caller
-    averages them over all devices (the train step does).
+    If a group spans several devices, `axis_name` is the mesh axis of these devices. Running
+    statistics then differ between devices until the caller averages them (the train step does).
     """
 
     def __init__(
@@ -179,15 +176,14 @@ class BatchNorm(nnx.Module):
 
         Args:
           num_features: channels C.
-          group_size: images that share statistics; None means all that the
-            layer sees, on this device and along `axis_name`.
+          group_size: number of images that share statistics; None: all of the layer's input, on
+            this device and along `axis_name`.
           axis_name: mesh axis along which devices share a group, or None.
-          momentum: weight of the old running statistics, Flax's convention
-            (0.9 here is Torch's 0.1).
+          momentum: weight of the old running statistics, as in Flax (0.9 is 0.1 in Torch).
           epsilon: added to the variance.
-          dtype: of the result.
-          param_dtype: of scale, shift and running statistics (the latter at
-            least float32).
+          dtype: dtype of the result.
+          param_dtype: dtype of scale, shift and running statistics (at least float32 for the
+            latter).
         """
         self.group_size = group_size
         self.axis_name = axis_name
@@ -212,8 +208,8 @@ class BatchNorm(nnx.Module):
           The same shape, in `dtype`.
 
         Raises:
-          ValueError: in training mode, where the images cannot be split into
-            groups of `group_size`, or a group has a single value a channel.
+          ValueError: in training mode, if the images cannot be split into groups of `group_size`,
+            or a group has a single value per channel.
         """
         scale = self.scale.get_value()
         bias = self.bias.get_value()
@@ -235,17 +231,17 @@ class BatchNorm(nnx.Module):
         count = x.size // x.shape[-1] // num_groups * _members(self.axis_name)
         if count < 2:
             raise ValueError(
-                "batch normalisation needs at least two values a channel in training; "
+                "batch normalisation needs at least two values per channel in training; "
                 f"got x of shape {x.shape} with group_size={self.group_size}."
             )
         unbiased = variance * (count / (count - 1))
-        # Statistics that devices share are typed as a device's own again, so that
-        # a train step averages all layers' alike.
+        # Statistics shared by devices get the device-varying type again, so that the train step
+        # averages those of all layers in the same way.
         self._update_running(varying_like(x, mean), varying_like(x, unbiased))
         return y.astype(self.dtype)
 
     def _near_mean(self, x: jax.Array) -> jax.Array | None:
-        """Return the running mean where one pass over x is faster; on CPUs it is not."""
+        """Return the running mean if one pass over x is faster; on CPUs it is not."""
         if target_platform() == "cpu":
             return None
         return lax.stop_gradient(varying_like(x, self.mean.get_value()))
@@ -257,13 +253,13 @@ class BatchNorm(nnx.Module):
             running.set_value(self.momentum * old + (1 - self.momentum) * target)
 
     def _num_groups(self, images: int) -> int:
-        """Groups inside this device."""
+        """Number of groups on this device."""
         members = _members(self.axis_name)
         if self.group_size is None or self.group_size == images * members:
             return 1
         if members > 1 or images % self.group_size:
             raise ValueError(
-                f"{images} images a device, on {members} device(s) that share a group, cannot "
+                f"{images} images per device, on {members} device(s) that share a group, cannot "
                 f"be split into batch-norm groups of {self.group_size}; the images must be a "
                 "multiple of the group size, or the group must be exactly those devices' images."
             )

@@ -1,25 +1,23 @@
-"""Grouped convolution, with the lowering picked by platform, channels and dtype.
+"""Grouped convolution, with a lowering selected by platform, channels and dtype.
 
-A grouped convolution splits the channels into `groups` equal parts that do not
-see each other; it is what makes a ResNeXt block (paper Figure 3c). Compilers
-run it badly: on CPUs, XLA's code for it is some twenty times slower than the
-same number of multiply-adds in a plain convolution. So the same function is
-offered in several lowerings, all equal to `native` to rounding, and "auto"
-takes the one that `lowerings.json` holds as the fastest measured:
+A grouped convolution splits the channels into `groups` equal parts that are convolved separately;
+it is the core of a ResNeXt block (paper Figure 3c). Compilers handle it badly: on CPUs, XLA's code
+for it is about twenty times slower than the same number of multiply-adds in a plain convolution.
+There are therefore several lowerings, all equal to `native` up to rounding, and "auto" uses the one
+that `lowerings.json` lists as the fastest measured:
 
 native: one XLA convolution with `feature_group_count`.
-packed: neighbouring groups are placed in block-diagonal kernels that are wide
-    enough for the plain convolution code to be efficient. The zeros outside
-    the blocks cost multiplications, which is why packs stay narrow. An
-    infinity or NaN in one group reaches its neighbours in the pack.
-grouped_packs: the same packs in one XLA convolution, whose groups they are: for TPUs, which
-    have fast code for wide groups and would copy maps to cut and join them. Where all groups
-    share one pack it is a plain convolution, into which XLA takes what is before and after it.
-matmul: a 1x1 convolution without groups is a matrix product over positions.
-onednn: the library that jaxlib's CPU code carries, for float32 (see `ops.cpu.onednn`).
+packed: neighbouring groups are combined into block-diagonal kernels that are wide enough for plain
+    convolution code to be efficient. The zeros outside the blocks cost multiplications, so packs
+    are kept narrow. An infinity or NaN in one group spreads to its neighbours in the pack.
+grouped_packs: the same packs as the groups of one XLA convolution: for TPUs, which have fast code
+    for wide groups and would copy feature maps to split and concatenate them. If all groups are in
+    one pack, it is a plain convolution, which XLA fuses with the operations before and after it.
+matmul: a 1x1 convolution without groups, as a matrix product over positions.
+onednn: the library that jaxlib bundles for CPUs, for float32 (see `ops.cpu.onednn`).
 
-"portable" chooses as "auto" does, but of XLA's own operations: for programs that are
-taken elsewhere (`jax.export` refuses the calls of "onednn").
+"portable" selects like "auto", but among XLA's own operations only: for programs that are exported
+(`jax.export` rejects oneDNN's custom calls).
 """
 
 import dataclasses
@@ -43,7 +41,7 @@ from resnext_jax.ops.target import target_platform
 # "auto", "portable", or a name in `LOWERINGS`.
 Implementation = str
 
-# Zeros before and after, vertically and horizontally.
+# Zero padding before and after, vertically and horizontally.
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 _DIMENSION_NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -60,20 +58,19 @@ def grouped_conv(
 ) -> Float[Array, "n h_out w_out cout"]:
     """Convolve each group of channels with its own kernels (paper Sec. 3.3, Figure 3c).
 
-    "onednn", which "auto" takes for float32 on the CPU, can be differentiated in reverse mode
-    only, and not exported; "portable" can do all that XLA's own operations can.
+    "onednn", which "auto" selects for float32 on the CPU, supports reverse-mode differentiation
+    only, and no export; "portable" has no such restrictions.
 
     Args:
       x: images or feature maps, `[N, H, W, Cin]`, floating point.
-      kernel: `[kh, kw, Cin / groups, Cout]` (HWIO, as
-        `lax.conv_general_dilated` takes it), same dtype as `x`. Output channels
-        `g * Cout / groups` to `(g + 1) * Cout / groups` belong to group g.
+      kernel: `[kh, kw, Cin / groups, Cout]` (HWIO, as in `lax.conv_general_dilated`), same dtype
+        as `x`. Output channels `g * Cout / groups` to `(g + 1) * Cout / groups` belong to group g.
       groups: the cardinality C of the paper; divides Cin and Cout.
       strides: vertical and horizontal stride.
-      padding: zeros added before and after, vertically and horizontally.
-        Always explicit: `SAME` pads another side at stride 2 than Torch does.
-      implementation: a name in `LOWERINGS`, "auto" or "portable". The choice
-        looks at platform, channels and dtype, never at the batch size.
+      padding: zeros added before and after, vertically and horizontally. Always explicit: at
+        stride 2, `SAME` pads the opposite side to Torch.
+      implementation: a key of `LOWERINGS`, "auto" or "portable", which select by platform,
+        channels and dtype, never by the batch size.
 
     Returns:
       `[N, H', W', Cout]`, dtype of `x`.
@@ -96,15 +93,15 @@ def grouped_conv(
 
 @dataclasses.dataclass(frozen=True)
 class Lowering:
-    """What measurements say for one platform and dtype; a row of `lowerings.json`.
+    """The fastest lowerings measured for a platform and dtype; a row of `lowerings.json`.
 
     Attributes:
       grouped: implementation of convolutions with groups.
       pointwise: implementation of 1x1 convolutions without groups.
-      dense: implementation of all others without groups.
-      pack_channels: narrowest pack, in input channels. Narrower packs leave
-        vector units idle, wider ones multiply more zeros.
-      one_pack_channels: a convolution of at most so many input channels is one pack.
+      dense: implementation of all other convolutions without groups.
+      pack_channels: minimum input channels of a pack. Narrower packs leave vector units idle, wider
+        ones multiply more zeros.
+      one_pack_channels: maximum input channels for which all groups form a single pack.
     """
 
     grouped: Implementation
@@ -115,11 +112,11 @@ class Lowering:
 
 
 def measured_lowering(dtype: jax.typing.DTypeLike, *, portable: bool = False) -> Lowering:
-    """Look up the platform compiled for and `dtype`, or the defaults where they were not measured.
+    """Look up the target platform and `dtype`; defaults if they were not measured.
 
     Args:
-      dtype: of the convolution.
-      portable: whether to take XLA's own operations only.
+      dtype: dtype of the convolution.
+      portable: whether to select among XLA's own operations only.
     """
     platforms = _table()["platforms"]
     dtypes = platforms.get(target_platform(), platforms["default"])
@@ -176,11 +173,10 @@ def _packed(
 
 
 def pack_size(groups: int, channels_per_group: int, dtype: jax.typing.DTypeLike) -> int:
-    """How many neighbouring groups share one block-diagonal kernel.
+    """Return the number of neighbouring groups that share one block-diagonal kernel.
 
-    The smallest divisor of `groups` that makes a pack wide enough for plain
-    convolution code, or all groups where none does, or where all are narrow
-    enough for one pack.
+    It is the smallest divisor of `groups` for which a pack is wide enough for plain convolution
+    code; all groups if there is none, or if all together are narrow enough for one pack.
     """
     lowering = measured_lowering(dtype, portable=True)
     if groups * channels_per_group <= lowering.one_pack_channels:
@@ -200,7 +196,7 @@ def block_diagonal_kernels(
     Args:
       kernel: `[kh, kw, I, groups * O]`, the kernel of a grouped convolution.
       groups: number of groups.
-      pack: groups a pack; divides `groups`.
+      pack: groups per pack; divides `groups`.
 
     Returns:
       `[groups / pack, kh, kw, pack * I, pack * O]`: the kernels of
@@ -209,8 +205,8 @@ def block_diagonal_kernels(
     height, width, inputs, _ = kernel.shape
     blocks = kernel.reshape(height, width, inputs, groups // pack, pack, -1)
     blocks = jnp.moveaxis(blocks, 3, 0)  # [packs, kh, kw, I, pack (out), O]
-    # A select, not a product with an identity: a product would turn an infinite
-    # weight into NaN all over the pack.
+    # A select, not a product with the identity: a product would turn an infinite weight into NaN
+    # in the whole pack.
     diagonal = jnp.eye(pack, dtype=bool)[:, None, :, None]  # [pack (in), 1, pack (out), 1]
     wide = jnp.where(diagonal, blocks[:, :, :, None], jnp.zeros((), kernel.dtype))
     return wide.reshape(groups // pack, height, width, pack * inputs, -1)
@@ -233,16 +229,16 @@ def tiled_kernel(
 ) -> Float[Array, "kh kw pack_i groups_o"]:
     """Widen a grouped convolution's kernel to one of as many groups as there are packs.
 
-    The values are those of `block_diagonal_kernels`, made without an axis of a group's few
-    channels, which TPUs would fill up to 128.
+    The values are those of `block_diagonal_kernels`, computed without an axis of a group's few
+    channels, which TPUs would pad to 128.
 
     Args:
       kernel: `[kh, kw, I, groups * O]`.
       groups: number of groups.
-      pack: groups a pack; divides `groups`.
+      pack: groups per pack; divides `groups`.
 
     Returns:
-      `[kh, kw, pack * I, groups * O]`, zero where an output's group is not the input's.
+      `[kh, kw, pack * I, groups * O]`, zero where input and output belong to different groups.
     """
     inputs, outputs = kernel.shape[2:]
     input_group = np.arange(pack * inputs) // inputs
@@ -274,8 +270,8 @@ def _product_of_positions(
 ) -> jax.Array:
     """A 1x1 convolution without groups or padding."""
     x = x[:, :: strides[0], :: strides[1]]
-    # On two axes and not on four: the gradients that JAX derives from a product
-    # over [N, H, W] make XLA copy maps into transposed layouts on the CPU.
+    # On two axes, not four: for the gradients of a product over [N, H, W], XLA copies feature maps
+    # into transposed layouts on the CPU.
     rows = multiply(x.reshape(-1, x.shape[-1]), kernel[0, 0])
     return rows.reshape(*x.shape[:3], kernel.shape[3])
 
@@ -297,14 +293,14 @@ def _onednn(
         size + sum(edges) < taps or min(edges) < 0
         for size, edges, taps in zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
     ):
-        # oneDNN has no empty arrays, and cuts nothing off.
+        # oneDNN supports neither empty arrays nor negative padding.
         return _native(x, kernel, groups, strides, padding)
     if groups == 1 and _is_pointwise(kernel, padding):
         return _product_of_positions(x, kernel, strides, onednn.matmul)
     return onednn.convolution(x, kernel, groups=groups, strides=strides, padding=padding)
 
 
-# By name: from images, kernel, number of groups, strides and padding to the convolution.
+# Functions of images, kernel, number of groups, strides and padding, by name.
 LOWERINGS: dict[str, Callable[[jax.Array, jax.Array, int, tuple[int, int], Padding], jax.Array]] = {
     "native": _native,
     "packed": _packed,

@@ -1,10 +1,10 @@
-"""Max-pooling, on CPUs and GPUs with a gradient of its own.
+"""Max-pooling, with a custom gradient on CPUs and GPUs.
 
-XLA derives `select-and-scatter` for it, which is slow on the CPU and which its
-deterministic mode on GPUs refuses to compile. Here the forward pass notes which
-element of each window was the largest, and the backward pass adds up, for each
-input element, the windows that chose it: no scatter anywhere. TPUs have hardware for
-windows, and by XLA's estimate they are four times as fast as that (docs/performance.md).
+XLA's gradient is `select-and-scatter`, which is slow on the CPU and not supported in the
+deterministic mode on GPUs. Here the forward pass stores the index of the largest element of each
+window, and the backward pass sums, for each input element, the gradients of the windows that
+selected it, without a scatter. TPUs have hardware for windows; by XLA's estimate their own gradient
+is four times as fast as this one (docs/performance.md).
 """
 
 from collections.abc import Iterator
@@ -23,16 +23,16 @@ from resnext_jax.ops.target import target_platform
 def max_pool(
     x: Float[Array, "n h w c"], *, window: int = 3, strides: int = 2, padding: int = 1
 ) -> Float[Array, "n h_out w_out c"]:
-    """Take the maximum of square windows (the pool behind the stem, paper Table 1).
+    """Take the maximum of square windows (the pooling after the stem, paper Table 1).
 
-    Of equal elements the first one, by rows, gets the gradient, as in Torch.
-    (Reverse mode only.)
+    Among equal elements, the first in row-major order receives the gradient, as in Torch (reverse
+    mode only).
 
     Args:
       x: `[N, H, W, C]`, floating point.
       window: height and width of a window.
-      strides: step from window to window, both ways.
-      padding: elements before and after, both ways, that never are the maximum.
+      strides: vertical and horizontal stride.
+      padding: elements added before and after, in both directions, which are never the maximum.
 
     Returns:
       `[N, H', W', C]` with `H' = (H + 2 * padding - window) // strides + 1`.
@@ -85,10 +85,10 @@ def _backward(
 ) -> tuple[jax.Array]:
     chosen, shape = residuals
     images, height, width, channels = shape
-    # Place `strides * i + a` of the padded input is seen by the windows i, i - 1, ... as
-    # their place a, a + strides, ...: each such distance gives a copy of dy, shifted, and
-    # zero where the window chose another. The places a are an axis of their own, so that
-    # all is broadcasting, which XLA runs as one loop.
+    # Position `strides * i + a` of the padded input is the element a, a + strides, ... of the
+    # windows i, i - 1, ...: each of these distances contributes a shifted copy of dy, zero where
+    # the window selected another element. The offsets a have their own axis, so that everything is
+    # broadcasting, which XLA compiles to one loop.
     sizes = [-(-(size + 2 * padding) // strides) for size in (height, width)]
     distances = range(-(-window // strides))
 
@@ -101,14 +101,14 @@ def _backward(
         return jnp.pad(x, ((0, 0), *pads, (0, 0)))[:, :, None, :, None]
 
     total = jnp.zeros((images, sizes[0], strides, sizes[1], strides, channels), dy.dtype)
-    none = window * window  # no window has such a place
+    none = window * window  # the index of no element
     for rows in distances:
         for columns in distances:
             places = np.full((strides, strides), none, chosen.dtype)
             for a in range(min(strides, window - strides * rows)):
                 for b in range(min(strides, window - strides * columns)):
                     places[a, b] = (a + strides * rows) * window + b + strides * columns
-            # Where there is no window, the first of its places counts as chosen, and gets 0.
+            # Outside of the windows, the first element counts as selected, with dy = 0.
             given, taken = (shifted(x, rows, columns) for x in (dy, chosen))
             total = total + jnp.where(taken == places[:, None, :, None], given, 0)
     padded = total.reshape(images, sizes[0] * strides, sizes[1] * strides, channels)
@@ -119,7 +119,7 @@ _max_pool.defvjp(_forward, _backward)
 
 
 def _taps(x: jax.Array, window: int, strides: int, padding: int) -> Iterator[tuple[int, jax.Array]]:
-    """Yield the elements at each place of the windows, `[N, H', W', C]`, by rows."""
+    """Yield each element of the windows, `[N, H', W', C]`, with its index in row-major order."""
     border = (padding, padding)
     padded = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
     last_row, last_column = ((size - window) // strides * strides + 1 for size in padded.shape[1:3])

@@ -1,7 +1,7 @@
-"""Which platform a program is compiled for, where lowerings and sums are chosen by it.
+"""The platform that a program is compiled for, which selects lowerings and sums.
 
-The machine that compiles need not have that platform: a step can be lowered for the TPUs of a
-topology, or exported for other platforms, on a CPU.
+It need not be that of the current machine: a step can be lowered for a TPU topology, or exported
+for other platforms, on a CPU.
 """
 
 import contextlib
@@ -12,15 +12,15 @@ import jax
 
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
-# JAX's names of CUDA and ROCm, in `jax.export` and `lax.platform_dependent`, and of their devices.
+# Platform names in `jax.export` and `lax.platform_dependent`, and those of their devices.
 _DEVICES_OF = {"cuda": "gpu", "rocm": "gpu"}
 
 
 def target_platform() -> str:
-    """Return the platform of what is traced now, as devices name it: "cpu", "gpu" or "tpu".
+    """Return the platform that is currently traced for, as devices name it: "cpu", "gpu" or "tpu".
 
-    That of `compiling_for`; without it that of the mesh's devices, inside `shard_map`; without a
-    mesh JAX's default.
+    It is that of `compiling_for`; else, inside `shard_map`, that of the mesh's devices; else JAX's
+    default.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     found: str = _chosen.get() or (device.platform if device else jax.default_backend())
@@ -29,10 +29,10 @@ def target_platform() -> str:
 
 @contextlib.contextmanager
 def compiling_for(platform: str) -> Iterator[None]:
-    """Trace for a platform, by a device's or an export's name: "cpu", "gpu", "cuda", "tpu".
+    """Trace for a platform, named as by devices or exports: "cpu", "gpu", "cuda", "tpu".
 
-    For inside a function that is compiled. Around the call of one it has no effect where JAX has
-    traced the function before.
+    Use it inside a jitted function. Around the call of one it has no effect if JAX has traced that
+    function before.
     """
     token = _chosen.set(platform)
     try:

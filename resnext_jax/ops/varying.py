@@ -1,4 +1,4 @@
-"""Give arrays the device-varying types that hand-written gradients need."""
+"""Device-varying types of arrays, as needed by custom gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,11 @@ from jax import lax
 
 
 def varying_like(x: jax.Array, array: jax.Array) -> jax.Array:
-    """Give `array` the device-varying type of `x`, whatever it was before.
+    """Return `array` with the device-varying type of `x`.
 
-    Under `shard_map`, adding a zero taken from `x` makes a replicated parameter
-    vary over the devices as x does; the gradient of that is the sum over them.
-    Nothing remains of it after compilation. Elsewhere there are no such types.
+    Under `shard_map`, adding a zero computed from `x` makes a replicated parameter vary over the
+    same devices as x; the gradient of that is the sum over them. Compilation removes the addition.
+    Outside of `shard_map` there are no such types.
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return array

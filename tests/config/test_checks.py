@@ -341,7 +341,7 @@ def test_fields_that_may_be_none_are_those_whose_default_is_none() -> None:
     [
         ("resnet200", "a", None, "form 'a' does not exist for the pre-activation"),
         ("resnext29_8x64d", "b", True, "form 'b' does not exist for the pre-activation"),
-        ("wide_resnet28_10", "c", False, "it has no other kind"),
+        ("wide_resnet28_10", "c", False, "it has no other variant"),
     ],
 )
 def test_impossible_combinations(

@@ -270,7 +270,7 @@ def test_timms_residual_networks_are_found_or_refused_with_the_reason(
             assert interop.identify(state_dict).arguments == {"name": name, "num_classes": 1000}
         else:
             if family != "byobnet":
-                with pytest.raises(ValueError, match="is not built here: "):
+                with pytest.raises(ValueError, match="is not implemented: "):
                     parse_name(name)
             with pytest.raises(WeightsError, match="it is of a network with"):
                 interop.identify(state_dict)

@@ -249,5 +249,5 @@ def test_the_seed_decides_the_weights() -> None:
 
 @pytest.mark.parametrize("name", ["resnet200", "wide_resnet28_10"])
 def test_preactivation_networks_have_no_other_kind(name: str) -> None:
-    with pytest.raises(ValueError, match="it has no other kind"):
+    with pytest.raises(ValueError, match="it has no other variant"):
         create_model(name, rngs=nnx.Rngs(0), preactivation=False)

@@ -44,7 +44,7 @@ def test_equal_hosts_go_on(sentence: Any) -> None:
 def test_what_differs_is_named_with_who_has_what(sentence: Any) -> None:
     message = sentence({"images": 56}, {"images": 50}, {"images": 56})
     assert "(images: 56 on 0, 2; 50 on 1; by process ID)" in message
-    assert "give all of them the same" in message
+    assert "make them the same on all processes" in message
 
 
 def test_what_one_host_lacks_differs(sentence: Any) -> None:

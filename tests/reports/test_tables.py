@@ -52,7 +52,7 @@ def test_without_runs_every_figure_of_the_paper_stands_beside_not_run() -> None:
             assert line[:2] == [row.network, row.setting]
             assert line[-len(pairs) :] == pairs
             assert len(line) == len(written[0])
-    assert "none of these tables" not in text
+    assert "in no table above" not in text
 
 
 def test_the_papers_figures() -> None:

@@ -1,9 +1,9 @@
-"""What makes XLA fast on CPUs, and is no business of a network.
+"""Settings that make XLA fast on CPUs, kept apart from the networks.
 
-The compiler's options here and the calls of `ops.cpu.onednn` are inner matters of jaxlib, which
-may change with its next version. They are used with the versions that were tried. With any other
-XLA's own use of oneDNN is switched on, if that version has it: a part of the gain, and no private
-call. docs/performance.md has what they bring.
+The compiler options here and the custom calls of `ops.cpu.onednn` are internals of jaxlib that can
+change in any release, so they are only used with tested versions. With other versions, XLA's own
+oneDNN pass is enabled if it exists: a part of the gain, without private calls. docs/performance.md
+has measurements.
 """
 
 import ctypes
@@ -20,11 +20,11 @@ from jax.sharding import Mesh
 
 from resnext_jax.ops.target import compiling_for, target_platform
 
-# `make test` has passed on these, tests/ops/cpu/test_onednn.py in particular. To try another
-# version, add it here and run them; benchmarks/train_step.py tells what it brings.
+# `make test` has passed with these, tests/ops/cpu/test_onednn.py in particular. To use another
+# version, add it here and run the tests; benchmarks/train_step.py measures the speed.
 TRIED_JAXLIB = ("0.10.2", "0.11.2", "0.12.0.1")
 
-# XLA's library for sums and convolutions, which comes before oneDNN, is switched off for both.
+# XLA's library YNN for sums and convolutions has priority over oneDNN, so it is disabled for both.
 _WITHOUT_YNN: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 _XLAS_ONEDNN = {"xla_cpu_experimental_onednn_custom_call": True, **_WITHOUT_YNN}
 
@@ -34,7 +34,7 @@ _TOP_PAD_BYTES = 64 << 20
 
 
 def carries_onednn() -> bool:
-    """Whether the program is compiled for a CPU, with a jaxlib whose oneDNN was tried."""
+    """Whether the program is compiled for a CPU, with a jaxlib whose oneDNN calls were tested."""
     return target_platform() == "cpu" and not _why_not_carried()
 
 
@@ -48,17 +48,19 @@ def _why_not_carried() -> str:
     if reason := _no_onednn_here():
         return reason
     version = jaxlib.version.__version__
-    return "" if version in TRIED_JAXLIB else f"oneDNN's calls were not tried with jaxlib {version}"
+    if version in TRIED_JAXLIB:
+        return ""
+    return f"oneDNN's calls were not tested with jaxlib {version}"
 
 
 def may_use_onednn() -> bool:
-    """Whether programs for a CPU call oneDNN, by our calls or XLA's, unless they are to be kept."""
+    """Whether programs for a CPU call oneDNN, by our calls or XLA's, unless they are cached."""
     return carries_onednn() or (target_platform() == "cpu" and _xla_knows_onednn())
 
 
 @functools.cache
 def _xla_knows_onednn() -> bool:
-    """Whether this jaxlib has the options of XLA's own oneDNN pass; unknown ones stop a compile."""
+    """Whether this jaxlib has the options of XLA's own oneDNN pass; unknown options are errors."""
     if _no_onednn_here():
         return False
     try:
@@ -70,30 +72,30 @@ def _xla_knows_onednn() -> bool:
 
 
 def _cache_folder() -> str | None:
-    """Return where JAX keeps compiled programs; it takes "" for none, too."""
+    """Return the folder of JAX's persistent compilation cache, None if it is disabled."""
     folder: str | None = jax.config.values["jax_compilation_cache_dir"]
     return folder if folder and jax.config.values["jax_enable_compilation_cache"] else None
 
 
 def has_onednn() -> bool:
-    """Whether `ops.cpu.onednn` may be called: it is carried, and no compiled programs are kept.
+    """Whether `ops.cpu.onednn` may be called: it is available, and programs are not cached.
 
-    JAX's persistent compilation cache cannot store a program that calls oneDNN: XLA takes
-    such a call for one of another kind when it writes it. JAX decides about its cache when it
-    first compiles, so the cache should be chosen, or given up, before that.
+    JAX's persistent compilation cache cannot store a program that calls oneDNN, because XLA
+    serialises such a call incorrectly. JAX initialises its cache at the first compilation, so the
+    cache has to be enabled or disabled before that.
     """
     return carries_onednn() and not _cache_folder()
 
 
 def describe_convolutions(dtype: str) -> str:
-    """Say which convolutions a CPU computes with, and why, for the log of a run.
+    """Describe which convolutions are used on the CPU, and why, for the log of a run.
 
     Args:
-      dtype: of the computation.
+      dtype: dtype of the computation.
     """
     untried = _why_not_carried()
     if may_use_onednn() and _cache_folder():
-        kept = f"compiled programs are kept in {_cache_folder()}, which cannot hold oneDNN's"
+        kept = f"compiled programs are cached in {_cache_folder()}, which cannot store oneDNN's"
         how = f"XLA's own ({kept})"
     elif may_use_onednn() and untried:
         how = f"oneDNN's, where XLA calls it ({untried})"
@@ -107,11 +109,11 @@ def describe_convolutions(dtype: str) -> str:
 
 
 def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
-    """Options of `jax.jit` for whole training steps on a mesh; none where it is not of CPUs.
+    """Return the compiler options of whole training steps on a mesh; {} if it is not of CPUs.
 
-    XLA leaves sums to its library YNN, which does not take in what they are sums of, and is
-    slow where it does. XLA's own loops do the sums of batch normalisation in fewer passes.
-    Where this package does not call oneDNN, XLA is asked to.
+    XLA delegates sums to its library YNN, which does not fuse the computation of the summands, or
+    is slow if it does. XLA's own loops compute the sums of batch normalisation in fewer passes. If
+    this package does not call oneDNN, XLA's own oneDNN pass is enabled.
     """
     with compiling_for(mesh.abstract_mesh.abstract_device.platform):
         if carries_onednn():
@@ -120,19 +122,19 @@ def compiler_options(mesh: Mesh) -> dict[str, bool | str]:
 
 
 def keep_memory() -> None:
-    """Have this process keep the memory it frees, where JAX has nothing but the CPU.
+    """Configure malloc to keep freed memory in this process, if the CPU is JAX's only platform.
 
-    XLA asks for its intermediate results, a gigabyte for ResNet-50, in every step anew. The C
-    library would take it from the system each time, in pages that are cleared first. A process
-    that keeps it never grows for it, but does not shrink either: it holds what it needed most.
+    XLA allocates its intermediate results, a gigabyte for ResNet-50, in every step. By default the
+    C library requests them from the kernel each time, which clears the pages first. Keeping them
+    does not increase the peak, but the process stays at its peak.
 
-    To be called before JAX starts its threads, which is when it first computes: later, memory
-    is kept too, but no step is faster for it. Does nothing with other C libraries than glibc.
+    Call this before JAX starts its threads, that is, before its first computation: later, memory is
+    kept too, but steps do not become faster. It has no effect with C libraries other than glibc.
     """
     if not _has_only_cpu() or platform.libc_ver()[0] != "glibc":
         return
     library = ctypes.CDLL(None)
-    # All from one arena, which is never given back and grows in large steps.
+    # A single arena, which is never trimmed and grows in large steps.
     library.mallopt(_MMAP_MAX, 0)
     library.mallopt(_TRIM_THRESHOLD, -1)
     library.mallopt(_ARENA_MAX, 1)
@@ -140,9 +142,9 @@ def keep_memory() -> None:
 
 
 def _has_only_cpu() -> bool:
-    """Whether JAX will run on the CPU, told without starting it."""
+    """Whether JAX will run on the CPU, determined without initialising it."""
     wanted = os.environ.get("JAX_PLATFORMS")
     if wanted:
         return wanted == "cpu"
-    # Accelerators are plugins; a TPU's is known by its library.
+    # Accelerators are plugins; TPUs are detected by their library.
     return not entry_points(group="jax_plugins") and find_spec("libtpu") is None

@@ -1,27 +1,26 @@
-"""Convolutions and matrix products of oneDNN, the CPU library that jaxlib carries.
+"""Convolutions and matrix products of oneDNN, the CPU library that jaxlib bundles.
 
-jaxlib is built with oneDNN, and XLA's CPU backend knows custom calls to it,
-`__onednn$convolution` and `__onednn$matmul`. XLA places neither by itself today, so this
-module does. That pays because oneDNN has kernels for narrow groups, where XLA has none
-at all (docs/performance.md has the measurements).
+jaxlib is built with oneDNN, and XLA's CPU backend implements custom calls to it,
+`__onednn$convolution` and `__onednn$matmul`. XLA does not generate these calls at present, so this
+module does. It is worthwhile because oneDNN has kernels for narrow groups and XLA has none
+(docs/performance.md has measurements).
 
-The calls are an inner matter of XLA: nobody promises that the next jaxlib keeps them, or
-the meaning of their settings, and oneDNN ends the process where it is asked for what it
-does not know. So ask `cpu.has_onednn` first, and give no other arrays than are said below:
-nothing here checks them. `grouped_conv` does both.
+The calls are internal to XLA: the next jaxlib may remove them or change the meaning of their
+settings, and oneDNN aborts the process on unsupported arguments. So check `cpu.has_onednn` first,
+and only pass arrays as documented below: nothing here validates them. `grouped_conv` does both.
 
-A convolution, the gradient by its input and the one by its kernel are three sides of one
-sum over x, kernel and dy: the gradients of each are the other two. XLA offers the first
-alone, and the other two are written as such:
+A convolution, its input gradient and its kernel gradient are three contractions of the same
+trilinear form of x, kernel and dy, so that the gradients of each are the other two. XLA provides
+only the first; the others are expressed as forward convolutions:
 
-- By the input, with strides: rows of x whose distance is a multiple of the stride meet the
-  same taps of the kernel. Each such phase is a plain convolution of dy with those taps,
+- Input gradient with strides: rows of x whose distance is a multiple of the stride are multiplied
+  by the same taps of the kernel. Each such phase is a plain convolution of dy with those taps,
   mirrored, and the phases are interleaved.
-- By the kernel: `dk[a, b, i, o]` sums `x[n, s h + a, s w + b, i] dy[n, h, w, o]` over n, h
-  and w. Take dy as a kernel as large as the map, from n channels to o, and x as one image
-  with n channels, whose columns are the pairs (w, i), i running faster. Convolve the two,
-  the kernel dilated by s rows and s |i| columns: the result has dk's a as its row and
-  (b, i) as its column. So many columns are what makes it fast.
+- Kernel gradient: `dk[a, b, i, o]` sums `x[n, s h + a, s w + b, i] dy[n, h, w, o]` over n, h and w.
+  Use dy as a kernel as large as the feature map, from n channels to o, and x as one image with n
+  channels whose columns are the pairs (w, i), i varying faster. Convolve the two with the kernel
+  dilated by s rows and s |i| columns: the rows of the result are dk's a, its columns (b, i). The
+  large number of columns makes this fast.
 """
 
 import dataclasses
@@ -35,17 +34,17 @@ import jax.numpy as jnp
 
 from resnext_jax.ops.varying import varying_like
 
-# Before and after, vertically and horizontally.
+# Padding before and after, vertically and horizontally.
 Edges = tuple[tuple[int, int], tuple[int, int]]
 
-# oneDNN computes so many output channels at once: 16 floats are 512 bits.
+# Number of output channels that oneDNN computes at once: 16 floats are 512 bits.
 _VECTOR = 16
 
 
 def convolution(
     x: jax.Array, kernel: jax.Array, *, groups: int, strides: tuple[int, int], padding: Edges
 ) -> jax.Array:
-    """Convolve each group of channels; reverse-mode gradients of any order.
+    """Grouped convolution, with reverse-mode gradients of any order.
 
     Args:
       x: `[N, H, W, Cin]`, float32, not empty.
@@ -55,7 +54,7 @@ def convolution(
       padding: zeros before and after, vertically and horizontally.
 
     Returns:
-      `[N, H', W', Cout]`, float32; not empty, or oneDNN refuses.
+      `[N, H', W', Cout]`, float32; oneDNN fails if it is empty.
     """
     x = varying_like(kernel, x)
     kernel = varying_like(x, kernel)
@@ -64,14 +63,14 @@ def convolution(
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Multiply `[M, K]` by `[K, N]`, float32, not empty; reverse-mode gradients of any order."""
+    """Product of `[M, K]` and `[K, N]`, float32, not empty; reverse-mode gradients of any order."""
     a = varying_like(b, a)
     return _multiply(a, varying_like(a, b), False, False)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Geometry:
-    """What a convolution and its gradients share.
+    """The parameters that a convolution and its gradients have in common.
 
     Attributes:
       groups: number of groups.
@@ -103,18 +102,18 @@ def _input_gradient(dy: jax.Array, kernel: jax.Array, geometry: _Geometry) -> ja
     phase_size = [-(-size // stride) for size, stride in zip(geometry.image, strides, strict=True)]
 
     def phase(row: int, column: int) -> jax.Array:
-        """What the elements get that lie a multiple of the strides from (row, column)."""
+        """Gradient of the elements at multiples of the strides from (row, column)."""
         taps, edges = [], []
         for axis, start in enumerate((row, column)):
             stride, low = strides[axis], geometry.padding[axis][0]
-            # Through its j-th tap, `first + stride * j`, element t meets dy's `base + t - j`.
+            # Tap `first + stride * j` multiplies element t by dy's element `base + t - j`.
             base, first = divmod(start + low, stride)
             taps.append(slice(first, None, stride))
             count = len(range(first, geometry.taps[axis], stride))
             edges.append((count - 1 - base, phase_size[axis] + base - dy.shape[1 + axis]))
         met = kernel[tuple(taps)]
         cropped, padding = _crop(dy, edges)
-        if 0 in (met.size, cropped.size):  # no window sees these elements
+        if 0 in (met.size, cropped.size):  # no window contains these elements
             shape = (dy.shape[0], *phase_size, kernel.shape[2] * groups)
             return varying_like(dy, jnp.zeros(shape, dy.dtype))
         return _call_convolution(cropped, _mirrored(met, groups), groups, padding=padding)
@@ -136,15 +135,15 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, geometry: _Geometry) -> jax.Ar
     """The gradient by the kernel, `[kh, kw, Cin / groups, Cout]`."""
     groups, taps, strides = geometry.groups, geometry.taps, geometry.strides
     inputs, outputs = x.shape[3] // groups, dy.shape[3] // groups
-    # Narrow groups are computed as packs of neighbours, of which only the blocks on the
-    # diagonal are kept: a vector holds 16 outputs whether they are wanted or not.
+    # Narrow groups are computed in packs of neighbours, of which only the diagonal blocks are kept:
+    # a vector always computes 16 outputs.
     pack = next(
         n
         for n in range(1, groups + 1)
         if groups % n == 0 and (n * outputs >= _VECTOR or n == groups)
     )
     packs = groups // pack
-    # As many zeros behind x as its last window reaches, which may be fewer than none.
+    # Pad x at the end up to where its last window ends; negative padding crops.
     edges = [
         (low, (positions - 1) * stride + size - length - low)
         for positions, stride, size, length, (low, _) in zip(
@@ -152,7 +151,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, geometry: _Geometry) -> jax.Ar
         )
     ]
     x, padding = _crop(x, edges)
-    if x.size == 0:  # the windows see nothing but padding
+    if x.size == 0:  # the windows contain only padding
         return varying_like(dy, jnp.zeros((*taps, inputs, groups * outputs), dy.dtype))
     images, height, width, _ = x.shape
     image = x.reshape(images, height, width, packs, pack * inputs).transpose(1, 2, 4, 3, 0)
@@ -171,7 +170,7 @@ def _kernel_gradient(x: jax.Array, dy: jax.Array, geometry: _Geometry) -> jax.Ar
 
 
 def _define_gradients() -> None:
-    """Give each of the three sides the other two as its gradients."""
+    """Define the gradients of each of the three functions by the other two."""
     _convolve.defvjp(
         lambda x, kernel, geometry: (_convolve(x, kernel, geometry), (x, kernel)),
         lambda geometry, operands, dy: (
@@ -200,7 +199,7 @@ _define_gradients()
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _multiply(a: jax.Array, b: jax.Array, transpose_a: bool, transpose_b: bool) -> jax.Array:
-    """The product of two matrices, each of which may be stored transposed."""
+    """Product of two matrices, each of which may be stored transposed."""
     shape = (a.shape[1 if transpose_a else 0], b.shape[0 if transpose_b else 1])
     settings = {"transpose_a": transpose_a, "transpose_b": transpose_b}
     return _call("matmul", {"onednn_matmul_config": settings}, shape, a, b)
@@ -239,7 +238,7 @@ def _call_convolution(
     dilation: tuple[int, int] = (1, 1),
     kernel_axes: tuple[int, int, int, int] = (0, 1, 2, 3),
 ) -> jax.Array:
-    """Place a forward convolution of NHWC images; `kernel_axes` are the kernel's H, W, I and O."""
+    """Call a forward convolution of NHWC images; `kernel_axes` are the kernel's H, W, I and O."""
     vertical, horizontal, inputs, outputs = kernel_axes
     taps = kernel.shape[vertical], kernel.shape[horizontal]
     size = [
@@ -275,26 +274,26 @@ def _call_convolution(
 def _call(
     name: str, settings: Mapping[str, Any], shape: tuple[int, ...], *operands: jax.Array
 ) -> jax.Array:
-    """Place one of oneDNN's custom calls; all operands vary over the same devices."""
+    """Call one of oneDNN's custom calls; all operands must vary over the same devices."""
     call = jax.ffi.ffi_call(
         f"__onednn${name}",
         jax.ShapeDtypeStruct(shape, jnp.float32),
         vmap_method="sequential",
-        custom_call_api_version=2,  # the older kind, which takes its settings as text
+        custom_call_api_version=2,  # the older API, whose settings are a string
         legacy_backend_config=json.dumps(settings),
     )
     return varying_like(operands[0], call(*operands))
 
 
 def _mirrored(kernel: jax.Array, groups: int) -> jax.Array:
-    """`[kh, kw, I, groups * O]` to `[kh, kw, O, groups * I]`, taps in the opposite order."""
+    """Map `[kh, kw, I, groups * O]` to `[kh, kw, O, groups * I]`, with the taps mirrored."""
     height, width, inputs, _ = kernel.shape
     split = kernel[::-1, ::-1].reshape(height, width, inputs, groups, -1)
     return split.swapaxes(2, 4).reshape(height, width, -1, groups * inputs)
 
 
 def _crop(x: jax.Array, edges: Sequence[tuple[int, int]]) -> tuple[jax.Array, Edges]:
-    """Cut off the rows and columns that negative padding takes away; the padding that is left."""
+    """Crop x by the negative part of the padding; return it with the remaining padding."""
     cut = [(max(-before, 0), max(-after, 0)) for before, after in edges]
     left = tuple((max(before, 0), max(after, 0)) for before, after in edges)
     rows, columns = (

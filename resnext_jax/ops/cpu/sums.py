@@ -1,4 +1,4 @@
-"""Sums over the rows of large arrays, as XLA runs them fast on the CPU."""
+"""Sums over the rows of large arrays, written such that XLA compiles them to fast CPU code."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from resnext_jax.ops.target import target_platform
 
-# In how many parts rows are added up, and how few are left to a plain sum. Maps of
-# 224-pixel images have rows in sevens.
+# Numbers of parts that rows are split into, and the number of rows left to a plain sum. The sizes
+# of feature maps of 224-pixel images are multiples of 7.
 _PARTS = (7, 8, 5, 3, 2)
 _ROWS_LEFT_TO_SUM = 256
 
@@ -16,9 +16,10 @@ _ROWS_LEFT_TO_SUM = 256
 def sum_rows(x: jax.Array) -> jax.Array:
     """Sum `[G, M, C]` over M, to `[G, 1, C]`.
 
-    On the CPU distant rows are added first, in ordinary loops, which take in what x is
-    computed from. XLA's sums would have it written to memory first, or leave it to a library
-    that is some thirty times slower than memory at a sum of products (docs/performance.md).
+    On the CPU distant rows are added first, in elementwise loops that XLA fuses with whatever
+    computes x. XLA's reductions would write x to memory first, or delegate the sum to a library that, for
+    a sum of products, is about thirty times slower than memory bandwidth allows
+    (docs/performance.md).
     """
     if target_platform() == "cpu":
         while x.shape[1] > _ROWS_LEFT_TO_SUM:
@@ -31,7 +32,7 @@ def sum_rows(x: jax.Array) -> jax.Array:
 
 
 def norm(tree: Any) -> jax.Array:
-    """L2 norm of all arrays of a tree together, float32 at least."""
+    """Global L2 norm of all arrays of a tree, at least float32."""
     total = jnp.zeros((), jnp.float32)
     for x in jax.tree.leaves(tree):
         if x.size == 0:

@@ -158,7 +158,7 @@ def test_the_log_says_whose_convolutions_run_and_why(monkeypatch: pytest.MonkeyP
     assert "oneDNN's, as jaxlib 0.10.2 bundles it" in cpu.describe_convolutions("float32")
     assert "own (oneDNN is called for float32 only" in cpu.describe_convolutions("bfloat16")
     monkeypatch.setattr(cpu, "_cache_folder", lambda: "/kept")
-    assert "own (compiled programs are kept in /kept" in cpu.describe_convolutions("float32")
+    assert "own (compiled programs are cached in /kept" in cpu.describe_convolutions("float32")
     monkeypatch.setattr(jaxlib.version, "__version__", "9.9.9")
     monkeypatch.setattr(cpu, "_cache_folder", lambda: None)
     assert "not tried with jaxlib 9.9.9" in cpu.describe_convolutions("float32")
