@@ -454,7 +454,8 @@ def test_all_regions_are_as_likely() -> None:
     proposals = jnp.concatenate([near, far])
     spec = RegionTargetSpec(samples=4, foregrounds=2)
     keys = jax.random.split(jax.random.key(0), 3_000)
-    filled, arrays = jnp.ones(9, bool), [jnp.asarray(array) for array in scene]
+    filled = jnp.ones(9, bool)
+    arrays: list[Any] = [jnp.asarray(array) for array in scene]
     draw = jax.vmap(lambda key: region_targets(key, proposals, filled, *arrays, spec))
     boxes = np.asarray(jax.jit(draw)(keys).boxes)
     for places, candidates in (
@@ -472,11 +473,11 @@ def test_all_regions_are_as_likely() -> None:
 def test_no_gradient_reaches_the_proposals() -> None:
     proposals, filled = map(jnp.asarray, random_proposals(SCENES[2]))
 
+    scene: list[Any] = [jnp.asarray(array) for array in SCENES[2]]
+
     @jax.jit
     def total(proposals: jax.Array) -> jax.Array:
-        targets = region_targets(
-            KEYS[0], proposals, filled, *map(jnp.asarray, SCENES[2]), ALL_REGIONS
-        )
+        targets = region_targets(KEYS[0], proposals, filled, *scene, ALL_REGIONS)
         return targets.boxes.sum() + targets.deltas.sum()
 
     np.testing.assert_array_equal(jax.grad(total)(proposals), 0)
