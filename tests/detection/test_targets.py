@@ -455,7 +455,7 @@ def test_all_regions_are_as_likely() -> None:
     spec = RegionTargetSpec(samples=4, foregrounds=2)
     keys = jax.random.split(jax.random.key(0), 3_000)
     filled = jnp.ones(9, bool)
-    arrays: list[Any] = [jnp.asarray(array) for array in scene]
+    arrays: Truth = jax.tree.map(jnp.asarray, scene)
     draw = jax.vmap(lambda key: region_targets(key, proposals, filled, *arrays, spec))
     boxes = np.asarray(jax.jit(draw)(keys).boxes)
     for places, candidates in (
@@ -473,7 +473,7 @@ def test_all_regions_are_as_likely() -> None:
 def test_no_gradient_reaches_the_proposals() -> None:
     proposals, filled = map(jnp.asarray, random_proposals(SCENES[2]))
 
-    scene: list[Any] = [jnp.asarray(array) for array in SCENES[2]]
+    scene: Truth = jax.tree.map(jnp.asarray, SCENES[2])
 
     @jax.jit
     def total(proposals: jax.Array) -> jax.Array:
