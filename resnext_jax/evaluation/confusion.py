@@ -9,7 +9,7 @@ import numpy as np
 
 from resnext_jax.evaluation.images import ImageRecords
 
-# So many classes are told on the console.
+# Number of classes printed on the console.
 _WORST = 5
 
 
@@ -47,7 +47,7 @@ class Confusion:
 
 
 def count(records: ImageRecords, names: Sequence[str]) -> Confusion:
-    """Count what became of each image.
+    """Count predictions by true class.
 
     Args:
       records: of every image once.

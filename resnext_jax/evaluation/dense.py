@@ -46,7 +46,7 @@ def short_sides(image_size: int) -> tuple[int, ...]:
 def make_dense_step(
     graphdef: Any, preprocess: Callable[[Batch], jax.Array], mesh: Mesh, *, image_size: int
 ) -> DenseStep:
-    """Compile the dense scoring of one batch, anew for each shape of images.
+    """Compile the dense scoring of one batch, once per image shape.
 
     Args:
       graphdef: of the model, from `models.variables.split`.
@@ -82,7 +82,7 @@ class PendingImages:
     """
 
     def __init__(self, scales: int):
-        """Start with none; an image is done when it was seen at so many scales."""
+        """Start empty; an image is complete once it was scored at `scales` scales."""
         self._scales = scales
         self._seen: dict[int, int] = collections.defaultdict(int)
         # `[M, K]` of each image, of each network, summed over scales.
@@ -156,7 +156,7 @@ class DenseEvaluation:
     ) -> list[EvalResult]:
         """Score every test image once at each scale; see `run.Evaluation.score`.
 
-        The first time, process 0 tells on standard error how often the steps will compile.
+        The first time, process 0 prints on standard error how often the steps will compile.
         """
         self._announce()
         pending = PendingImages(len(self._short_sides))
@@ -227,7 +227,7 @@ class DenseEvaluation:
         bad = np.flatnonzero(sizes[:, 0] == 0)
         if len(bad) and self._config.data.on_error == "stop":
             raise DataError(examples.explain(int(bad[0])))
-        # As much memory as so many images of the usual size take, whatever the shape.
+        # As much memory as eval_batch_size images of the usual size, whatever the shape.
         pixels = self._config.eval_batch_size * self._image_size**2
         order = by_aspect(sizes)
         plan = itertools.chain.from_iterable(

@@ -1,4 +1,4 @@
-"""`eval.json`: evaluations of a workdir, or of weights, that stand together.
+"""`eval.json`: the evaluations of a workdir, or of weight files.
 
 An object of evaluations, each by a key that says what was scored and how. One that is made again
 takes the place of the one before it, all others stay. Strict JSON.

@@ -21,12 +21,12 @@ from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.mesh import BATCH, REPLICATED
 
 EvalStep = Callable[[Arrays, Arrays, Batch], jax.Array]
-# Networks, by their place, whose probabilities are averaged; one for a network by itself.
+# Indices of the networks whose probabilities are averaged; one index for a single network.
 Ensemble = tuple[int, ...]
 
 
 def each_network(networks: Sequence[Network]) -> list[Ensemble]:
-    """Return what scores each network by itself."""
+    """Return one single-network ensemble per network: [(0,), (1,), ...]."""
     return [(index,) for index in range(len(networks))]
 
 

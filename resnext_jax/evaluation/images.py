@@ -1,4 +1,4 @@
-"""What became of each test image, from which every measure is computed, on the host in float64."""
+"""Per-image records of a test, from which every metric is computed on the host in float64."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ _TOP = 5
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageRecords:
-    """What became of each image, in the order of `index`.
+    """Per-image results, ordered by `index`.
 
     Attributes:
       index: int64 `[N]`, place in the data set.
@@ -62,11 +62,11 @@ class EvalResult:
       loss: mean cross-entropy, in nats; where an image was scored in several parts, that of its
         averaged logits.
       top1_error, top5_error: in percent.
-      skipped: images that could not be decoded, and are in none of the averages.
+      skipped: images that could not be decoded, and are left out of the averages.
       among_first: by a number of classes K, top-1 and top-5 error in percent when
         only the scores of the first K classes are looked at.
       others: of `METRICS`, by name.
-      records: what became of each image.
+      records: the per-image results.
     """
 
     images: int
@@ -100,7 +100,7 @@ def score_images(
     Args:
       logits: `[N, K]` of each network of an ensemble, or of one alone.
       labels: `[N]`, integer.
-      first_classes: also rank among so many first classes (paper Sec. 5.2: ImageNet-5K's
+      first_classes: also rank among this many first classes (paper Sec. 5.2: ImageNet-5K's
         networks, 1000 way); None: don't.
     """
     scores = ensemble(logits)

@@ -1,4 +1,4 @@
-"""What eval.py does: score, tell, and write."""
+"""What eval.py does: score, print, and write."""
 
 import dataclasses
 from collections.abc import Sequence

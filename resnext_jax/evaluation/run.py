@@ -44,7 +44,7 @@ class Evaluation:
         Args:
           config: of the data and the protocol.
           source: the test set.
-          graphdef: of the network that `run` scores; `score` is told of its own.
+          graphdef: of the network that `run` scores; `score` takes networks with their own.
           mesh: of the devices.
 
         Raises:
@@ -84,7 +84,7 @@ class Evaluation:
           networks: of as many classes as the data has.
           ensembles: of each result, which networks: one, or several whose probabilities are
             averaged (see `metrics.ensemble`; a network's own logits are averaged over crops,
-            positions and scales before that). None: each by itself.
+            positions and scales before that). None: each network separately.
           between_batches: called before each batch; what it raises ends the scoring.
 
         Returns:
@@ -117,7 +117,7 @@ class EvaluationReport:
     Attributes:
       source: the test set.
       protocol: how it was scored.
-      rows: the results: of each member by itself, and then of the ensemble of all, where there
+      rows: the results: of each member, and then of the ensemble of all, where there
         are several workdirs or files.
     """
 
@@ -177,7 +177,7 @@ def evaluate_all(
     networks = [member.network for member in members]
     ensembles = each_network(networks)
     if several:
-        # The last of each: averaged weights come behind the raw ones.
+        # The last of each group: averaged weights follow the raw ones.
         ensembles.append(tuple(members.index(group[-1]) for group in loaded))
     results = Evaluation(config, source, None, mesh).score(networks, ensembles)
     scored = [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # what is written is read by programs that need none of that
+if TYPE_CHECKING:  # readers of eval.json should not import the evaluation
     from resnext_jax.evaluation.run import EvaluationReport
 
 

@@ -17,7 +17,7 @@ BEST_FILE = "best.json"
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A number of the test records that tells which checkpoint is best.
+    """The metric of the test records that selects the best checkpoint.
 
     Attributes:
       name: of the number.
@@ -108,7 +108,7 @@ def wanted_step(checkpoint: str, workdir: Path) -> int | None:
       workdir: of the run.
 
     Raises:
-      CheckpointError: it is none of these, or there is no best one.
+      CheckpointError: it is another word, or there is no best checkpoint.
     """
     if checkpoint == "latest":
         return None

@@ -35,7 +35,7 @@ Answer = TypeVar("Answer")
 
 @functools.cache
 def _silence_orbax() -> None:
-    """Keep tracebacks off standard error of what is raised, and told in one sentence.
+    """Keep Orbax's tracebacks off standard error: its errors are raised and reported in a line.
 
     Orbax logs an error in each of its threads before it raises it. It also closes its event loop
     at the first one, and each answer of TensorStore's that comes later, from a thread of
@@ -62,7 +62,7 @@ class Checkpoints:
     """The checkpoints of one workdir, under `checkpoints/`.
 
     A checkpoint holds the items of `ITEMS`, each a tree of arrays, and the caller's dictionary;
-    `ema` may be missing. A manifest with the hash of every file tells whether it is whole.
+    `ema` may be missing. A manifest with the hash of every file shows whether it is complete.
 
     On several hosts, whose file system is shared, all call the same methods in the same order. The
     arrays are replicated, so the first host has all of it: it alone writes, verifies and deletes.
@@ -89,7 +89,7 @@ class Checkpoints:
 
         Args:
           workdir: of the run.
-          keep: the last so many checkpoints are kept, 1 or more.
+          keep: number of most recent checkpoints to keep, at least 1.
           keep_forever: whether the checkpoint of a step is kept besides.
           read_only: nothing is saved, and damaged checkpoints stay where they are.
           warn: takes a sentence, on the first host.
@@ -103,7 +103,7 @@ class Checkpoints:
         self._best: int | None = None
         self._folders = StepFolders(workdir, self.directory, warn)
         self._thread: threading.Thread | None = None
-        # What the thread leaves to be told.
+        # What the thread leaves to be reported.
         self._failure: CheckpointError | None = None
         self._failure_told = False
         self._warnings: list[str] = []
@@ -191,7 +191,7 @@ class Checkpoints:
     def note_best(self, step: int) -> None:
         """Let the checkpoint of `step` be kept as the best, in place of the one noted before.
 
-        It may still be being saved. A new process knows of none until it is told.
+        Its save may still be running. A new process starts without a best checkpoint.
         """
         self._best = step
 
@@ -215,7 +215,7 @@ class Checkpoints:
         """Wait until what is being saved is whole.
 
         Raises:
-          CheckpointError: it failed, and nothing has told of that yet.
+          CheckpointError: it failed, and that was not reported yet.
         """
         self._settle()
         self._checkpointer.close()
@@ -252,7 +252,7 @@ class Checkpoints:
 
         Args:
           params: arrays or their shapes (`jax.ShapeDtypeStruct`), with the
-            shardings that the results shall have.
+            shardings of the results.
           batch_stats: likewise.
           step: of the checkpoint; by default the newest whole one.
           ema: read their average instead.
@@ -301,7 +301,7 @@ class Checkpoints:
         if damage is not None:
             path, target = self._folders.path(step), self._folders.move_aside(step)
             self._warn(
-                f"checkpoint {path} is damaged: {damage}; it is saved anew, and what was there "
+                f"checkpoint {path} is damaged: {damage}; it is saved again, and what was there "
                 f"is moved to {target}."
             )
         return damage is None
@@ -437,10 +437,10 @@ def _from_first_host(work: Callable[[], Answer]) -> Answer:
     if is_first_host():
         sent[:] = np.frombuffer(text, np.uint8)
     received = np.asarray(multihost_utils.broadcast_one_to_all(sent), np.uint8)
-    told = json.loads(received.tobytes())
-    if "error" in told:
-        raise CheckpointError(told["error"])
-    return told["answer"]
+    message = json.loads(received.tobytes())
+    if "error" in message:
+        raise CheckpointError(message["error"])
+    return message["answer"]
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -63,7 +63,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError, AttributeError) as error:
         raise WorkdirError(
-            f"{path} is damaged ({error}); mend or remove that file, or use another --workdir."
+            f"{path} is damaged ({error}); repair or remove that file, or use another --workdir."
         ) from error
     return records
 
@@ -136,7 +136,7 @@ class RunLog:
                 self._bar.update()
 
     def sync(self) -> None:
-        """Bring what was written to the disk itself: a checkpoint shall not outlive its records."""
+        """Flush to disk, so that no checkpoint exists without its records."""
         if self._active:
             self._file.sync()
 

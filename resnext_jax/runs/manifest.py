@@ -2,7 +2,7 @@
 
 A folder counts as a checkpoint only with a manifest that every file in it agrees with. It gets the
 name of its step after all that, by one rename; and loses it, by one rename too, before it is
-deleted. So whatever kills the run, what stands under a step's name is whole, or was damaged since.
+deleted. So however a run is killed, a folder with a step's name is complete, or was damaged later.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def find_damage(folder: Path) -> str | None:
     """Compare a folder with its manifest.
 
     Returns:
-      What is wrong with which file, to be put behind "is damaged:"; None if the
+      What is wrong with which file, to follow "is damaged:"; None if the
       folder is whole.
     """
     try:
@@ -297,7 +297,7 @@ class StepFolders:
             )
         failure = CheckpointError(
             f"checkpoint {step} could not be written to {self.directory} ({reason}); "
-            f"{_REMEDIES.get(number, 'mend that')}, and run the same command again: {resume}."
+            f"{_REMEDIES.get(number, 'fix that')}, and run the same command again: {resume}."
         )
         failure.__cause__ = error
         return failure

@@ -15,7 +15,7 @@ Tree = TypeVar("Tree")
 # Name, dtype and shape of each array, in the order of the vectors; JSON.
 Index = list[list[Any]]
 
-# A vector is written in parts of so many bytes, at the same time.
+# Bytes per part of a vector; parts are written concurrently.
 PART_BYTES = 2**24
 
 
@@ -101,8 +101,8 @@ def place(arrays: Mapping[str, np.ndarray], like: Tree) -> Tree:
 
     Args:
       arrays: by name, with all that `like` names.
-      like: arrays or `jax.ShapeDtypeStruct` of the same shapes and dtypes, with the shardings that
-        the results shall have.
+      like: arrays or `jax.ShapeDtypeStruct` of the same shapes and dtypes, with the shardings of
+        the results.
 
     Returns:
       A tree of the structure of `like`.

@@ -1,4 +1,4 @@
-"""Scalars for TensorBoard, written where an error can be told.
+"""Scalars for TensorBoard, written in the main thread, where errors can be raised.
 
 tensorboardX's `SummaryWriter` writes in a thread of its own. When that meets a full disk it dies,
 and after some more records the run would wait for it for ever.

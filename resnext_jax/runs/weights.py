@@ -148,7 +148,7 @@ class WorkdirWeights:
         self.config = classifier_config(self.folder) if config is None else config
 
     def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
-        """See `WeightsSource`; nothing is wrong where the workdir does not tell."""
+        """See `WeightsSource`; passes where the workdir has no data_set.json."""
         if (self.folder / DATA_SET_FILE).exists():
             self._labels = _labels_of(
                 source,
@@ -176,10 +176,10 @@ class WorkdirWeights:
 
 
 class FileWeights:
-    """A file of PyTorch's weights. Its network is what its names and shapes tell.
+    """A file of PyTorch's weights. Its network is identified from names and shapes.
 
     Attributes:
-      num_classes: that the network tells apart.
+      num_classes: of the network.
       class_names: theirs, in label order; None where the file has none.
     """
 
@@ -276,7 +276,7 @@ def _labels_of(
             )
         return tuple(labels[name] for name in wanted)
     others = [name for name in names if name not in wanted]
-    told = f"{others[0]!r} is none of them" if others else f"it has {len(names)}"
+    reason = f"{others[0]!r} is not among them" if others else f"it has {len(names)}"
     if len(names) != len(wanted):
         remedy = "use the run's data"
     elif any_class_names:
@@ -285,7 +285,7 @@ def _labels_of(
         remedy = "use the run's data, or compare labels by number, with --any_class_names"
     raise DataError(
         f"{origin} was trained on other classes than the {len(wanted)} that data set "
-        f"{source.name!r} has now ({told}); {remedy}."
+        f"{source.name!r} has now ({reason}); {remedy}."
     )
 
 
@@ -352,7 +352,7 @@ def load_network(
 
     Args:
       workdir: of a run; or
-      file: of PyTorch's weights. It does not tell how its images are made: as the paper's are, in
+      file: of PyTorch's weights. It does not say how images are preprocessed: as the paper's, in
         the network's usual size.
       checkpoint: of the workdir, see `WorkdirWeights`.
       ema: the average of the weights.

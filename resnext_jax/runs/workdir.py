@@ -33,7 +33,7 @@ def open_workdir(path: str | os.PathLike[str]) -> Path:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             os.listdir(workdir)
-        # Made now: what stands in the way shall not be told after the training.
+        # Made now, so that an obstacle is reported before the training, not after it.
         for name in ("checkpoints", "plots", "tensorboard"):
             (workdir / name).mkdir(exist_ok=True)
     except OSError as error:
@@ -105,7 +105,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 class WholeWriter:
-    """A file to add to; what is written is there at once, or an error tells that it is not.
+    """A file opened for appending; a write is complete on return, or raises.
 
     There is no buffer: what could not be written is not tried again on closing.
     """
@@ -181,17 +181,17 @@ def stored_class_names(workdir: Path) -> tuple[str, ...]:
     """Return the names of the classes of a workdir's run, in label order.
 
     Raises:
-      WorkdirError: `data_set.json` does not tell.
+      WorkdirError: `data_set.json` is missing or damaged.
     """
     path = workdir / DATA_SET_FILE
     try:
         classes = json.loads(path.read_text())["classes"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WorkdirError(
-            f"{path} does not tell the classes ({error}); give the folder of a whole run."
+            f"{path} does not list the classes ({error}); give the folder of a whole run."
         ) from error
     if not isinstance(classes, list) or not classes:
-        raise WorkdirError(f"{path} does not tell the classes; give the folder of a whole run.")
+        raise WorkdirError(f"{path} does not list the classes; give the folder of a whole run.")
     return tuple(map(str, classes))
 
 

@@ -1,6 +1,6 @@
-"""What the hosts of a run ask of each other, told with the images of a step.
+"""What the hosts of a run request of each other, sent with the images of a step.
 
-A host must not stop, save or give up by itself: the others would wait for it in the next step for
+A host must not stop, save or abort on its own: the others would wait for it in the next step for
 ever. So each host's wishes travel with its part of a batch, the step combines them, and every host
 reads the same answer among the same step's metrics.
 """

@@ -53,7 +53,7 @@ def _steps_every(epochs: float, epoch_steps: float, num_steps: int) -> set[int]:
 
 
 class SaveClock:
-    """Tells when a checkpoint is due by the minutes since the last one."""
+    """Says when a checkpoint is due, by the minutes since the last one."""
 
     def __init__(self, minutes: float | None):
         """Start; None is never due."""
@@ -61,7 +61,7 @@ class SaveClock:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to count anew: a checkpoint has been made."""
+        """Restart the clock: a checkpoint was saved."""
         self._begin = time.monotonic()
 
     @property

@@ -23,9 +23,9 @@ class GuardSpec:
     Attributes:
       skip_nonfinite: leave out a step whose loss or gradient is not finite;
         otherwise such a step halts the run.
-      spike_factor: leave out a step whose loss is more than so many times the
-        average of late; None: none is.
-      max_skipped: so many steps may be left out in a row; one more halts the run.
+      spike_factor: skip a step whose loss exceeds this many times its running
+        average; None: never.
+      max_skipped: consecutive skipped steps tolerated before the run halts.
     """
 
     skip_nonfinite: bool = False
@@ -66,7 +66,7 @@ class GuardState:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What becomes of a step.
+    """Whether a step is taken.
 
     Attributes:
       accepted: its result is taken.
@@ -128,7 +128,7 @@ def judge(
     )
     verdict = Verdict(accepted, halted)
     taken = verdict.choose(seen, guard)
-    # What tells of steps not taken changes by them.
+    # The counters of skipped steps change with them.
     return verdict, dataclasses.replace(
         taken, halted=halted, skipped=jnp.where(halted, guard.skipped, skipped)
     )

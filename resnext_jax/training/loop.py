@@ -89,7 +89,7 @@ def run(
 
 
 class _Run:
-    """A run from where its workdir stands to its end."""
+    """A run, from the state of its workdir to its end."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class _Run:
                 if jax.process_count() == 1 or not self.batch:
                     self._save_after_error()
                     raise
-                # The others must not wait for this host: the old batch stands in, unused,
+                # The others must not wait for this host: the previous batch is passed, unused,
                 # until all have heard.
                 self.data_error = error
         batch = self.batch
@@ -247,7 +247,7 @@ class _Run:
         self.save_clock.restart()
 
     def _save_after_error(self) -> None:
-        """Save what was trained: once what is wrong has been mended, the run resumes."""
+        """Save what was trained: the run resumes once the cause is fixed."""
         with contextlib.suppress(HaltedError):
             self.window.settle()
         self.state = _clear_halt(self.state)
@@ -286,7 +286,7 @@ class _Run:
 
     def _raise_if_interrupted(self) -> None:
         """Stop in the middle of a test: the state has been saved before it."""
-        # Not where others would wait for this host: they are told with the next step.
+        # Not while others would wait for this host: they learn of it with the next step.
         if jax.process_count() == 1 and self.stop.signal_number is not None:
             raise InterruptedRunError(self.step, self.stop.signal_number)
 

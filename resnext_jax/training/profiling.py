@@ -25,7 +25,7 @@ class Profiler:
             self._active = True
 
     def after(self, step: int, result: Any) -> bool:
-        """End, if it is the last one, once its `result` is there; tell whether it was."""
+        """Stop after the last step, once its `result` is ready; return whether it was the last."""
         if not (self._active and step == self._last):
             return False
         jax.block_until_ready(result)

@@ -13,7 +13,7 @@ from resnext_jax.data.augment import SKIPPED
 from resnext_jax.training.agreement import REQUESTS, Request
 from resnext_jax.training.step import ACCEPTED, HALTED, Metrics
 
-# Python may run ahead of the devices by so many steps, no more: every step that waits keeps its
+# Steps by which Python may run ahead of the devices: every step that waits keeps its
 # images on the device.
 _STEPS_AHEAD = 2
 
@@ -38,7 +38,7 @@ class HaltedError(Exception):
 
 
 class MetricsWindow:
-    """Collects what steps tell, and averages it for a record.
+    """Collects the metrics of steps, and averages them for a record.
 
     Attributes:
       rows: metrics of the steps since the last record, an empty dictionary for
@@ -94,7 +94,7 @@ class MetricsWindow:
             row.pop(REQUESTS, None)
             values = {name: float(value) for name, value in row.items()}
             if halted:
-                self._sent.clear()  # none of those behind it counts
+                self._sent.clear()  # those after it do not count
                 raise HaltedError(values["loss"], values["gradient_norm"], requests)
             self.rows.append(values if accepted else {})
             asked |= requests
@@ -107,7 +107,7 @@ class MetricsWindow:
         were, `skipped_images`.
         """
         taken = [row for row in self.rows if row]
-        # A run may be told to count images left out, or no longer, when it resumes.
+        # A resumed run may start or stop counting skipped images.
         names = dict.fromkeys(name for row in taken for name in row) or _ALWAYS
         record: dict[str, Any] = {
             name: sum(row.get(name, 0.0) for row in taken) / len(taken) if taken else math.nan

@@ -146,7 +146,7 @@ def test_export_refuses_damaged_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
     arguments = ["export", f"--workdir={workdir}", f"--out={tmp_path / 'out.safetensors'}"]
     assert "has no average of the weights" in refused(capsys, *arguments, "--ema")
     (workdir / DATA_SET_FILE).write_text("{}")
-    assert "data_set.json does not tell the classes" in refused(capsys, *arguments)
+    assert "data_set.json does not list the classes" in refused(capsys, *arguments)
     config = (workdir / CONFIG_FILE).read_text()
     (workdir / CONFIG_FILE).write_text(config.replace('"form": "b"', '"form": 3'))
     assert "config.json is damaged" in refused(capsys, *arguments)

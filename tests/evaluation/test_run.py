@@ -187,7 +187,7 @@ def test_classes_are_matched_by_name(
 
     letters = tmp_path / "letters.safetensors"
     write_state_dict(read_state_dict(file), letters, tuple("abcdefghij"))
-    with pytest.raises(DataError, match=r"other classes than the 10 .*\('a' is none of them\)"):
+    with pytest.raises(DataError, match=r"other classes than the 10 .*\('a' is not among them\)"):
         evaluate_all(config, [], [letters])
     (row,) = evaluate_all(config, [], [letters], any_class_names=True).rows
     assert row.result == report.rows[3].result
@@ -220,7 +220,7 @@ def test_members_must_fit_the_data(
     refused(WeightsError, message, files=[tmp_path / "broken.safetensors"], paths=[])
     letters = tuple("abcdefghij")
     other = make_workdir(tmp_path / "letters", config, names=letters)
-    told = r"letters was trained on other classes than the 10 that .* \('a' is none of them\); use"
+    told = r"letters was trained on other classes than the 10 that .* \('a' is not among them\); use"
     refused(DataError, told, files=[], paths=[workdirs[0], other])
     changed = config.copy_and_resolve_references()
     changed.data.mean = (1.0, 2.0, 3.0)

@@ -164,7 +164,7 @@ def test_what_cannot_be_started_from(
 
 def test_an_empty_folder_cannot_be_started_from(config: ConfigDict, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises((WorkdirError, CheckpointError), match=r"does not tell the classes"):
+    with pytest.raises((WorkdirError, CheckpointError), match=r"does not list the classes"):
         classification.train(finetuning(config, tmp_path / "empty"), tmp_path / "run")
 
 
