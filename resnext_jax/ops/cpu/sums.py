@@ -17,8 +17,8 @@ def sum_rows(x: jax.Array) -> jax.Array:
     """Sum `[G, M, C]` over M, to `[G, 1, C]`.
 
     On the CPU distant rows are added first, in elementwise loops that XLA fuses with whatever
-    computes x. XLA's reductions would write x to memory first, or delegate the sum to a library that, for
-    a sum of products, is about thirty times slower than memory bandwidth allows
+    computes x. XLA's reductions would write x to memory first, or delegate the sum to a library
+    that, for a sum of products, is about thirty times slower than memory bandwidth allows
     (docs/performance.md).
     """
     if target_platform() == "cpu":
