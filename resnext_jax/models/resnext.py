@@ -9,6 +9,7 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from resnext_jax.models.blocks import BOTTLENECK, Basic, BlockForms, BlockSpec, Form, Residual
@@ -106,7 +107,16 @@ class Architecture:
 
     @jax.named_scope("stem")
     def apply_stem(self, stem: ConvNorm, images: jax.Array) -> jax.Array:
-        """Convolve, normalise, rectify, and pool where the stem does."""
+        """Convolve, normalise, rectify, and pool where the stem does.
+
+        Raises:
+          TypeError: the images are not floating point.
+        """
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise TypeError(
+                f"images must be normalised floats, got {images.dtype}: subtract the mean of each "
+                "channel and divide by its standard deviation first (DeviceTransform.test does)."
+            )
         x = nnx.relu(stem(images))
         if self.stem == "imagenet":
             x = max_pool(x, window=3, strides=2, padding=1)
@@ -163,6 +173,9 @@ class ResNeXt(nnx.Module):
 
         Returns:
           Logits `[N, num_classes]`, float32 (float64 where `param_dtype` is).
+
+        Raises:
+          TypeError: the images are whole numbers, such as uint8 pixels.
         """
         *_, last = self.features(images).values()
         return pool_and_classify(last, self.fc)
