@@ -1,5 +1,6 @@
 """PyTorch state dicts to our arrays and back."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -94,12 +95,16 @@ def to_state_dict(model: Network) -> dict[str, np.ndarray]:
 def spec_of(model: Any) -> NetworkSpec:
     """Return what describes a network, `ResNeXt` or `PreActResNeXt`.
 
+    Its classifier may have been replaced by another `nnx.Linear`, of other classes.
+
     Raises:
       TypeError: something else.
     """
     if not isinstance(model, Network):
         raise TypeError(f"weights are of a network of create_model, not a {type(model).__name__}.")
-    return model.spec
+    if not isinstance(model.fc, nnx.Linear) or model.fc.bias is None:
+        raise TypeError("the network's classifier (`fc`) is not an nnx.Linear with a bias.")
+    return dataclasses.replace(model.spec, num_classes=model.fc.out_features)
 
 
 def weights_from_torch(

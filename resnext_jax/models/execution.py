@@ -36,7 +36,10 @@ def apply_stages(
 ) -> dict[str, jax.Array]:
     """Apply all blocks in sequence; returns the feature map at the end of each stage."""
     maps = {}
-    for name, blocks in stages.items():
+    # Not by items(): `nnx.tabulate` compiles every method of an `nnx.Dict`, and marks it with an
+    # attribute of its own.
+    for name in (name for name in stages if not name.startswith("_")):
+        blocks = stages[name]
         alone = ([block] for block in blocks)
         with jax.named_scope(name):
             for run in _equal_neighbours(blocks) if execution.scan_blocks else alone:

@@ -97,6 +97,9 @@ _LISTED = (
 )
 
 _NAME = re.compile(rf"({'|'.join(_BLOCKS)})(resnet|resnext)(\d+)(d?)(?:_(\d+)x(\d+)d)?")
+# More layers, branches or channels (of the first stage's bottlenecks) than anybody can build.
+_LONG_NUMBER = re.compile(r"\d{5,}")
+_MOST_CHANNELS = 2**16
 _CIFAR_NAME = re.compile(r"cifar_resnet(\d+)")
 
 # Related networks that are not implemented, as regular expressions of their names, and why.
@@ -139,6 +142,10 @@ def parse_name(name: str) -> Architecture:
       ValueError: no such model; the message names the nearest valid ones, or
         says which part of the name is impossible.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"a model's name is a string such as 'resnext50_32x4d', not {name!r}.")
+    if number := _LONG_NUMBER.search(name):
+        raise ValueError(f"impossible model {name!r}: {number[0]} is too large for any network.")
     if name == "resnet200":
         blocks = _BOTTLENECK_BLOCKS[200]
         return Architecture("imagenet", blocks, 1, 64, preactivation=True)
@@ -179,6 +186,11 @@ def parse_name(name: str) -> Architecture:
         raise ValueError(
             f"impossible model {name!r}: cardinality C={cardinality} and width d={width} "
             "must both be at least 1."
+        )
+    if cardinality * width > _MOST_CHANNELS:
+        raise ValueError(
+            f"impossible model {name!r}: C * d = {cardinality * width:,} channels are more than "
+            f"{_MOST_CHANNELS:,}."
         )
     if kind == "resnet" and cardinality != 1:
         resnext = name.replace("resnet", "resnext")

@@ -9,8 +9,9 @@ import dataclasses
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from resnext_jax.models.blocks import BOTTLENECK, Basic, BlockForms, BlockSpec, Form, Residual
 from resnext_jax.models.execution import Execution, apply_stages
@@ -107,9 +108,18 @@ class Architecture:
 
     @jax.named_scope("stem")
     def apply_stem(
-        self, stem: ConvNorm, images: Float[Array, "n h w c"]
+        self, stem: ConvNorm, images: Shaped[Array, "n h w c"]
     ) -> Float[Array, "n h_out w_out c_out"]:
-        """Convolve, normalise, rectify, and pool where the stem does."""
+        """Convolve, normalise, rectify, and pool where the stem does.
+
+        Raises:
+          TypeError: the images are not floating point.
+        """
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise TypeError(
+                f"images must be normalised floats, got {images.dtype}: subtract the mean of each "
+                "channel and divide by its standard deviation first (DeviceTransform.test does)."
+            )
         x = nnx.relu(stem(images))
         if self.stem == "imagenet":
             x = max_pool(x, window=3, strides=2, padding=1)
@@ -143,7 +153,7 @@ class ResNeXt(nnx.Module):
             features = specs[-1].out_features
         self.fc = options.classifier(features, spec.num_classes, rngs=rngs)
 
-    def features(self, images: Float[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
+    def features(self, images: Shaped[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
         """Return the feature map at the end of each stage.
 
         Args:
@@ -158,7 +168,7 @@ class ResNeXt(nnx.Module):
         x = self.spec.architecture.apply_stem(self.stem, images)
         return apply_stages(self.stages, x, self.spec.execution)
 
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
+    def __call__(self, images: Shaped[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
         """Classify.
 
         Args:
@@ -166,12 +176,15 @@ class ResNeXt(nnx.Module):
 
         Returns:
           Logits `[N, num_classes]`, float32 (float64 where `param_dtype` is).
+
+        Raises:
+          TypeError: the images are whole numbers, such as uint8 pixels.
         """
         *_, last = self.features(images).values()
         return pool_and_classify(last, self.fc)
 
     def dense_logits(
-        self, images: Float[Array, "n h w c"], window: int
+        self, images: Shaped[Array, "n h w c"], window: int
     ) -> Float[Array, "n num_classes"]:
         """Classify at every position, fully convolutionally, and average (He et al. 2015).
 

@@ -197,6 +197,15 @@ class BatchNorm(nnx.Module):
         self.mean = nnx.BatchStat(jnp.zeros(num_features, statistics_dtype))
         self.var = nnx.BatchStat(jnp.ones(num_features, statistics_dtype))
 
+    def set_view(self, *, use_running_average: bool | None = None) -> None:
+        """Choose the mode; what `nnx.view(model, use_running_average=...)` calls on a copy.
+
+        Args:
+          use_running_average: True for evaluation, False for training; None leaves it.
+        """
+        if use_running_average is not None:
+            self.use_running_average = use_running_average
+
     @jax.named_scope("batch_norm")
     def __call__(self, x: Float[Array, "n *positions c"]) -> Float[Array, "n *positions c"]:
         """Normalise `x`.

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -106,6 +107,13 @@ def test_normalised_images_and_other_networks() -> None:
     assert (found.shape, found.dtype) == ((2, 3), jnp.float32)
     model.eval()
     np.testing.assert_array_equal(found, jax.jit(lambda x: model(x))(normalised))
+
+
+def test_a_classifier_that_was_replaced_by_hand_is_exported(model: Any) -> None:
+    changed = nnx.clone(model)
+    changed.fc = nnx.Linear(model.fc.in_features, 7, rngs=nnx.Rngs(0))
+    (logits,) = export(changed, image_size=SIZE, batch_size=2).out_avals
+    assert logits.shape == (2, 7)
 
 
 def test_a_network_for_grey_images_takes_them() -> None:

@@ -220,8 +220,8 @@ def test_members_must_fit_the_data(
     refused(WeightsError, message, files=[tmp_path / "broken.safetensors"], paths=[])
     letters = tuple("abcdefghij")
     other = make_workdir(tmp_path / "letters", config, names=letters)
-    told = r"letters was trained on other classes than the 10 that .* \('a' is not among them\); use"
-    refused(DataError, told, files=[], paths=[workdirs[0], other])
+    reason = r"trained on other classes than the 10 that .* \('a' is not among them\); use"
+    refused(DataError, reason, files=[], paths=[workdirs[0], other])
     changed = config.copy_and_resolve_references()
     changed.data.mean = (1.0, 2.0, 3.0)
     other = make_workdir(tmp_path / "mean", changed)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.names import TORCH7, counters, table
@@ -318,9 +319,22 @@ def test_preactivation_networks_are_refused() -> None:
         to_state_dict(model)
 
 
+def test_a_classifier_that_was_replaced_by_hand_is_the_models() -> None:
+    model = empty_model(CIFAR_SPEC)
+    model.fc = nnx.Linear(model.fc.in_features, 7, rngs=nnx.Rngs(0))
+    spec = dataclasses.replace(CIFAR_SPEC, num_classes=7)
+    state_dict = random_state_dict(spec)
+    load_state_dict(model, state_dict)
+    assert_same_bits(to_state_dict(model), without_counters(state_dict))
+    model.fc = nnx.Linear(model.fc.in_features, 7, use_bias=False, rngs=nnx.Rngs(0))
+    with pytest.raises(TypeError, match=r"is not an nnx\.Linear with a bias"):
+        to_state_dict(model)
+
+
 def test_changed_models_and_other_things_are_refused() -> None:
     model = empty_model(CIFAR_SPEC)
-    model.spec = dataclasses.replace(CIFAR_SPEC, num_classes=4)
+    wider = dataclasses.replace(CIFAR_SPEC.architecture, stem_width=8)
+    model.spec = dataclasses.replace(CIFAR_SPEC, architecture=wider)
     with pytest.raises(TypeError, match="not the one that its spec describes"):
         load_state_dict(model, random_state_dict(model.spec))
     _, params, batch_stats = split(model)

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from typing import Any
 
 import jax
 import pytest
@@ -190,9 +191,16 @@ def test_blocks_of_names(
         ("resnet50_gn", "group norm"),
         ("legacy_seresnext50_32x4d", "the first SENets"),
         ("senet154", "the first SENets"),
+        (None, "a string such as 'resnext50_32x4d', not None"),
+        (50, "not 50"),
+        ("resnext50_32x99999999d", "99999999 is too large"),
+        ("resnext50_99999999x4d", "99999999 is too large"),
+        ("resnext90000002_1x4d", "90000002 is too large"),
+        ("cifar_resnet60000002", "60000002 is too large"),
+        ("resnext50_9999x9999d", "99,980,001 channels are more than 65,536"),
     ],
 )
-def test_wrong_names_are_told_in_a_sentence(name: str, message: str) -> None:
+def test_wrong_names_are_told_in_a_sentence(name: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_name(name)
 

@@ -208,6 +208,39 @@ def test_total_stride_is_that_of_the_last_map(name: str, stride: int) -> None:
     assert parse_name(name).total_stride == stride
 
 
+@pytest.mark.parametrize("name", ["resnext11_2x4d", "wide_resnet28_10"])
+def test_flaxs_table_of_a_model(name: str) -> None:
+    """Which makes every method a function to compile, and the model is as it was afterwards."""
+    model = create_model(
+        name, rngs=nnx.Rngs(0), stem_width=4, template_width=4, num_classes=3, form="c"
+    )
+    images = jnp.ones((2, 8, 8, 3))
+    table = nnx.tabulate(model, images, console_kwargs={"width": 200})
+    assert "stages/conv2/0/conv1" in table
+    assert model(images).shape == (2, 3)
+
+
+@pytest.mark.skipif(not hasattr(nnx, "view"), reason="this Flax has no nnx.view")
+def test_a_view_of_a_model_is_in_the_mode_it_asks_for() -> None:
+    model = create_model("resnext11_2x4d", rngs=nnx.Rngs(0), stem_width=4, template_width=4)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 8, 3)), jnp.float32)
+    testing = nnx.view(model, use_running_average=True)
+    assert testing.stem.norm.use_running_average
+    assert not model.stem.norm.use_running_average
+    assert not nnx.view(testing, use_running_average=False).stem.norm.use_running_average
+    found = testing(images)
+    model.eval()
+    np.testing.assert_array_equal(found, model(images))
+
+
+@pytest.mark.parametrize("name", ["resnext11_2x4d", "wide_resnet28_10", "resnet18d"])
+def test_pixels_that_are_not_normalised_are_refused(name: str) -> None:
+    model = abstract_model(name)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
+    with pytest.raises(TypeError, match="images must be normalised floats, got uint8"):
+        nnx.eval_shape(lambda model, images: model(images), model, images)
+
+
 def test_bfloat16_is_close_to_float32() -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(size=(8, 8, 8, 3)), jnp.float32)
 
