@@ -2,8 +2,9 @@
 
 Source: the paper's Sec. 5.4 and App. B, and what it takes from py-faster-rcnn and He et al. 2016
 (docs/detection.md). Anchors, losses and schedules are in resnext_jax/detection/config.py: 180,000
-steps of 16 images for the RPN, with learning rate .02, and .002 after 120,000 steps; as many steps
-of 8 images for Fast R-CNN, with .005 and .0005. Rate and steps are scaled with --config.batch_size.
+steps of 16 images for the RPN, with learning rate .02, and .002 after 120,000 steps; the same
+number of steps of 8 images for Fast R-CNN, with .005 and .0005. Rate and steps are scaled with
+--config.batch_size.
 Command: python train.py --config=configs/coco.py:rpn,resnext101_64x4d --workdir=WORKDIR
 --config.init_from=CLASSIFIER --config.data.data_dir=COCO
 For the second stage, fast_rcnn,... instead of rpn,..., and --config.data.proposals=PROPOSALS.

@@ -7,7 +7,7 @@ input is the activated one.
 """
 
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from resnext_jax.models.blocks import BlockSpec
 from resnext_jax.models.execution import apply_stages
@@ -107,7 +107,7 @@ class PreActResNeXt(nnx.Module):
         self.norm = options.norm(features)
         self.fc = options.classifier(features, spec.num_classes, rngs=rngs)
 
-    def features(self, images: Float[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
+    def features(self, images: Shaped[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
         """Return the sum at the end of each stage, the last one activated.
 
         Args:
@@ -122,13 +122,13 @@ class PreActResNeXt(nnx.Module):
         maps[last] = nnx.relu(self.norm(maps[last]))
         return maps
 
-    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
+    def __call__(self, images: Shaped[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
         """Map `[N, H, W, 3]` normalised images to logits `[N, num_classes]`, as `ResNeXt` does."""
         *_, last = self.features(images).values()
         return pool_and_classify(last, self.fc)
 
     def dense_logits(
-        self, images: Float[Array, "n h w c"], window: int
+        self, images: Shaped[Array, "n h w c"], window: int
     ) -> Float[Array, "n num_classes"]:
         """Classify at every position and average, as `ResNeXt.dense_logits` does."""
         *_, last = self.features(images).values()
