@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -32,7 +32,7 @@ _SHARED = frozenset({"data.name", "data.mean", "data.std"})
 class Evaluation:
     """A test set, ready to score weights again and again, as `config.data.eval_crops` says."""
 
-    def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
+    def __init__(self, config: ConfigDict, source: Source, graphdef: nnx.GraphDef, mesh: Mesh):
         """Prepare the steps (they compile when first run).
 
         Args:

@@ -454,7 +454,7 @@ def test_all_regions_are_as_likely() -> None:
     proposals = jnp.concatenate([near, far])
     spec = RegionTargetSpec(samples=4, foregrounds=2)
     keys = jax.random.split(jax.random.key(0), 3_000)
-    filled, arrays = jnp.ones(9, bool), [jnp.asarray(array) for array in scene]
+    filled, arrays = jnp.ones(9, bool), Truth(*map(jnp.asarray, scene))
     draw = jax.vmap(lambda key: region_targets(key, proposals, filled, *arrays, spec))
     boxes = np.asarray(jax.jit(draw)(keys).boxes)
     for places, candidates in (
@@ -475,7 +475,7 @@ def test_no_gradient_reaches_the_proposals() -> None:
     @jax.jit
     def total(proposals: jax.Array) -> jax.Array:
         targets = region_targets(
-            KEYS[0], proposals, filled, *map(jnp.asarray, SCENES[2]), ALL_REGIONS
+            KEYS[0], proposals, filled, *Truth(*map(jnp.asarray, SCENES[2])), ALL_REGIONS
         )
         return targets.boxes.sum() + targets.deltas.sum()
 
