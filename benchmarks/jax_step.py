@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
@@ -204,7 +205,7 @@ def place(shapes: Any, sharding: jax.sharding.Sharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
 
-def training_step(graphdef: Any, mesh: Mesh) -> TrainStep:
+def training_step(graphdef: nnx.GraphDef, mesh: Mesh) -> TrainStep:
     """Return the step that `train.py` runs, with the benchmarks' transform and optimiser."""
     return make_train_step(graphdef, OPTIMIZER, _TRANSFORM.train, mesh)
 

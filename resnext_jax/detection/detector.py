@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -85,7 +86,7 @@ def detections_of(image: Mapping[str, np.ndarray]) -> Detections:
 class Detector:
     """Fast R-CNN, ready to be run on the images of a split."""
 
-    def __init__(self, config: ConfigDict, graphdef: Any, mesh: Mesh):
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
         """Prepare the step (it compiles when first run)."""
         self._most = config.data.test_proposals
 
@@ -194,7 +195,7 @@ def propose_in_batch(
 class JointDetector:
     """Faster R-CNN of one network, ready to be run on the images of a split."""
 
-    def __init__(self, config: ConfigDict, graphdef: Any, mesh: Mesh):
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
         """Prepare the step (it compiles when first run)."""
 
         def results(model: Any, images: jax.Array, batch: Batch) -> dict[str, jax.Array]:

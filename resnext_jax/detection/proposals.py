@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -107,7 +108,7 @@ def propose(
 class Proposer:
     """An RPN, ready to be run on the images of a split."""
 
-    def __init__(self, config: ConfigDict, graphdef: Any, mesh: Mesh, *, training: bool):
+    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh, *, training: bool):
         """Prepare the step (it compiles when first run).
 
         Args:

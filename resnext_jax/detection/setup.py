@@ -264,7 +264,7 @@ class StoredWeights:
     """
 
     step: int
-    graphdef: Any
+    graphdef: nnx.GraphDef
     params: Arrays
     batch_stats: Arrays
     mesh: Mesh
@@ -310,7 +310,9 @@ def stored_weights(
 class ImagePass:
     """A step in testing mode, ready to be run on every image of a split again and again."""
 
-    def __init__(self, config: ConfigDict, graphdef: Any, mesh: Mesh, results: ImageResults):
+    def __init__(
+        self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh, results: ImageResults
+    ):
         """Prepare the step (it compiles when first run, once a size of images)."""
         self._config, self._sharding = config, batch_sharding(mesh)
         # Blanks fill up the batch, so any size can be rounded up to fit the devices.

@@ -269,7 +269,7 @@ def rate_factor(config: ConfigDict, name: str) -> float:
     return float(config.optimizer.new_bias_rate) if is_bias(name) else 1.0
 
 
-def make_loss(graphdef: Any, image_losses: ImageLosses, config: ConfigDict) -> Loss:
+def make_loss(graphdef: nnx.GraphDef, image_losses: ImageLosses, config: ConfigDict) -> Loss:
     """Make the loss of a step (see `training.step.make_step`) from a stage's losses of images."""
     freezing = build.freezing(config)
 
@@ -352,7 +352,7 @@ def _rpn(config: ConfigDict, splits: Splits) -> Stage:
         }
         return class_loss + box_loss, metrics
 
-    def make_test(graphdef: Any, mesh: Mesh) -> Test:
+    def make_test(graphdef: nnx.GraphDef, mesh: Mesh) -> Test:
         """Test by the share of objects that the best proposals cover, in percent."""
         proposer = Proposer(config, graphdef, mesh, training=False)
         return lambda params, batch_stats, between_batches: score_proposals(
@@ -388,7 +388,7 @@ def _fast_rcnn(config: ConfigDict, splits: Splits) -> Stage:
         metrics = {"class_loss": class_loss, "box_loss": box_loss, "foreground": foreground}
         return class_loss + box_loss, metrics
 
-    def make_test(graphdef: Any, mesh: Mesh) -> Test:
+    def make_test(graphdef: nnx.GraphDef, mesh: Mesh) -> Test:
         detector = Detector(config, graphdef, mesh)
         find = functools.partial(find_objects, detector, splits.test, test_proposals)
         return _coco_test(splits.test, find)
@@ -425,7 +425,7 @@ def _faster_rcnn(config: ConfigDict, splits: Splits) -> Stage:
         }
         return sum(losses.values(), start=jnp.zeros(())), losses | {"foreground": foreground}
 
-    def make_test(graphdef: Any, mesh: Mesh) -> Test:
+    def make_test(graphdef: nnx.GraphDef, mesh: Mesh) -> Test:
         detector = JointDetector(config, graphdef, mesh)
         find = functools.partial(find_objects_jointly, detector, splits.test)
         return _coco_test(splits.test, find)

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -44,7 +45,7 @@ def short_sides(image_size: int) -> tuple[int, ...]:
 
 
 def make_dense_step(
-    graphdef: Any, preprocess: Callable[[Batch], jax.Array], mesh: Mesh, *, image_size: int
+    graphdef: nnx.GraphDef, preprocess: Callable[[Batch], jax.Array], mesh: Mesh, *, image_size: int
 ) -> DenseStep:
     """Compile the dense scoring of one batch, once per image shape.
 
@@ -200,7 +201,7 @@ class DenseEvaluation:
                     yield waiting.popleft()
         yield from waiting
 
-    def _step(self, graphdef: Any) -> DenseStep:
+    def _step(self, graphdef: nnx.GraphDef) -> DenseStep:
         if graphdef not in self._steps:
             preprocess = build.device_transform(self._config).test
             self._steps[graphdef] = make_dense_step(

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from resnext_jax.data.augment import Batch
@@ -30,7 +31,9 @@ def each_network(networks: Sequence[Network]) -> list[Ensemble]:
     return [(index,) for index in range(len(networks))]
 
 
-def make_eval_step(graphdef: Any, preprocess: Callable[[Batch], jax.Array], mesh: Mesh) -> EvalStep:
+def make_eval_step(
+    graphdef: nnx.GraphDef, preprocess: Callable[[Batch], jax.Array], mesh: Mesh
+) -> EvalStep:
     """Compile a network's logits of one batch.
 
     Args:
@@ -87,7 +90,7 @@ class Scorer:
             self._records([logits[index] for index in ensemble], batch) for ensemble in ensembles
         ]
 
-    def _step(self, graphdef: Any) -> EvalStep:
+    def _step(self, graphdef: nnx.GraphDef) -> EvalStep:
         # Networks of equal structure, raw and averaged weights say, share what is compiled.
         if graphdef not in self._steps:
             self._steps[graphdef] = make_eval_step(graphdef, self._preprocess, self._mesh)

@@ -4,9 +4,9 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -38,13 +38,16 @@ _SHARED = frozenset({"data.name", "data.mean", "data.std"})
 class Evaluation:
     """A test set, ready to score weights again and again, as `config.data.eval_crops` says."""
 
-    def __init__(self, config: ConfigDict, source: Source, graphdef: Any, mesh: Mesh):
+    def __init__(
+        self, config: ConfigDict, source: Source, graphdef: nnx.GraphDef | None, mesh: Mesh
+    ):
         """Prepare the steps (they compile when first run).
 
         Args:
           config: of the data and the protocol.
           source: the test set.
-          graphdef: of the network that `run` scores; `score` takes networks with their own.
+          graphdef: of the network that `run` scores; None where only `score` is called, whose
+            networks have their own.
           mesh: of the devices.
 
         Raises:
@@ -67,6 +70,7 @@ class Evaluation:
         between_batches: Callable[[], None] = lambda: None,
     ) -> EvalResult:
         """Score every test image once; what `between_batches` raises ends that."""
+        assert self._graphdef is not None, "only `score` can do without a graph definition"
         network = Network(self._graphdef, params, batch_stats)
         (result,) = self.score([network], between_batches=between_batches)
         return result

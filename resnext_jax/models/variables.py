@@ -28,12 +28,12 @@ class Network:
       batch_stats: its running statistics, likewise.
     """
 
-    graphdef: Any
+    graphdef: nnx.GraphDef
     params: Arrays
     batch_stats: Arrays
 
 
-def split(model: nnx.Module) -> tuple[Any, Arrays, Arrays]:
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Arrays, Arrays]:
     """Split a model into its graph definition and arrays.
 
     Returns:
@@ -62,7 +62,7 @@ class _OneKey(nnx.Rngs):
         return jax.random.key(0)
 
 
-def merge(graphdef: Any, params: Arrays, batch_stats: Arrays) -> Any:
+def merge(graphdef: nnx.GraphDef, params: Arrays, batch_stats: Arrays) -> Any:
     """Rebuild a model from its parts: the inverse of `split`."""
     return nnx.merge(graphdef, _unflatten(params), _unflatten(batch_stats))
 

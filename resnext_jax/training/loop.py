@@ -209,7 +209,8 @@ class _Run:
             batch = attach_requests(
                 batch, self._local_requests(), self.task.mesh, self.config.accumulate_steps
             )
-        self.state, metrics = self.task.train_step(self.state, batch)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            self.state, metrics = self.task.train_step(self.state, batch)
         self.step = step
         requests = self.window.add(metrics)
         if jax.process_count() == 1:

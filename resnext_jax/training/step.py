@@ -7,6 +7,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
@@ -68,7 +69,7 @@ class StepSpec:
 
 
 def make_train_step(
-    graphdef: Any,
+    graphdef: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
     preprocess: Callable[[Batch], jax.Array],
     mesh: Mesh,

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -44,7 +45,7 @@ class Task:
     data: DataSet
     num_images: int
     mesh: Mesh
-    graphdef: Any
+    graphdef: nnx.GraphDef
     schedule: Schedule
     train_step: TrainStep
     batches: Callable[[int, int], Generator[Batch, None, None]]

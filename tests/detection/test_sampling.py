@@ -3,7 +3,6 @@
 import collections
 import functools
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from resnext_jax.detection.targets import choose, draw_scores, sample, take_best
 # Beyond it is a chi-square of so many degrees of freedom in 1 of 1000 cases. (The seeds are fixed.)
 CHI_SQUARE = {14: 36.12, 19: 43.82}
 
-MASK: Any = np.array([0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0], bool)
+MASK = jnp.array([0, 1, 0, 0, 1, 1, 0, 1, 1, 1, 0], bool)
 KEYS = jax.random.split(jax.random.key(0), 15_000)
 
 
@@ -94,7 +93,7 @@ def test_the_best_are_those_with_the_highest_scores() -> None:
 def test_padding_behind_the_candidates_changes_nothing() -> None:
     few, many = (
         jax.jit(lambda key, mask: (draw_scores(key, mask), sample(key, mask, 3)))(KEYS[0], mask)
-        for mask in (MASK, np.pad(MASK, (0, 9)))
+        for mask in (MASK, jnp.pad(MASK, (0, 9)))
     )
     for part, padded in zip(few, many, strict=True):
         np.testing.assert_array_equal(padded[: len(MASK)], part)

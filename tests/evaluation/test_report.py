@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
 from resnext_jax.configs import imagenet
@@ -31,9 +32,8 @@ RECORDS = records_of([0, 0, 1], [0, 2, 1], [0, 5, 0])
 
 def member(origin: str, step: int | None = 3, weights: str = "raw") -> LoadedWeights:
     arrays: dict[str, Any] = {"fc.bias": np.arange(3, dtype=np.float32)}
-    return LoadedWeights(
-        origin, "resnext11_2x1d", step, weights, CIFAR_SPEC, Network(None, arrays, {})
-    )
+    network = Network(nnx.graphdef(nnx.Module()), arrays, {})
+    return LoadedWeights(origin, "resnext11_2x1d", step, weights, CIFAR_SPEC, network)
 
 
 def result(loss: float = 1.25, **more: Any) -> EvalResult:
