@@ -158,7 +158,7 @@ def _weights(
 
 
 def _left_over(groups: Sequence[Group], notes: _Notes) -> list[str]:
-    """List the runs that match none of the tables that were printed."""
+    """List the runs that match no table that was printed."""
     placeless = sorted(
         (group for group in groups if group.runs and group not in notes.numbers),
         key=lambda group: (group.example.config.data.name, cost_of(group.example).params),

@@ -134,7 +134,7 @@ def test_options_that_xla_does_not_know_are_left_out(monkeypatch: pytest.MonkeyP
     try:
         assert not cpu.may_use_onednn()
         assert cpu.compiler_options(make_mesh(8, None)) == {}
-        assert "own (oneDNN's calls were not tried" in cpu.describe_convolutions("float32")
+        assert "own (oneDNN's calls were not tested" in cpu.describe_convolutions("float32")
     finally:
         cpu._xla_knows_onednn.cache_clear()
 
@@ -161,6 +161,6 @@ def test_the_log_says_whose_convolutions_run_and_why(monkeypatch: pytest.MonkeyP
     assert "own (compiled programs are cached in /kept" in cpu.describe_convolutions("float32")
     monkeypatch.setattr(jaxlib.version, "__version__", "9.9.9")
     monkeypatch.setattr(cpu, "_cache_folder", lambda: None)
-    assert "not tried with jaxlib 9.9.9" in cpu.describe_convolutions("float32")
+    assert "not tested with jaxlib 9.9.9" in cpu.describe_convolutions("float32")
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     assert "on Linux on x86-64 only" in cpu.describe_convolutions("float32")
