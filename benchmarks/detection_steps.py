@@ -131,7 +131,7 @@ def make_detection(rpn: Training, fast_rcnn: Training) -> Callable[[], int]:
 
     def run() -> int:
         proposals = {index: boxes for index, boxes, _ in proposer.run(split, *weights[0])}
-        found = detector.run(split, proposals.__getitem__, *weights[1])
+        found = detector.run(split, *weights[1], proposals=proposals.__getitem__)
         return sum(len(image.boxes) for _, image in found)
 
     return run

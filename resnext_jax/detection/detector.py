@@ -1,4 +1,4 @@
-"""From regions to detections: the trained Fast R-CNN on images and their proposals."""
+"""From regions to detections: trained detectors on images."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -83,49 +83,6 @@ def detections_of(image: Mapping[str, np.ndarray]) -> Detections:
     return Detections(boxes, scores, image["classes"][valid])
 
 
-class Detector:
-    """Fast R-CNN, ready to be run on the images of a split."""
-
-    def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
-        """Prepare the step (it compiles when first run)."""
-        self._most = config.data.test_proposals
-
-        def results(model: Any, images: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-            regions, valid = batch["proposals"], batch["proposals_valid"]
-            logits, deltas = model(images, regions)
-            return detect_in_batch(logits, deltas, regions, valid, batch["size"], config)
-
-        self._pass = ImagePass(config, graphdef, mesh, results)
-
-    def run(
-        self,
-        split: CocoSplit,
-        proposals: Proposals,
-        params: Arrays,
-        batch_stats: Arrays,
-        between_batches: Callable[[], None] = lambda: None,
-    ) -> Generator[tuple[int, Detections], None, None]:
-        """Yield the index of each image, and what was found in it, on all hosts.
-
-        Args:
-          split: the images.
-          proposals: of each, see `loading.Proposals`.
-          params: of the network.
-          batch_stats: of the network.
-          between_batches: called before each batch; what it raises ends the pass.
-        """
-        found = self._pass.run(
-            split,
-            params,
-            batch_stats,
-            proposals=proposals,
-            max_proposals=self._most,
-            between_batches=between_batches,
-        )
-        for index, image in found:
-            yield index, detections_of(image)
-
-
 def propose_from_levels(
     logits: jax.Array,
     deltas: jax.Array,
@@ -192,18 +149,24 @@ def propose_in_batch(
     return jax.vmap(of_image)(logits, deltas, batch["size"], batch["original_size"])
 
 
-class JointDetector:
-    """Faster R-CNN of one network, ready to be run on the images of a split."""
+class Detector:
+    """Fast R-CNN, or Faster R-CNN of one network, ready to be run on the images of a split."""
 
     def __init__(self, config: ConfigDict, graphdef: nnx.GraphDef, mesh: Mesh):
         """Prepare the step (it compiles when first run)."""
+        makes_proposals = config.task == "faster_rcnn"
+        self._max_proposals = 0 if makes_proposals else config.data.test_proposals
 
         def results(model: Any, images: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-            features = model.features(images)
-            logits, deltas = model.rpn_outputs(features)
-            regions, filled = propose_in_batch(logits, deltas, batch, config, training=False)
-            logits, deltas = model.on_regions(features, regions)
-            return detect_in_batch(logits, deltas, regions, filled, batch["size"], config)
+            if makes_proposals:
+                features = model.features(images)
+                logits, deltas = model.rpn_outputs(features)
+                regions, valid = propose_in_batch(logits, deltas, batch, config, training=False)
+                logits, deltas = model.on_regions(features, regions)
+            else:
+                regions, valid = batch["proposals"], batch["proposals_valid"]
+                logits, deltas = model(images, regions)
+            return detect_in_batch(logits, deltas, regions, valid, batch["size"], config)
 
         self._pass = ImagePass(config, graphdef, mesh, results)
 
@@ -213,6 +176,8 @@ class JointDetector:
         params: Arrays,
         batch_stats: Arrays,
         between_batches: Callable[[], None] = lambda: None,
+        *,
+        proposals: Proposals | None = None,
     ) -> Generator[tuple[int, Detections], None, None]:
         """Yield the index of each image, and what was found in it, on all hosts.
 
@@ -221,7 +186,15 @@ class JointDetector:
           params: of the network.
           batch_stats: of the network.
           between_batches: called before each batch; what it raises ends the pass.
+          proposals: of each image, for Fast R-CNN.
         """
-        found = self._pass.run(split, params, batch_stats, between_batches=between_batches)
+        found = self._pass.run(
+            split,
+            params,
+            batch_stats,
+            proposals=proposals,
+            max_proposals=self._max_proposals,
+            between_batches=between_batches,
+        )
         for index, image in found:
             yield index, detections_of(image)

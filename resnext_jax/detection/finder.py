@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from resnext_jax.data.decode import UndecodableImageError, decode_rgb
 from resnext_jax.detection.coco import CocoSplit, GroundTruth
-from resnext_jax.detection.detector import Detector, JointDetector
+from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.evaluate import Detections
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
@@ -202,9 +202,9 @@ class Finder:
         self._images_at_once = _BATCHES * config.eval_batch_size
         arrays = detector.params, detector.batch_stats
         self._detect: Callable[[CocoSplit], Iterable[tuple[int, Detections]]]
+        network = Detector(config, detector.graphdef, detector.mesh)
         if rpn_workdir is None:
-            joint = JointDetector(config, detector.graphdef, detector.mesh)
-            self._detect = lambda split: joint.run(split, *arrays)
+            self._detect = lambda split: network.run(split, *arrays)
             return
         rpn_config, rpn = stored_weights(rpn_workdir, "rpn", rpn_checkpoint, ema=ema)
         sizes, rpn_sizes = (
@@ -218,12 +218,11 @@ class Finder:
             )
         _prepare(rpn_config, most_images)
         proposer = Proposer(rpn_config, rpn.graphdef, rpn.mesh, training=False)
-        fast_rcnn = Detector(config, detector.graphdef, detector.mesh)
 
         def detect(split: CocoSplit) -> Iterable[tuple[int, Detections]]:
             found = proposer.run(split, rpn.params, rpn.batch_stats)
             proposals = {index: boxes for index, boxes, _ in found}
-            return fast_rcnn.run(split, proposals.__getitem__, *arrays)
+            return network.run(split, *arrays, proposals=proposals.__getitem__)
 
         self._detect = detect
 

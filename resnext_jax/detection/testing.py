@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.config.fields import config_facts
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.detector import Detector, JointDetector
+from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.evaluate import (
     Row,
     coco_metrics,
@@ -67,38 +67,21 @@ def score_proposals(
 def find_objects(
     detector: Detector,
     split: CocoSplit,
-    proposals: Proposals,
     weights: tuple[Arrays, Arrays],
     between_batches: Callable[[], None] = nothing,
+    *,
+    proposals: Proposals | None = None,
 ) -> list[Row]:
-    """Return what Fast R-CNN finds in a split's images, as COCO's server takes it.
+    """Return what a detector finds in a split's images, as COCO's server takes it.
 
     Args:
-      detector: Fast R-CNN.
+      detector: Fast R-CNN, or Faster R-CNN of one network.
       split: the images.
-      proposals: of each image.
       weights: parameters and running statistics.
       between_batches: what it raises ends the pass.
+      proposals: of each image, for Fast R-CNN.
     """
-    found = detector.run(split, proposals, *weights, between_batches)
-    return [row for index, image in found for row in results_rows(split, index, image)]
-
-
-def find_objects_jointly(
-    detector: JointDetector,
-    split: CocoSplit,
-    weights: tuple[Arrays, Arrays],
-    between_batches: Callable[[], None] = nothing,
-) -> list[Row]:
-    """Return what Faster R-CNN of one network finds, which makes its own proposals.
-
-    Args:
-      detector: the network.
-      split: see `find_objects`, also for the next ones.
-      weights: parameters and running statistics.
-      between_batches: what it raises ends the pass.
-    """
-    found = detector.run(split, *weights, between_batches)
+    found = detector.run(split, *weights, between_batches, proposals=proposals)
     return [row for index, image in found for row in results_rows(split, index, image)]
 
 
@@ -197,11 +180,9 @@ def _score(
     if config.task == "rpn":
         proposer = Proposer(config, stored.graphdef, stored.mesh, training=False)
         return score_proposals(proposer, split, weights), None
-    if config.task == "faster_rcnn":
-        joint = JointDetector(config, stored.graphdef, stored.mesh)
-        rows = find_objects_jointly(joint, split, weights)
-    else:
+    proposals = None
+    if config.task == "fast_rcnn":
         proposals = StoredProposals(config.data.proposals, "test", split)
-        detector = Detector(config, stored.graphdef, stored.mesh)
-        rows = find_objects(detector, split, proposals, weights)
+    detector = Detector(config, stored.graphdef, stored.mesh)
+    rows = find_objects(detector, split, weights, proposals=proposals)
     return coco_metrics(split, rows), rows

@@ -25,8 +25,7 @@ from resnext_jax.data.augment import Batch
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import make_anchors
 from resnext_jax.detection.coco import CocoSplit, print_notes
-from resnext_jax.detection.detector import Detector, JointDetector, propose_in_batch
-from resnext_jax.detection.evaluate import Row
+from resnext_jax.detection.detector import Detector, propose_in_batch
 from resnext_jax.detection.loading import Proposals, box_places, detection_batches, training_order
 from resnext_jax.detection.losses import fast_rcnn_loss, rpn_loss
 from resnext_jax.detection.models import STRIDE
@@ -60,7 +59,6 @@ from resnext_jax.detection.testing import (
     LOGGED,
     RECALL_AT,
     find_objects,
-    find_objects_jointly,
     logged_metrics,
     score_proposals,
 )
@@ -317,15 +315,20 @@ def _say_metrics(labels: Mapping[str, str], record: Mapping[str, Any]) -> Iterat
     yield f"final test{average}: {numbers}"
 
 
-def _coco_test(split: CocoSplit, find: Callable[..., list[Row]]) -> Test:
-    """Make a test by COCO's metrics, in percent, of what is found with some weights."""
+def _coco_test(
+    config: ConfigDict, split: CocoSplit, proposals: Proposals | None = None
+) -> Callable[[Any, Mesh], Test]:
+    """Return `Stage.make_test`: a detector is tested by COCO's metrics, in percent."""
 
-    def test(
-        params: Arrays, batch_stats: Arrays, between_batches: Callable[[], None]
-    ) -> dict[str, float]:
-        return logged_metrics(split, find((params, batch_stats), between_batches))
+    def make_test(graphdef: Any, mesh: Mesh) -> Test:
+        find = functools.partial(
+            find_objects, Detector(config, graphdef, mesh), split, proposals=proposals
+        )
+        return lambda params, batch_stats, between_batches: logged_metrics(
+            split, find((params, batch_stats), between_batches)
+        )
 
-    return test
+    return make_test
 
 
 def _rpn(config: ConfigDict, splits: Splits) -> Stage:
@@ -388,16 +391,11 @@ def _fast_rcnn(config: ConfigDict, splits: Splits) -> Stage:
         metrics = {"class_loss": class_loss, "box_loss": box_loss, "foreground": foreground}
         return class_loss + box_loss, metrics
 
-    def make_test(graphdef: nnx.GraphDef, mesh: Mesh) -> Test:
-        detector = Detector(config, graphdef, mesh)
-        find = functools.partial(find_objects, detector, splits.test, test_proposals)
-        return _coco_test(splits.test, find)
-
     return Stage(
         title=f"Fast R-CNN with {config.model.name}",
         network=lambda: build_fast_rcnn(config, splits.train.num_classes),
         image_losses=image_losses,
-        make_test=make_test,
+        make_test=_coco_test(config, splits.test, test_proposals),
         proposals=proposals,
         max_proposals=config.data.train_proposals,
         data_details=proposals.digest,
@@ -425,17 +423,12 @@ def _faster_rcnn(config: ConfigDict, splits: Splits) -> Stage:
         }
         return sum(losses.values(), start=jnp.zeros(())), losses | {"foreground": foreground}
 
-    def make_test(graphdef: nnx.GraphDef, mesh: Mesh) -> Test:
-        detector = JointDetector(config, graphdef, mesh)
-        find = functools.partial(find_objects_jointly, detector, splits.test)
-        return _coco_test(splits.test, find)
-
     pyramid = " and a feature pyramid" if config.pyramid.enabled else ""
     return Stage(
         title=f"Faster R-CNN with {config.model.name}{pyramid}",
         network=lambda: build_faster_rcnn(config, splits.train.num_classes),
         image_losses=image_losses,
-        make_test=make_test,
+        make_test=_coco_test(config, splits.test),
     )
 
 

@@ -13,7 +13,7 @@ from resnext_jax.commands import export, predict, preview, weights
 from resnext_jax.commands.infer import infer, main
 from resnext_jax.detection import finder
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.detector import Detector, JointDetector
+from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.finder import Detection, Finder, ImageDetections, draw_detections
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
@@ -103,7 +103,7 @@ def test_objects_are_those_of_the_two_stages(
     assert [each.file for each in found] == paths
     names: set[str] = set()
     for index, detections in detector.run(
-        split, proposals.__getitem__, weights.params, weights.batch_stats
+        split, weights.params, weights.batch_stats, proposals=proposals.__getitem__
     ):
         high = detections.scores > SCORE
         assert 0 < high.sum() < len(high)
@@ -129,7 +129,7 @@ def test_one_network_makes_its_own_proposals(
     workdir = make_workdir(tmp_path / "joint", drawn_config("faster_rcnn", split.folder.parent))
     config, weights = stored_weights(workdir, "faster_rcnn")
     config.detections.score = SCORE
-    detector = JointDetector(config, weights.graphdef, weights.mesh)
+    detector = Detector(config, weights.graphdef, weights.mesh)
     found = infer(None, workdir, paths, score=SCORE)
     for index, detections in detector.run(split, weights.params, weights.batch_stats):
         scores = [each.score for each in found[index].detections]

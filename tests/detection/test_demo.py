@@ -73,8 +73,8 @@ def test_before_training_nothing_is_found(folder: Path) -> None:
     rows = find_objects(
         Detector(config, task.graphdef, task.mesh),
         split,
-        StoredProposals(folder / "proposals", "test", split),
         jax.device_get((state.params, state.batch_stats)),
+        proposals=StoredProposals(folder / "proposals", "test", split),
     )
     assert coco_metrics(split, rows)["AP50"] <= 0.05
 

@@ -56,7 +56,8 @@ def detect(
     config = config.copy_and_resolve_references()
     config.detections.update(changes)
     detector = Detector(config, weights.graphdef, weights.mesh)
-    return dict(detector.run(split, proposals.__getitem__, weights.params, weights.batch_stats))
+    arrays = weights.params, weights.batch_stats
+    return dict(detector.run(split, *arrays, proposals=proposals.__getitem__))
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +174,9 @@ def test_a_pass_can_be_ended_between_batches(
         raise InterruptedError
 
     detector = Detector(config, weights.graphdef, weights.mesh)
+    arrays = weights.params, weights.batch_stats
     with pytest.raises(InterruptedError):
-        list(detector.run(split, proposals.__getitem__, weights.params, weights.batch_stats, stop))
+        list(detector.run(split, *arrays, stop, proposals=proposals.__getitem__))
     assert len(calls) == 1
 
 

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.detector import JointDetector, propose_from_levels
+from resnext_jax.detection.detector import Detector, propose_from_levels
 from resnext_jax.detection.proposals import ProposalSpec, propose
 from resnext_jax.detection.pyramid import level_anchors
 from resnext_jax.detection.setup import anchor_specs
@@ -146,7 +146,7 @@ def test_detections_of_one_pass_are_those_of_a_loop(
     """Features, proposals, regions, suppression: image by image, box by box."""
     split = split_of_images
     graphdef, params, batch_stats = drawn_weights(config, names=3)
-    detector = JointDetector(config, graphdef, make_mesh(8, 1))
+    detector = Detector(config, graphdef, make_mesh(8, 1))
     detections = dict(detector.run(split, params, batch_stats))
     assert sorted(detections) == list(range(len(split)))
     model = merge(graphdef, params, batch_stats)
@@ -195,6 +195,6 @@ def test_a_pass_can_be_ended_between_batches(
     def stop() -> None:
         raise InterruptedError
 
-    detector = JointDetector(config, graphdef, make_mesh(8, 1))
+    detector = Detector(config, graphdef, make_mesh(8, 1))
     with pytest.raises(InterruptedError):
         list(detector.run(split_of_images, params, batch_stats, stop))

@@ -15,7 +15,7 @@ from resnext_jax.config import build
 from resnext_jax.training import classification, loop
 from resnext_jax.training.state import TrainState
 from resnext_jax.training.task import Task
-from resnext_jax.training.window import Window
+from resnext_jax.training.window import MetricsWindow
 from tests.training.runs import short_run_config
 
 STEPS = 11  # an epoch
@@ -112,24 +112,24 @@ def test_no_step_is_waited_for_but_the_oldest(data_dir: Path, tmp_path: Path) ->
 def test_metrics_that_are_read_at_once_are_noticed(
     data_dir: Path, tmp_path: Path, read: Callable[[Any], Any]
 ) -> None:
-    add = Window.add
+    add = MetricsWindow.add
 
-    def reading(window: Window, metrics: Any) -> Any:
+    def reading(window: MetricsWindow, metrics: Any) -> Any:
         read(metrics["loss"])
         return add(window, metrics)
 
-    with mock.patch.object(Window, "add", reading):
+    with mock.patch.object(MetricsWindow, "add", reading):
         early = train(data_dir, tmp_path)
     assert {step for step, _ in early} == set(range(1, STEPS + 1)) - DUE
 
 
 def test_a_state_that_is_read_at_once_is_noticed(data_dir: Path, tmp_path: Path) -> None:
-    wishes = loop._Run._wishes
+    wishes = loop._Run._local_requests
 
     def reading(run: Any) -> Any:
         int(run.state.step)
         return wishes(run)
 
-    with mock.patch.object(loop._Run, "_wishes", reading):
+    with mock.patch.object(loop._Run, "_local_requests", reading):
         early = train(data_dir, tmp_path)
     assert {step for step, _ in early} == set(range(1, STEPS + 1)) - DUE
