@@ -36,6 +36,19 @@ def page() -> dict[str, Any]:
     return defined
 
 
+def test_a_block_is_trained_by_name_from_a_recipe(tmp_path: Path) -> None:
+    block, by_name, choice, *_ = codes()
+    recipe = tmp_path / "eca.py"
+    recipe.write_text("".join([block, by_name, choice]))
+    changes = ["--config.num_epochs=0.03", "--config.model.stem_width=4", "--config.model.form=a"]
+    flags = [f"--config={recipe}", f"--workdir={tmp_path}/run", *changes]
+    flags.append("--config.model.template_width=8")
+    result = run("train.py", *flags, f"--config.data.data_dir={tmp_path}/data")
+    assert result.returncode == 0, result.stderr
+    stored = json.loads((tmp_path / "run/config.json").read_text())
+    assert stored["model"]["name"] == "myresnext29_8x4d"
+
+
 def test_a_block_of_one_s_own_in_two_forms(page: dict[str, Any]) -> None:
     model, branches = page["model"], page["branches"]
     assert type(branches.stages["conv3"][0]) is page["ECABottleneckA"]

@@ -39,8 +39,8 @@ _BOTTLENECK_BLOCKS = {
 # Depths that exist as ResNet-D only; resnet200 is the name of a pre-activation network.
 _VERY_DEEP = (200, 269)
 
-# Prefixes of names, and the bottleneck and basic blocks they select.
-_BLOCKS = {"": (BOTTLENECK, BASIC), "se": (SE_BOTTLENECK, SE_BASIC)}
+# Prefixes of names (lower-case letters), and the bottleneck and basic blocks they select.
+BLOCKS = {"": (BOTTLENECK, BASIC), "se": (SE_BOTTLENECK, SE_BASIC)}
 
 # Other names, of torchvision and timm.
 _ALIASES = {"wide_resnet50_2": "resnet50_1x128d", "wide_resnet101_2": "resnet101_1x128d"}
@@ -96,7 +96,7 @@ _LISTED = (
     "cifar_resnet110",
 )
 
-_NAME = re.compile(rf"({'|'.join(_BLOCKS)})(resnet|resnext)(\d+)(d?)(?:_(\d+)x(\d+)d)?")
+_NAME = re.compile(r"([a-z]*?)(resnet|resnext)(\d+)(d?)(?:_(\d+)x(\d+)d)?")
 # More layers, branches or channels (of the first stage's bottlenecks) than anybody can build.
 _LONG_NUMBER = re.compile(r"\d{5,}")
 _MOST_CHANNELS = 2**16
@@ -169,10 +169,10 @@ def parse_name(name: str) -> Architecture:
             "cifar", (blocks_each,) * 3, 1, 16, block=BASIC, stem_width=16, template_width=16
         )
     match = _NAME.fullmatch(_ALIASES.get(name, name))
-    if match is None:
+    if match is None or match[1] not in BLOCKS:
         raise _unknown(name)
     kind, depth, deep = match[2], int(match[3]), bool(match[4])
-    bottleneck, basic = _BLOCKS[match[1]]
+    bottleneck, basic = BLOCKS[match[1]]
     if kind == "resnet" and depth in _BASIC_BLOCKS and match[5] is None:
         stages = _BASIC_BLOCKS[depth]
         return Architecture("imagenet", stages, 1, 64, template_width=64, block=basic, deep=deep)
@@ -227,7 +227,7 @@ def model_name(architecture: Architecture) -> str | None:
     depth = 2 + (2 if architecture.basic else 3) * sum(architecture.blocks)
     found = [
         f"{prefix}{kind}{depth}{'d' * architecture.deep}{size}"
-        for prefix, blocks in _BLOCKS.items()
+        for prefix, blocks in BLOCKS.items()
         if architecture.block in blocks
     ]
     names = {name: alias for alias, name in _ALIASES.items()}
