@@ -75,7 +75,7 @@ def observed(server: Served, line: str, folder: Path) -> dict[str, Any]:
     """Run a line; return what it says, as it is stored."""
     result = server(*words(line))
     # docs/config.md, which a test of its own keeps current, lists the fields too.
-    result.stdout = result.stdout.partition("\nfields of the config")[0]
+    result.stdout = result.stdout.partition("\nconfig fields")[0]
     texts = {
         name: text.replace(str(folder), "{folder}").replace(str(ROOT), "{root}").splitlines()
         for name, text in (("out", result.stdout), ("err", result.stderr))
