@@ -189,13 +189,6 @@ def detection_batches(
     return _checked(read_ahead(grain.MapDataset.source(source)[start_step:], num_workers), split)
 
 
-def num_eval_batches(
-    split: CocoSplit, spec: ImageSpec, batch_size: int, indices: np.ndarray | None = None
-) -> int:
-    """Return how many batches `eval_detection_batches` yields."""
-    return len(_eval_plan(split, spec, batch_size, indices))
-
-
 def eval_detection_batches(
     split: CocoSplit,
     spec: ImageSpec,
@@ -205,7 +198,6 @@ def eval_detection_batches(
     num_workers: int = 0,
     proposals: Proposals | None = None,
     max_proposals: int = 300,
-    indices: np.ndarray | None = None,
 ) -> Generator[HostBatch, None, None]:
     """Yield this host's part of batches with every image once, those of a canvas together.
 
@@ -217,7 +209,6 @@ def eval_detection_batches(
       num_workers: decoding processes, at most.
       proposals: of each image, if it has some.
       max_proposals: P.
-      indices: `[n]`, of the images; None is all of them.
 
     Yields:
       Dictionaries of arrays: `image`, `size`, `original_size`, and `proposals` and
@@ -228,20 +219,17 @@ def eval_detection_batches(
     Raises:
       DataError: an image cannot be decoded or is not as large as its annotations say.
     """
-    plan = _eval_plan(split, spec, batch_size, indices)
+    plan = _eval_plan(split, spec, batch_size)
     padding = _Padding(spec, proposals, max_proposals)
     source = _EvalBatches(split, padding, plan, np.asarray(positions))
     return _checked(read_ahead(grain.MapDataset.source(source), num_workers), split)
 
 
-def _eval_plan(
-    split: CocoSplit, spec: ImageSpec, batch_size: int, indices: np.ndarray | None
-) -> list[tuple[int, np.ndarray]]:
+def _eval_plan(split: CocoSplit, spec: ImageSpec, batch_size: int) -> list[tuple[int, np.ndarray]]:
     """Return canvas and images `[B]` of each batch, BLANK where it is filled up."""
-    chosen = np.arange(len(split)) if indices is None else np.unique(indices)
-    canvases, plan = _canvases(split, spec)[chosen], []
+    canvases, plan = _canvases(split, spec), []
     for canvas in range(len(spec.canvases)):
-        images = chosen[canvases == canvas]
+        images = np.flatnonzero(canvases == canvas)
         filled = np.full(-(-len(images) // batch_size) * batch_size, BLANK, np.int64)
         filled[: len(images)] = images
         plan += [(canvas, part) for part in filled.reshape(-1, batch_size)]
