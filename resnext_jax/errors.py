@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import functools
+import io
 import os
 import select
 import signal
@@ -85,6 +86,11 @@ def one_line(error: BaseException, longest: int | None = 200) -> str:
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 
+def quoted(text: str) -> str:
+    """Return a text that has a line of its own, in quotes if it has newlines or the like."""
+    return text if text.isprintable() else repr(text)
+
+
 def positive_int(text: str) -> int:
     """Parse a positive integer; the `type` of a command-line argument."""
     if not text.isdecimal() or int(text) < 1:
@@ -116,11 +122,14 @@ def reports_user_errors(main: Callable[[Any], None]) -> Callable[[Any], None]:
     """Decorate `main` to end with a one-line error and an exit status instead of a traceback.
 
     A UserError exits with its status (usually 2), Ctrl-C without another handler with 130, and a
-    closed output pipe with 141, like SIGPIPE.
+    closed output pipe with 141, like SIGPIPE. Characters that stdout cannot encode are written as
+    escapes: file names may have any.
     """
 
     @functools.wraps(main)
     def wrapped(argv: Any) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             main(argv)
             sys.stdout.flush()  # here and not at Python's exit: the reader may be gone

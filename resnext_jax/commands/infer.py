@@ -40,6 +40,7 @@ from resnext_jax.errors import (
     UserError,
     one_line,
     positive_int,
+    quoted,
     reports_user_errors,
 )
 from resnext_jax.files import path_argument, replacing
@@ -175,10 +176,10 @@ def main(argv: Sequence[str]) -> None:
     output, status = _Output(options.out, paths), 0
     for found in network.find(paths):
         if found.error:
-            print(f"error: {found.error}", file=sys.stderr)
+            print(f"error: {quoted(found.error)}", file=sys.stderr)
             status = EXIT_USER_ERROR
         else:
-            print(f"{found} -> {output.add(found, options.enlarge)}", flush=True)
+            print(quoted(f"{found} -> {output.add(found, options.enlarge)}"), flush=True)
     print(output.finish())
     if status:
         sys.exit(status)

@@ -36,6 +36,7 @@ from resnext_jax.errors import (
     DataError,
     UserError,
     positive_int,
+    quoted,
     reports_user_errors,
 )
 from resnext_jax.files import path_argument, user_path
@@ -85,7 +86,7 @@ class Prediction:
     def __str__(self) -> str:
         """Return one line for the image, and one per predicted class."""
         lines = [f"{100 * guess.probability:8.2f} %  {guess.name}" for guess in self.guesses]
-        return "\n".join([self.path, *lines])
+        return "\n".join([quoted(self.path), *lines])
 
 
 class Predictor:
@@ -298,7 +299,7 @@ def main(argv: Sequence[str]) -> None:
     status = 0
     for prediction in predictor.predict(paths):
         if prediction.error:
-            print(f"error: {prediction.error}", file=sys.stderr)
+            print(f"error: {quoted(prediction.error)}", file=sys.stderr)
             status = EXIT_USER_ERROR
         if options.json or not prediction.error:
             print(prediction.as_json() if options.json else prediction, flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,26 @@ def test_the_first_dim_image_is_noted(
     assert ([line for line in out.splitlines() if "/" in line], status) == ([*map(str, images)], 0)
     (dim,) = (line for line in err.splitlines() if not line.startswith(TWINS))
     assert dim.startswith(f"note: the 16-bit samples of {tmp_path}/")
+
+
+def test_names_of_images_may_be_anything(
+    folder: Path, tmp_path: Path, told: Callable[..., Output]
+) -> None:
+    names = ["a\nb.png", os.fsdecode(b"\xff.png"), "\x1b[2Jc.png", "grün 大.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(noise_file(9, 9) if "c" not in name else b"")
+    options = (f"--weights={folder}/small.safetensors", "--image_size=16", "--top=1")
+    out, err, status = told(*options, *(tmp_path / name for name in names))
+    assert status == 2
+    assert out.splitlines()[::2] == [
+        rf"'{tmp_path}/a\nb.png'",
+        rf"'{tmp_path}/\udcff.png'",
+        f"{tmp_path}/grün 大.png",
+    ]
+    assert rf"error: '{tmp_path}/\x1b[2Jc.png cannot be decoded (the file is empty).'" in err
+    out, _, _ = told(*options, "--json", tmp_path)
+    images = {json.loads(line)["image"] for line in out.splitlines()}
+    assert images == {f"{tmp_path}/{name}" for name in names}
 
 
 def test_mistakes_are_told_in_a_sentence(
