@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.input_worker import read_images, serve
 from resnext_jax.data.decode import ImageFile
 from resnext_jax.data.deep_images import open_picture
-from resnext_jax.data.transforms import TrainTransform, Window, random_window
+from resnext_jax.data.transforms import CropWindow, TrainTransform, random_window
 
 IMAGE_SIZE = 224
 VARIANTS = ("transform", "antialiased", "grain", "pillow")
@@ -105,7 +105,7 @@ def _pillow() -> Prepare:
         with open_picture(data) as file:
             picture = file.convert("RGB")
         width, height = picture.size
-        part = random_window(height, width, rng) or Window(0, 0, height, width)
+        part = random_window(height, width, rng) or CropWindow(0, 0, height, width)
         picture = picture.crop(
             (part.left, part.top, part.left + part.width, part.top + part.height)
         ).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)

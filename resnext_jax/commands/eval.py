@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         if values.config.task == "classification":
             from resnext_jax.evaluation.report import evaluate_and_write as evaluate
         else:
-            from resnext_jax.detection.testing import evaluate
+            from resnext_jax.detection.testing import evaluate_detector as evaluate
         evaluate(
             values.config,
             workdirs if workdirs or files else [cli.default_workdir()],

@@ -33,7 +33,7 @@ _TRIES = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class CropWindow:
     """A part of an image, in pixels."""
 
     top: int
@@ -183,7 +183,7 @@ class DenseTransform:
         return centre_window(image, height, width).cut(image)
 
 
-def random_window(height: int, width: int, rng: np.random.Generator) -> Window | None:
+def random_window(height: int, width: int, rng: np.random.Generator) -> CropWindow | None:
     """Draw the paper's random sized crop (Sec. 4, after Szegedy et al. 2015).
 
     Args:
@@ -203,15 +203,15 @@ def random_window(height: int, width: int, rng: np.random.Generator) -> Window |
         if 0 < high <= height and 0 < wide <= width:
             top = int(rng.integers(height - high, endpoint=True))
             left = int(rng.integers(width - wide, endpoint=True))
-            return Window(top, left, high, wide)
+            return CropWindow(top, left, high, wide)
     return None
 
 
-def centre_window(image: np.ndarray, height: int, width: int, centre: str = "torch7") -> Window:
+def centre_window(image: np.ndarray, height: int, width: int, centre: str = "torch7") -> CropWindow:
     """Return the window in the middle, of odd margins as `CENTRES` rounds them."""
     rounded = CENTRES[centre]
     rows, columns = image.shape[0] - height, image.shape[1] - width
-    return Window(rounded(rows / 2), rounded(columns / 2), height, width)
+    return CropWindow(rounded(rows / 2), rounded(columns / 2), height, width)
 
 
 def ten_crops(image: np.ndarray, size: int, centre: str = "torch7") -> np.ndarray:
@@ -227,7 +227,7 @@ def ten_crops(image: np.ndarray, size: int, centre: str = "torch7") -> np.ndarra
       their mirror images in the same order.
     """
     bottom, right = image.shape[0] - size, image.shape[1] - size
-    corners = [Window(top, left, size, size) for top in (0, bottom) for left in (0, right)]
+    corners = [CropWindow(top, left, size, size) for top in (0, bottom) for left in (0, right)]
     windows = (*corners, centre_window(image, size, size, centre))
     crops = np.stack([window.cut(image) for window in windows])
     return np.concatenate([crops, crops[:, :, ::-1]])

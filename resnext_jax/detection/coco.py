@@ -20,8 +20,8 @@ from resnext_jax.detection.coco_fields import (
     ANNOTATION,
     CATEGORY,
     IMAGE,
-    Report,
-    Row,
+    Entry,
+    ProblemReport,
     read_table,
 )
 from resnext_jax.errors import DataError, one_line
@@ -200,7 +200,7 @@ def read_coco(
       DataError: the files cannot be used; one report with the number of mistakes of each kind
         and the first few.
     """
-    path, folder, report = Path(annotations), Path(images), Report()
+    path, folder, report = Path(annotations), Path(images), ProblemReport()
     content = load_json(path)
     has_objects = labelled or "annotations" in content
     categories = read_table(_rows(content, "categories", path), CATEGORY, "categories", report)
@@ -294,7 +294,7 @@ def _without_outlines(entry: dict[str, Any]) -> dict[str, Any]:
 
 def _rows(
     content: Mapping[str, Any], section: str, path: Path, *, may_be_empty: bool = False
-) -> list[Row]:
+) -> list[Entry]:
     rows = content.get(section)
     if isinstance(rows, list) and (rows or may_be_empty):
         return rows
@@ -331,7 +331,7 @@ def _objects(
     image_ids: np.ndarray,
     sizes: np.ndarray,
     category_ids: np.ndarray,
-    report: Report,
+    report: ProblemReport,
 ) -> tuple[np.ndarray, GroundTruth]:
     """Check annotations and group them by image.
 

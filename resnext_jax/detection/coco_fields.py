@@ -8,10 +8,10 @@ import numpy as np
 # So many places of each mistake are named, the others counted.
 _NAMED = 3
 
-Row = Mapping[str, Any]
+Entry = Mapping[str, Any]
 
 
-class Report:
+class ProblemReport:
     """Collects mistakes, so that all are told at once.
 
     Attributes:
@@ -114,7 +114,7 @@ _LONGEST = 60
 
 
 def read_table(
-    rows: Sequence[Row], kinds: Mapping[str, Kind], what: str, report: Report
+    rows: Sequence[Entry], kinds: Mapping[str, Kind], what: str, report: ProblemReport
 ) -> list[np.ndarray]:
     """Make arrays of some fields of all rows, leaving out the rows where one is unusable.
 
@@ -159,7 +159,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
-def _columns(rows: Sequence[Row], kinds: Mapping[str, Kind]) -> list[np.ndarray] | None:
+def _columns(rows: Sequence[Entry], kinds: Mapping[str, Kind]) -> list[np.ndarray] | None:
     columns = []
     for key, kind in kinds.items():
         try:

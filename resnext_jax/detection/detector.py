@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from resnext_jax.data.augment import Batch
 from resnext_jax.detection import boxes as geometry
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.evaluate import Detections
+from resnext_jax.detection.evaluate import DetectionArrays
 from resnext_jax.detection.loading import Proposals
 from resnext_jax.detection.nms import detect
 from resnext_jax.detection.proposals import ProposalSpec, proposal_spec, propose
@@ -71,7 +71,7 @@ def detect_in_batch(
     return jax.vmap(of_image)(logits, deltas, regions, valid, sizes)
 
 
-def detections_of(image: Mapping[str, np.ndarray]) -> Detections:
+def detections_of(image: Mapping[str, np.ndarray]) -> DetectionArrays:
     """Take what `detect_in_batch` found in an image to the image as it is stored.
 
     Args:
@@ -80,7 +80,7 @@ def detections_of(image: Mapping[str, np.ndarray]) -> Detections:
     valid = image["valid"]
     boxes = original_boxes(image["boxes"][valid], image["size"], image["original_size"])
     scores = image["scores"][valid].astype(np.float32)
-    return Detections(boxes, scores, image["classes"][valid])
+    return DetectionArrays(boxes, scores, image["classes"][valid])
 
 
 def propose_from_levels(
@@ -178,7 +178,7 @@ class Detector:
         between_batches: Callable[[], None] = lambda: None,
         *,
         proposals: Proposals | None = None,
-    ) -> Generator[tuple[int, Detections], None, None]:
+    ) -> Generator[tuple[int, DetectionArrays], None, None]:
         """Yield the index of each image, and what was found in it, on all hosts.
 
         Args:

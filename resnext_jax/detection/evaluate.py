@@ -19,7 +19,7 @@ from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.errors import DataError, DivergedError, UserError, one_line
 from resnext_jax.files import replacing
 
-Row = dict[str, Any]
+ResultEntry = dict[str, Any]
 
 # In the order of pycocotools: precision, at IoU .50 to .95 unless a number says otherwise, of all,
 # small, medium and large objects; recall with 1, 10 and 100 detections an image, and by size.
@@ -33,7 +33,7 @@ _PIXEL_DECIMALS, _SCORE_DECIMALS = 3, 6
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Detections:
+class DetectionArrays:
     """What was found in an image.
 
     Attributes:
@@ -47,7 +47,7 @@ class Detections:
     classes: np.ndarray
 
 
-def results_rows(split: CocoSplit, index: int, detections: Detections) -> list[Row]:
+def results_rows(split: CocoSplit, index: int, detections: DetectionArrays) -> list[ResultEntry]:
     """Say what was found in image `index` in COCO's format, with the file's own ids.
 
     Raises:
@@ -78,7 +78,7 @@ def results_rows(split: CocoSplit, index: int, detections: Detections) -> list[R
     ]
 
 
-def write_results(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
+def write_results(path: str | os.PathLike[str], rows: Sequence[ResultEntry]) -> None:
     """Write rows of `results_rows` to a JSON file, whole or not at all.
 
     Raises:
@@ -95,7 +95,7 @@ def write_results(path: str | os.PathLike[str], rows: Sequence[Row]) -> None:
         ) from error
 
 
-def coco_metrics(split: CocoSplit, rows: Sequence[Row]) -> dict[str, float]:
+def coco_metrics(split: CocoSplit, rows: Sequence[ResultEntry]) -> dict[str, float]:
     """Measure detections as COCO does.
 
     Args:
@@ -176,7 +176,7 @@ def _sized(boxes: np.ndarray) -> np.ndarray:
     return sized
 
 
-def _check_ids(split: CocoSplit, rows: Sequence[Row]) -> None:
+def _check_ids(split: CocoSplit, rows: Sequence[ResultEntry]) -> None:
     for key, what, ids in (
         ("image_id", "images", split.image_ids),
         ("category_id", "categories", split.category_ids),
@@ -190,7 +190,7 @@ def _check_ids(split: CocoSplit, rows: Sequence[Row]) -> None:
             )
 
 
-def _annotations(split: CocoSplit) -> list[Row]:
+def _annotations(split: CocoSplit) -> list[ResultEntry]:
     objects = split.objects
     columns = {
         "image_id": split.image_ids[split.owners],
@@ -203,7 +203,7 @@ def _annotations(split: CocoSplit) -> list[Row]:
     return [dict(zip(columns, row, strict=True)) for row in values]
 
 
-def _indexed(split: CocoSplit, annotations: Iterable[Row]) -> COCO:
+def _indexed(split: CocoSplit, annotations: Iterable[ResultEntry]) -> COCO:
     """Return pycocotools's index; its own reader of results refuses an empty list.
 
     It takes an annotation with id 0 for one that is never found, so they are counted from 1.

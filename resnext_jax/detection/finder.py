@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from resnext_jax.data.decode import UndecodableImageError, decode_rgb
 from resnext_jax.detection.coco import CocoSplit, GroundTruth
 from resnext_jax.detection.detector import Detector
-from resnext_jax.detection.evaluate import Detections
+from resnext_jax.detection.evaluate import DetectionArrays
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
 from resnext_jax.errors import ConfigError, DataError, DivergedError, one_line
@@ -201,7 +201,7 @@ class Finder:
         config.detections.score = float(score)
         self._images_at_once = _BATCHES * config.eval_batch_size
         arrays = detector.params, detector.batch_stats
-        self._detect: Callable[[CocoSplit], Iterable[tuple[int, Detections]]]
+        self._detect: Callable[[CocoSplit], Iterable[tuple[int, DetectionArrays]]]
         network = Detector(config, detector.graphdef, detector.mesh)
         if rpn_workdir is None:
             self._detect = lambda split: network.run(split, *arrays)
@@ -219,7 +219,7 @@ class Finder:
         _prepare(rpn_config, most_images)
         proposer = Proposer(rpn_config, rpn.graphdef, rpn.mesh, training=False)
 
-        def detect(split: CocoSplit) -> Iterable[tuple[int, Detections]]:
+        def detect(split: CocoSplit) -> Iterable[tuple[int, DetectionArrays]]:
             found = proposer.run(split, rpn.params, rpn.batch_stats)
             proposals = {index: boxes for index, boxes, _ in found}
             return network.run(split, *arrays, proposals=proposals.__getitem__)
@@ -243,7 +243,7 @@ class Finder:
         readable = {
             path: size for path, size in zip(paths, sizes, strict=True) if not isinstance(size, str)
         }
-        found: dict[str, Detections] = {}
+        found: dict[str, DetectionArrays] = {}
         if readable:
             split = image_split(readable, self._names)
             found = {split.file_names[index]: each for index, each in self._detect(split)}
@@ -253,7 +253,7 @@ class Finder:
             else:
                 yield ImageDetections(path, *size, self._named(path, found[path]))
 
-    def _named(self, path: str, found: Detections) -> tuple[Detection, ...]:
+    def _named(self, path: str, found: DetectionArrays) -> tuple[Detection, ...]:
         if not np.isfinite(found.boxes).all():
             raise DivergedError(
                 f"boxes found in {path} are not finite numbers; use weights of a training that "

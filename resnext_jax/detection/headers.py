@@ -12,7 +12,7 @@ import numpy as np
 
 from resnext_jax.data.deep_images import open_picture
 from resnext_jax.detection.coco import CocoSplit
-from resnext_jax.detection.coco_fields import Report
+from resnext_jax.detection.coco_fields import ProblemReport
 from resnext_jax.errors import DataError
 
 # Of more images a sample of so many is looked at, spread over the split.
@@ -54,7 +54,7 @@ def check_headers(split: CocoSplit) -> list[str]:
         if (width, height) != (split.widths[place], split.heights[place])
     ]
     turned = [place for place in sizes if sizes[place][2] != _UPRIGHT]
-    report = Report()
+    report = ProblemReport()
     report.mistake(
         f"images that are not as large as annotated{sample}",
         np.array(wrong),

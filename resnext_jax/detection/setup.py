@@ -21,7 +21,7 @@ from resnext_jax.data.augment import Batch, DeviceTransform
 from resnext_jax.data.pipeline import host_positions, to_devices
 from resnext_jax.detection.anchors import AnchorSpec, are_reached
 from resnext_jax.detection.coco import CocoSplit, print_notes, read_coco
-from resnext_jax.detection.coco_fields import Report
+from resnext_jax.detection.coco_fields import ProblemReport
 from resnext_jax.detection.headers import check_headers
 from resnext_jax.detection.loading import Proposals, eval_detection_batches
 from resnext_jax.detection.models import (
@@ -150,7 +150,7 @@ def anchor_specs(config: ConfigDict) -> tuple[AnchorSpec, ...]:
 
 def training_notes(config: ConfigDict, split: CocoSplit) -> list[str]:
     """Say which of the training images and objects are not learned from, a sentence each."""
-    report, spec, owners = Report(), image_spec(config), split.owners
+    report, spec, owners = ProblemReport(), image_spec(config), split.owners
     report.note(
         "images without an object (crowds aside), "
         + ("trained on as background" if spec.keep_empty else "left out of training")

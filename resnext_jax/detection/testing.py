@@ -9,7 +9,7 @@ from resnext_jax.config.fields import config_facts
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.detector import Detector
 from resnext_jax.detection.evaluate import (
-    Row,
+    ResultEntry,
     coco_metrics,
     format_metrics,
     proposal_recall,
@@ -25,7 +25,7 @@ from resnext_jax.detection.setup import (
     open_split,
     stored_weights,
 )
-from resnext_jax.detection.validation import validate
+from resnext_jax.detection.validation import validate_detector
 from resnext_jax.errors import ConfigError
 from resnext_jax.evaluation.outputs import check_writable, write_output
 from resnext_jax.files import strict_json, user_path
@@ -71,7 +71,7 @@ def find_objects(
     between_batches: Callable[[], None] = nothing,
     *,
     proposals: Proposals | None = None,
-) -> list[Row]:
+) -> list[ResultEntry]:
     """Return what a detector finds in a split's images, as COCO's server takes it.
 
     Args:
@@ -85,13 +85,13 @@ def find_objects(
     return [row for index, image in found for row in results_rows(split, index, image)]
 
 
-def logged_metrics(split: CocoSplit, rows: Sequence[Row]) -> dict[str, float]:
+def logged_metrics(split: CocoSplit, rows: Sequence[ResultEntry]) -> dict[str, float]:
     """Return `LOGGED` of COCO's metrics, in percent."""
     metrics = coco_metrics(split, rows)
     return {name: 100 * metrics[name] for name in LOGGED}
 
 
-def evaluate(
+def evaluate_detector(
     config: ConfigDict,
     workdirs: Sequence[str],
     files: Sequence[str],
@@ -132,7 +132,7 @@ def evaluate(
             )
     if len(workdirs) != 1:
         raise ConfigError("a detector's stage is scored alone; give one --workdir.")
-    validate(config)
+    validate_detector(config)
     folder = existing_workdir(workdirs[0])
     scores_path = folder / SCORES_FILE if output is None else user_path(output, "--output")
     if is_first_host():
@@ -174,7 +174,7 @@ def evaluate(
 
 def _score(
     config: ConfigDict, stored: StoredWeights, split: CocoSplit
-) -> tuple[dict[str, float], list[Row] | None]:
+) -> tuple[dict[str, float], list[ResultEntry] | None]:
     """Return scores, and for all but the RPN the detections too."""
     weights = stored.params, stored.batch_stats
     if config.task == "rpn":

@@ -62,7 +62,7 @@ from resnext_jax.detection.testing import (
     logged_metrics,
     score_proposals,
 )
-from resnext_jax.detection.validation import validate
+from resnext_jax.detection.validation import validate_detector
 from resnext_jax.errors import DataError
 from resnext_jax.models.variables import Arrays, merge
 from resnext_jax.optim.freezing import is_backbone
@@ -155,7 +155,7 @@ def train(
       UserError: config, devices, data, workdir or checkpoint are unusable.
       InterruptedRunError: see `training.loop.run`.
     """
-    validate(config)
+    validate_detector(config)
     mesh = training_mesh(config)
     for split in ("train", "test"):
         check_there(config, split)

@@ -13,7 +13,7 @@ from resnext_jax.detection.models import check_architecture
 from resnext_jax.errors import ConfigError
 
 
-def validate(config: ConfigDict) -> None:
+def validate_detector(config: ConfigDict) -> None:
     """Check the whole configuration of a detector's run before anything is built.
 
     Raises:

@@ -123,7 +123,7 @@ TORCH7 = Scheme(
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ArrayRow:
     """One array.
 
     Attributes:
@@ -163,7 +163,7 @@ def scheme_of(names: Container[str]) -> Scheme:
     return TORCH7 if f"{TORCH7.stem[0]}.weight" in names else TORCHVISION
 
 
-def table(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> list[Row]:
+def table(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> list[ArrayRow]:
     """List the arrays of a network, in the order of a torchvision state dict.
 
     Args:
@@ -186,7 +186,7 @@ def table(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> list[Row]:
     return list(_rows(spec, TORCHVISION_D if spec.architecture.deep else scheme))
 
 
-def _rows(spec: NetworkSpec, scheme: Scheme) -> Iterator[Row]:
+def _rows(spec: NetworkSpec, scheme: Scheme) -> Iterator[ArrayRow]:
     architecture = spec.architecture
     for layer, (theirs, shape) in _stem(architecture, scheme).items():
         yield from _layer(f"stem.{layer}", theirs, shape)
@@ -198,8 +198,8 @@ def _rows(spec: NetworkSpec, scheme: Scheme) -> Iterator[Row]:
                 names = f"stages.{name}.{index}.{layer}", scheme.layer(stage, index, layer)
                 yield from _layer(*names, shape)
             features = block.out_features
-    yield Row("fc.kernel", f"{scheme.classifier}.weight", (features, spec.num_classes))
-    yield Row("fc.bias", f"{scheme.classifier}.bias", (spec.num_classes,))
+    yield ArrayRow("fc.kernel", f"{scheme.classifier}.weight", (features, spec.num_classes))
+    yield ArrayRow("fc.bias", f"{scheme.classifier}.bias", (spec.num_classes,))
 
 
 def _stem(architecture: Architecture, scheme: Scheme) -> dict[str, tuple[str, Shape]]:
@@ -251,17 +251,17 @@ def _layers(architecture: Architecture, block: BlockSpec) -> dict[str, Shape]:
     return layers
 
 
-def _layer(ours: str, theirs: str, shape: Shape) -> Iterator[Row]:
+def _layer(ours: str, theirs: str, shape: Shape) -> Iterator[ArrayRow]:
     if len(shape) == 1:
         for name, (collection, torch_name) in _NORM.items():
-            yield Row(f"{ours}.{name}", f"{theirs}.{torch_name}", shape, collection)
+            yield ArrayRow(f"{ours}.{name}", f"{theirs}.{torch_name}", shape, collection)
         return
-    yield Row(f"{ours}.kernel", f"{theirs}.weight", shape, pointwise=len(shape) == 2)
+    yield ArrayRow(f"{ours}.kernel", f"{theirs}.weight", shape, pointwise=len(shape) == 2)
     if len(shape) == 2:
-        yield Row(f"{ours}.bias", f"{theirs}.bias", shape[1:])
+        yield ArrayRow(f"{ours}.bias", f"{theirs}.bias", shape[1:])
 
 
-def counters(rows: list[Row]) -> set[str]:
+def counters(rows: list[ArrayRow]) -> set[str]:
     """Name the counters of batches that PyTorch has beside the running statistics."""
     return {
         f"{row.theirs.removesuffix('running_mean')}{COUNTER}"

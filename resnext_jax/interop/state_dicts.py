@@ -12,8 +12,8 @@ from flax import nnx
 from resnext_jax.interop.errors import Shape, WeightsError, listed
 from resnext_jax.interop.files import unwrap
 from resnext_jax.interop.names import (
+    ArrayRow,
     Collection,
-    Row,
     Scheme,
     counters,
     dtypes,
@@ -191,7 +191,7 @@ class Difference(NamedTuple):
 
 
 def compare(
-    state_dict: Mapping[str, Any], rows: list[Row], passed_over: set[str] | None = None
+    state_dict: Mapping[str, Any], rows: list[ArrayRow], passed_over: set[str] | None = None
 ) -> Difference:
     """Compare a state dict with the rows of a network; `passed_over` are names not looked at."""
     wanted = {row.theirs: row.torch_shape for row in rows}

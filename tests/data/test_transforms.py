@@ -14,10 +14,10 @@ from resnext_jax.data.erasing import draw_box
 from resnext_jax.data.mixing import draw_mix
 from resnext_jax.data.resize import resize
 from resnext_jax.data.transforms import (
+    CropWindow,
     DenseTransform,
     EvalTransform,
     TrainTransform,
-    Window,
     centre_window,
     random_window,
     ten_crops,
@@ -187,7 +187,7 @@ def test_what_is_turned_on_leaves_crop_flip_and_numbers_as_they_were(
 SHAPES = [(375, 500), (500, 375), (256, 256)]
 
 
-def windows(height: int, width: int, count: int) -> list[Window]:
+def windows(height: int, width: int, count: int) -> list[CropWindow]:
     rng = np.random.default_rng(0)
     drawn = [random_window(height, width, rng) for _ in range(count)]
     # Ten draws that do not fit are rare in images of usual shape.
@@ -266,7 +266,7 @@ def test_a_single_pixel_can_be_cropped() -> None:
 )
 def test_centre(height: int, width: int, size: int, top: int, left: int) -> None:
     image = np.empty((height, width, 3))
-    assert centre_window(image, size, size) == Window(top, left, size, size)
+    assert centre_window(image, size, size) == CropWindow(top, left, size, size)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_the_centre_as_torchvision_has_it(
 
 
 def test_the_centre_need_not_be_square() -> None:
-    assert centre_window(np.empty((7, 9, 3)), 4, 8) == Window(2, 1, 4, 8)
+    assert centre_window(np.empty((7, 9, 3)), 4, 8) == CropWindow(2, 1, 4, 8)
 
 
 @pytest.mark.parametrize("upright", [False, True])

@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resnext_jax.detection.coco_fields import ANNOTATION, CATEGORY, IMAGE, Kind, Report, read_table
+from resnext_jax.detection.coco_fields import (
+    ANNOTATION,
+    CATEGORY,
+    IMAGE,
+    Kind,
+    ProblemReport,
+    read_table,
+)
 from tests.detection.coco_files import annotation, categories, image
 
 
@@ -18,7 +25,7 @@ def test_fields_are_arrays_in_the_order_of_the_rows() -> None:
         annotation(5.0, 2, 8, [0, 0, 0, 0], iscrowd=True),  # type: ignore[arg-type]
         {"id": 6, "image_id": 3, "category_id": 1, "bbox": [1, 1, 2, 2], "ignore": 1},
     ]
-    report = Report()
+    report = ProblemReport()
     columns = read_table(rows, ANNOTATION, "annotations", report)
     ids, owners, labels, boxes, crowd, ignored, areas = columns
     assert ids.tolist() == [7, 5, 6]
@@ -83,7 +90,7 @@ def test_a_row_without_a_usable_field_is_left_out(
 ) -> None:
     good = {"id": 2, "name": "dog"} | image(2) | annotation(2, 1, 1, [1, 1, 5, 5])
     for rows in itertools.permutations([row, good]):
-        report = Report()
+        report = ProblemReport()
         columns = read_table(list(rows), kinds, "things", report)
         assert [len(column) for column in columns] == [1] * len(kinds)
         assert columns[0].tolist() == [2]
@@ -93,19 +100,19 @@ def test_a_row_without_a_usable_field_is_left_out(
 def test_ids_of_63_bits_are_exact_beside_others() -> None:
     largest = 2**63 - 1
     rows = [image(1, id=number) for number in (-5, largest, 7.0, largest - 1)]
-    report = Report()
+    report = ProblemReport()
     assert read_table(rows, IMAGE, "images", report)[0].tolist() == [-5, largest, 7, largest - 1]
     assert not report.mistakes
 
 
 def test_ids_that_occur_twice_are_told_once_each() -> None:
-    report = Report()
+    report = ProblemReport()
     read_table(categories([1, 4, 4, 1, 2, 4, 7, 7, 9, 9]), CATEGORY, "categories", report)
     assert report.mistakes == ["ids that several categories have: 4 (1, 4, 7, ...)"]
 
 
 def test_a_report_names_the_first_and_counts_the_rest() -> None:
-    report = Report()
+    report = ProblemReport()
     report.mistake("nothing", np.array([], int), str)
     assert not report.mistakes
     report.mistake("missing", np.arange(1234), lambda place: f"file {place}")

@@ -13,7 +13,7 @@ from resnext_jax.config import build
 from resnext_jax.config.fields import field_names, set_field
 from resnext_jax.detection import training
 from resnext_jax.detection.setup import build_fast_rcnn, image_spec
-from resnext_jax.detection.validation import validate
+from resnext_jax.detection.validation import validate_detector
 from resnext_jax.errors import ConfigError, DataError
 from resnext_jax.models.variables import skeleton, split
 from tests.detection.coco_files import annotation, categories, image, write_images, write_json
@@ -39,7 +39,7 @@ def named(config: ConfigDict) -> ConfigDict:
 
 def sentence(config: ConfigDict) -> str:
     with pytest.raises(ConfigError) as error:
-        validate(config)
+        validate_detector(config)
     return str(error.value)
 
 
@@ -50,7 +50,7 @@ def test_the_paper_s_schedule_and_its_scaling(
 ) -> None:
     """App. B: 120k steps, then 60k at a tenth; with another batch as many images."""
     config = named(load(f"coco_{model}_{stage}"))
-    validate(config)
+    validate_detector(config)
     assert (config.task, config.model.name) == (stage, model)
     for scale in (1, 2):
         config.batch_size = scale * batch

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.detector import Detector
-from resnext_jax.detection.evaluate import Detections
+from resnext_jax.detection.evaluate import DetectionArrays
 from resnext_jax.detection.setup import StoredWeights, stored_weights
 from resnext_jax.errors import WorkdirError
 from tests.detection import plain
@@ -51,7 +51,7 @@ def proposals(split: CocoSplit) -> list[np.ndarray]:
 
 def detect(
     loaded: Loaded, split: CocoSplit, proposals: list[np.ndarray], **changes: float
-) -> dict[int, Detections]:
+) -> dict[int, DetectionArrays]:
     config, weights = loaded
     config = config.copy_and_resolve_references()
     config.detections.update(changes)
@@ -63,7 +63,7 @@ def detect(
 @pytest.fixture(scope="module")
 def detections(
     loaded: Loaded, split: CocoSplit, proposals: list[np.ndarray]
-) -> dict[int, Detections]:
+) -> dict[int, DetectionArrays]:
     return detect(loaded, split, proposals)
 
 
@@ -106,7 +106,7 @@ def network(loaded: Loaded) -> plain.Network:
     return plain.network_of(loaded[1])
 
 
-def assert_same(found: Detections, expected: list[tuple[float, int, list[float]]]) -> None:
+def assert_same(found: DetectionArrays, expected: list[tuple[float, int, list[float]]]) -> None:
     scores, classes, boxes = zip(*expected, strict=True)
     np.testing.assert_allclose(found.scores, scores, atol=1e-4)
     assert found.classes.tolist() == list(classes)
@@ -118,7 +118,7 @@ def test_detections_are_those_of_a_loop(
     network: plain.Network,
     split: CocoSplit,
     proposals: list[np.ndarray],
-    detections: dict[int, Detections],
+    detections: dict[int, DetectionArrays],
 ) -> None:
     assert sorted(detections) == list(range(len(split)))
     classes: set[int] = set()
@@ -151,7 +151,10 @@ def test_the_config_says_what_a_detection_is(
 
 
 def test_what_is_around_an_image_does_not_matter(
-    loaded: Loaded, split: CocoSplit, proposals: list[np.ndarray], detections: dict[int, Detections]
+    loaded: Loaded,
+    split: CocoSplit,
+    proposals: list[np.ndarray],
+    detections: dict[int, DetectionArrays],
 ) -> None:
     """Its batch, and its place there."""
     chosen = np.array([3, 8])

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.evaluate import (
     METRICS,
-    Detections,
+    DetectionArrays,
     coco_metrics,
     format_metrics,
     proposal_recall,
@@ -35,17 +35,17 @@ from tests.detection.coco_files import (
     write_json,
 )
 
-Row = dict[str, Any]
+ResultEntry = dict[str, Any]
 
 
-def perfect(split: CocoSplit) -> list[Row]:
+def perfect(split: CocoSplit) -> list[ResultEntry]:
     """Return the objects that are no crowds, as detections."""
     rows = []
     for index in range(len(split)):
         truth = split.ground_truth(index)
         single = ~truth.crowd
         scores = np.full(single.sum(), 0.9, np.float32)
-        found = Detections(truth.boxes[single], scores, truth.classes[single])
+        found = DetectionArrays(truth.boxes[single], scores, truth.classes[single])
         rows += results_rows(split, index, found)
     return rows
 
@@ -55,7 +55,7 @@ def random_content() -> dict[str, Any]:
     """Return 120 images with objects of all sizes, crowds, and the odd image without any."""
     rng = np.random.default_rng(0)
     images = [image(number, 480, 640) for number in range(1, 121)]
-    annotations: list[Row] = []
+    annotations: list[ResultEntry] = []
     for entry in images:
         for _ in range(rng.integers(0, 12)):
             width, height = np.exp(rng.uniform(np.log(6), np.log(300), 2)).round(2).tolist()
@@ -74,10 +74,10 @@ def measured(random_content: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.fixture(scope="module")
-def random_rows(random_content: dict[str, Any]) -> list[Row]:
+def random_rows(random_content: dict[str, Any]) -> list[ResultEntry]:
     """Return objects found more or less, twice, as something else or not; scores often tie."""
     rng = np.random.default_rng(1)
-    rows: list[Row] = []
+    rows: list[ResultEntry] = []
     for entry in random_content["annotations"]:
         for _ in range(rng.integers(0, 4)):
             noise = rng.normal(0, 0.12, 4) * np.tile(entry["bbox"][2:], 2)
@@ -98,7 +98,9 @@ def random_rows(random_content: dict[str, Any]) -> list[Row]:
     return rows
 
 
-def reference(evaluator: Any, index: Any, content: dict[str, Any], rows: list[Row]) -> list[float]:
+def reference(
+    evaluator: Any, index: Any, content: dict[str, Any], rows: list[ResultEntry]
+) -> list[float]:
     """Evaluate as the evaluator's own documentation has it."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = index()
@@ -113,7 +115,7 @@ def reference(evaluator: Any, index: Any, content: dict[str, Any], rows: list[Ro
 
 def test_metrics_are_those_of_pycocotools_and_of_faster_coco_eval(
     random_content: dict[str, Any],
-    random_rows: list[Row],
+    random_rows: list[ResultEntry],
     measured: CocoSplit,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -130,7 +132,9 @@ def test_metrics_are_those_of_pycocotools_and_of_faster_coco_eval(
     assert all(0.05 < value < 0.95 for value in values)
 
 
-def test_metrics_leave_arguments_as_they_are(measured: CocoSplit, random_rows: list[Row]) -> None:
+def test_metrics_leave_arguments_as_they_are(
+    measured: CocoSplit, random_rows: list[ResultEntry]
+) -> None:
     before = json.dumps(random_rows)
     metrics = coco_metrics(measured, random_rows)
     assert json.dumps(random_rows) == before
@@ -138,7 +142,7 @@ def test_metrics_leave_arguments_as_they_are(measured: CocoSplit, random_rows: l
 
 
 def test_some_images_are_measured_alone(
-    random_content: dict[str, Any], random_rows: list[Row], measured: CocoSplit
+    random_content: dict[str, Any], random_rows: list[ResultEntry], measured: CocoSplit
 ) -> None:
     chosen = range(1, 41)
     part = {
@@ -199,7 +203,7 @@ def test_nothing_found_scores_zero(
 
 def test_an_image_without_detections_has_no_rows(tmp_path: Path) -> None:
     split = random_split(tmp_path)
-    none = Detections(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int32))
+    none = DetectionArrays(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(0, np.int32))
     assert results_rows(split, 0, none) == []
 
 
@@ -208,9 +212,9 @@ def test_detections_of_a_diverged_network(tmp_path: Path, value: float) -> None:
     split = random_split(tmp_path)
     box, label = np.array([[1, 2, 3, 4]], np.float32), np.array([1])
     with pytest.raises(DivergedError, match=split.file_names[0]):
-        results_rows(split, 0, Detections(box, np.array([value]), label))
+        results_rows(split, 0, DetectionArrays(box, np.array([value]), label))
     with pytest.raises(DivergedError, match="not finite"):
-        results_rows(split, 0, Detections(box * value, np.array([1.0]), label))
+        results_rows(split, 0, DetectionArrays(box * value, np.array([1.0]), label))
 
 
 def test_what_is_to_be_ignored_is_neither_missed_nor_wrong(tmp_path: Path) -> None:
@@ -221,7 +225,7 @@ def test_what_is_to_be_ignored_is_neither_missed_nor_wrong(tmp_path: Path) -> No
         split = write_coco(tmp_path / name, [image(1)], [seen, hard | {name: 1}])
         truth = split.ground_truth(0)
         assert truth.crowd.tolist() == [False, True]
-        everything = Detections(truth.boxes, np.array([0.5, 0.9]), truth.classes)
+        everything = DetectionArrays(truth.boxes, np.array([0.5, 0.9]), truth.classes)
         for rows in (perfect(split), results_rows(split, 0, everything)):
             scores.append(coco_metrics(split, rows)["AP"])
     assert scores == pytest.approx([1, 1, 1, 1])
@@ -258,14 +262,14 @@ def test_images_for_coco_s_server_cannot_be_measured(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"without annotations; .* COCO's server"):
         coco_metrics(split, [])
     # But what is found in them can be written.
-    found = Detections(np.array([[1, 2, 4, 8]]), np.array([0.123456789]), np.array([1]))
+    found = DetectionArrays(np.array([[1, 2, 4, 8]]), np.array([0.123456789]), np.array([1]))
     assert results_rows(split, 0, found) == [
         {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 6], "score": 0.123457}
     ]
 
 
 def test_results_are_written_whole_or_not_at_all(
-    random_content: dict[str, Any], random_rows: list[Row], tmp_path: Path
+    random_content: dict[str, Any], random_rows: list[ResultEntry], tmp_path: Path
 ) -> None:
     path = tmp_path / "results.json"
     write_results(path, random_rows)

@@ -29,9 +29,9 @@ from resnext_jax.detection.targets import (
     region_targets,
     rpn_targets,
 )
-from resnext_jax.detection.testing import evaluate
+from resnext_jax.detection.testing import evaluate_detector
 from resnext_jax.detection.training import keys_of
-from resnext_jax.detection.validation import validate
+from resnext_jax.detection.validation import validate_detector
 from resnext_jax.errors import ConfigError
 from resnext_jax.models.variables import Arrays, merge, skeleton, split
 from resnext_jax.parallel.mesh import make_mesh
@@ -217,7 +217,7 @@ def test_a_run_is_scored_without_files_of_proposals(
     config: ConfigDict, whole: tuple[Path, TrainState], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same COCO metrics as the run's own last test, and the detections for COCO's server."""
-    evaluate(config, [str(whole[0])], [])
+    evaluate_detector(config, [str(whole[0])], [])
     stored = json.loads((whole[0] / "detection_scores.json").read_text())
     assert (stored["step"], stored["images"]) == (STEPS, 5)
     last = read_metrics(whole[0])[-1]
@@ -228,7 +228,7 @@ def test_a_run_is_scored_without_files_of_proposals(
     changed = config.copy_and_resolve_references()
     changed.anchors.base = 32
     with pytest.raises(ConfigError, match=r"anchors\.base is 32, was 16"):
-        evaluate(changed, [str(whole[0])], [])
+        evaluate_detector(changed, [str(whole[0])], [])
 
 
 @pytest.mark.slow
@@ -250,7 +250,7 @@ def test_one_and_eight_devices_train_alike(config: ConfigDict) -> None:
 def load(name: str) -> ConfigDict:
     config = importlib.import_module(f"resnext_jax.configs.{name}").get_config()
     config.data.data_dir = "/data/coco"
-    validate(config)
+    validate_detector(config)
     assert isinstance(config, ConfigDict)
     return config
 
@@ -311,7 +311,7 @@ def test_what_cannot_be_run_is_one_sentence(changes: dict[str, Any], part: str) 
     for name, value in changes.items():
         set_field(config, name, value)
     with pytest.raises(ConfigError) as error:
-        validate(config)
+        validate_detector(config)
     assert part in str(error.value)
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from resnext_jax.detection import training
-from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate
+from resnext_jax.detection.testing import RESULTS_FILE, SCORES_FILE, evaluate_detector
 from resnext_jax.errors import ConfigError, DataError, UserError, WorkdirError
 from resnext_jax.optim.freezing import Freezing
 from resnext_jax.parallel.mesh import batch_sharding, make_mesh
@@ -223,7 +223,7 @@ def test_a_run_is_scored_as_it_was_while_it_trained(
     config: ConfigDict, whole: tuple[Path, TrainState], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By eval.py's function: the same numbers, and detections that COCO's server takes."""
-    evaluate(config, [str(whole[0])], [])
+    evaluate_detector(config, [str(whole[0])], [])
     stored = json.loads((whole[0] / SCORES_FILE).read_text())
     assert (stored["step"], stored["weights"], stored["images"]) == (STEPS, "raw", 5)
     record = read_metrics(whole[0])[-1]
@@ -253,7 +253,7 @@ def test_what_cannot_be_scored_is_one_sentence(
     arguments: list[list[str]], options: dict[str, str], part: str, config: ConfigDict
 ) -> None:
     with pytest.raises(UserError, match=part):
-        evaluate(config, *arguments, **options)  # type: ignore[arg-type]
+        evaluate_detector(config, *arguments, **options)  # type: ignore[arg-type]
 
 
 def test_a_run_of_the_other_stage_is_refused(
@@ -261,4 +261,4 @@ def test_a_run_of_the_other_stage_is_refused(
 ) -> None:
     other = small_config("rpn" if config.task == "fast_rcnn" else "fast_rcnn", scenes)
     with pytest.raises(WorkdirError, match=f"holds a run of config.task='{config.task}'"):
-        evaluate(other, [str(whole[0])], [])
+        evaluate_detector(other, [str(whole[0])], [])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resnext_jax.interop.errors import WeightsError
-from resnext_jax.interop.names import TORCH7, TORCHVISION, Row, counters, table
+from resnext_jax.interop.names import TORCH7, TORCHVISION, ArrayRow, counters, table
 from resnext_jax.models import create_model, list_models
 from resnext_jax.models.blocks import BlockForms, SEBottleneckC
 from resnext_jax.models.registry import model_name, network_spec, parse_name
@@ -101,7 +101,7 @@ def test_torch7s_names() -> None:
 
 def test_layouts() -> None:
     kernel = np.arange(2 * 3 * 5 * 7).reshape(7, 5, 2, 3)  # OIHW
-    row = Row("conv1.kernel", "conv1.weight", (2, 3, 5, 7))
+    row = ArrayRow("conv1.kernel", "conv1.weight", (2, 3, 5, 7))
     assert row.torch_shape == kernel.shape
     ours = row.from_torch(kernel)
     assert ours.shape == row.shape
@@ -109,7 +109,7 @@ def test_layouts() -> None:
     np.testing.assert_array_equal(row.to_torch(ours), kernel)
 
     matrix = np.arange(6).reshape(2, 3)
-    row = Row("fc.kernel", "fc.weight", (3, 2))
+    row = ArrayRow("fc.kernel", "fc.weight", (3, 2))
     assert row.torch_shape == (2, 3)
     assert row.from_torch(matrix)[2, 1] == matrix[1, 2]
     back = row.to_torch(np.ascontiguousarray(row.from_torch(matrix)))

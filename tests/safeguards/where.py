@@ -23,4 +23,6 @@ def train(config: ConfigDict, workdir: Any) -> Any:
 def evaluate(config: ConfigDict, workdirs: Sequence[str]) -> Any:
     """Do what eval.py does."""
     task = report if config.task == "classification" else testing
-    return task.evaluate(config, list(workdirs), [])
+    return (
+        task.evaluate_detector if hasattr(task, "evaluate_detector") else task.evaluate_and_write
+    )(config, list(workdirs), [])
