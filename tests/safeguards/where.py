@@ -22,7 +22,6 @@ def train(config: ConfigDict, workdir: Any) -> Any:
 
 def evaluate(config: ConfigDict, workdirs: Sequence[str]) -> Any:
     """Do what eval.py does."""
-    task = report if config.task == "classification" else testing
-    return (
-        task.evaluate_detector if hasattr(task, "evaluate_detector") else task.evaluate_and_write
-    )(config, list(workdirs), [])
+    if config.task == "classification":
+        return report.evaluate_and_write(config, list(workdirs), [])
+    return testing.evaluate_detector(config, list(workdirs), [])
