@@ -270,19 +270,25 @@ class Finder:
 
 
 def _detector_task(workdir: AnyPath, *, alone: bool) -> str:
-    """Return what a detector's run must have trained, by whether there is an RPN's besides."""
-    found = stored_config(existing_workdir(workdir)).task
-    if alone and found == "fast_rcnn":
-        raise ConfigError(
-            f"workdir {workdir} holds a run of Fast R-CNN, which detects among proposals; name the "
-            "run of an RPN that makes them with --rpn=..."
+    """Return what a run has trained that can detect, with an RPN's run besides or alone."""
+    found = str(stored_config(existing_workdir(workdir)).task)
+    mistakes = {
+        "classification": "a classifier; python -m resnext_jax.predict says what images show",
+        "rpn": "an RPN, which only proposes; name it with --rpn=..., and the run of a Fast R-CNN, "
+        "which detects among its proposals, with --workdir=...",
+    }
+    if alone:
+        mistakes["fast_rcnn"] = (
+            "a run of Fast R-CNN, which detects among proposals; name the run of an RPN that makes "
+            "them with --rpn=..."
         )
-    if not alone and found == "faster_rcnn":
-        raise ConfigError(
-            f"workdir {workdir} holds a run of one network, which makes its own proposals; leave "
-            "--rpn out."
+    else:
+        mistakes["faster_rcnn"] = (
+            "a run of one network, which makes its own proposals; leave --rpn out"
         )
-    return "faster_rcnn" if alone else "fast_rcnn"
+    if found in mistakes:
+        raise ConfigError(f"workdir {workdir} holds {mistakes[found]}.")
+    return found
 
 
 def _prepare(config: ConfigDict, most_images: int | None) -> None:

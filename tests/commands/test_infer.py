@@ -11,6 +11,7 @@ from PIL import Image
 
 from resnext_jax.commands import export, predict, preview, weights
 from resnext_jax.commands.infer import infer, main
+from resnext_jax.config.fields import base_config
 from resnext_jax.detection import finder
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.detector import Detector
@@ -18,7 +19,7 @@ from resnext_jax.detection.finder import Detection, Finder, ImageDetections, dra
 from resnext_jax.detection.proposals import Proposer
 from resnext_jax.detection.setup import stored_weights
 from resnext_jax.errors import ConfigError, DataError
-from resnext_jax.runs.workdir import stored_config
+from resnext_jax.runs.workdir import stored_config, write_config
 from tests.data.deep_files import tiff
 from tests.detection.coco_files import random_split
 from tests.detection.plain import read_image
@@ -262,10 +263,14 @@ def test_wrong_workdirs_are_told_in_a_sentence(
     empty = tmp_path / "empty"
     empty.mkdir()
     rpn, fast_rcnn = runs
+    classifier = tmp_path / "classifier"
+    classifier.mkdir()
+    write_config(base_config(), classifier)
     mistakes: dict[tuple[Path | None, Path], str] = {
         (None, fast_rcnn): f"{fast_rcnn} holds a run of Fast R-CNN, which detects among proposals",
-        (None, rpn): "config.task='rpn'; give one of 'faster_rcnn'",
-        (rpn, rpn): f"{rpn} holds a run of config.task='rpn'; give one of 'fast_rcnn'",
+        (None, rpn): f"{rpn} holds an RPN, which only proposes; name it with --rpn=..., and the ",
+        (rpn, rpn): f"{rpn} holds an RPN, which only proposes",
+        (None, classifier): f"{classifier} holds a classifier; python -m resnext_jax.predict says",
         (fast_rcnn, fast_rcnn): "config.task='fast_rcnn'; give one of 'rpn'",
         (empty, fast_rcnn): f"{empty} has no config.json",
         (rpn, empty): f"{empty} has no config.json",
