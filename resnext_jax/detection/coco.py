@@ -2,7 +2,7 @@
 
 Other data sets in the same format are read alike. What cannot be trained with (missing images,
 boxes outside their image, unknown categories) is told in one report; what is harmless, as COCO
-itself has it (images without boxes, boxes a little over the edge or without area), in notes.
+itself has it (boxes a little over the edge or without area), in notes.
 """
 
 import dataclasses
@@ -215,22 +215,17 @@ def read_coco(
         sizes = np.stack([heights, widths], axis=1)
         offsets, truth = _objects(columns, image_ids, sizes, category_ids, report)
 
-    def image(index: int) -> str:
-        return f"image id {image_ids[index]}"
-
     report.mistake(
         "images that are missing",
         _missing(folder, files),
-        lambda index: f"{files[index]!r} of {image(index)}",
+        lambda index: f"{files[index]!r} of image id {image_ids[index]}",
     )
-    if has_objects:
-        report.note("images without boxes", np.flatnonzero(np.diff(offsets) == 0), image)
-        if truth is not None:
-            report.note(
-                "categories without objects",
-                np.setdiff1d(np.arange(len(names)), truth.classes - 1),
-                lambda place: f"id {category_ids[place]}, {names[place]!r}",
-            )
+    if has_objects and truth is not None:
+        report.note(
+            "categories without objects",
+            np.setdiff1d(np.arange(len(names)), truth.classes - 1),
+            lambda place: f"id {category_ids[place]}, {names[place]!r}",
+        )
     if report.mistakes or truth is None:
         raise DataError(
             f"{path} and the images in {folder} cannot be used; {'; '.join(report.mistakes)}; "

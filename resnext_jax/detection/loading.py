@@ -129,8 +129,8 @@ def box_places(split: CocoSplit, max_boxes: int | None = None) -> int:
     most = int(counts[fullest])
     if max_boxes is not None and most > max_boxes:
         raise ConfigError(
-            f"config.data.max_boxes={max_boxes} is too small: {(counts > max_boxes).sum():,} "
-            f"images of {split.annotations} have more objects, image id "
+            f"config.data.max_boxes={max_boxes} is too small: {(counts > max_boxes).sum():,} of "
+            f"{len(split):,} images of {split.annotations} have more objects, image id "
             f"{split.image_ids[fullest]} has {most}; give at least {most}, or None."
         )
     return max_boxes or -(-most // _PLACES) * _PLACES

@@ -249,8 +249,8 @@ def test_every_object_has_a_place(tmp_path: Path) -> None:
         assert sorted(batch["valid"].sum(axis=1)) == [1, 130]
     with pytest.raises(
         ConfigError,
-        match=r"config.data.max_boxes=129 is too small: 1 images of .* have more objects, image id "
-        r"1 has 130; give at least 130, or None\.",
+        match=r"config.data.max_boxes=129 is too small: 1 of 2 images of .* have more objects, "
+        r"image id 1 has 130; give at least 130, or None\.",
     ):
         train(split, max_boxes=129)
 
