@@ -19,6 +19,9 @@ from resnext_jax.runs.workdir import WholeWriter, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 
+# Steps that were left out of which a line says more.
+_NAMED = 5
+
 # What the console says of a number, in this order.
 _WORDS = {
     "loss": "loss {:.4f}",
@@ -168,6 +171,8 @@ class RunLog:
             shown["rate"] = f"{record['learning_rate']:.4f}"
             with _perhaps_lost():
                 self._bar.set_postfix(**shown, **_speed(record))
+            if left_out := _left_out(record):
+                self.say("  ".join([f"step {record['step']:6d}", *left_out]))
         else:
             self.say(_readable(record) + self._time_left(record))
 
@@ -215,10 +220,20 @@ def _readable(record: dict[str, Any]) -> str:
         parts += [f"{speed['images/s']} images/s", f"{speed['data_wait']} waiting for data"]
     if "peak_memory_bytes" in record:
         parts.append(f"{record['peak_memory_bytes'] / 1e9:.2f} GB at most")
+    return "  ".join([*parts, *_left_out(record)])
+
+
+def _left_out(record: dict[str, Any]) -> list[str]:
+    """Say what images and steps were left out, and what the steps had."""
+    parts = []
     for name, what in (("skipped_images", "images"), ("skipped_steps", "steps")):
         if record.get(name):
             parts.append(f"{record[name]} {what} left out")
-    return "  ".join(parts)
+    for name, what in (("skipped_losses", "loss"), ("skipped_gradient_norms", "gradient norm")):
+        if values := record.get(name):
+            more = ", ..." if len(values) > _NAMED else ""
+            parts.append(f"{what} {', '.join(f'{value:.4g}' for value in values[:_NAMED])}{more}")
+    return parts
 
 
 def _speed(record: dict[str, Any]) -> dict[str, str]:

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
 
 from resnext_jax.runs.workdir import WholeWriter, explained
 
@@ -38,7 +38,9 @@ class Board:
     def add(self, values: dict[str, float], step: int) -> None:
         """Write the values at a step, by name."""
         for name, value in values.items():
-            self._write(Event(step=step, summary=scalar(name, value)))
+            # Not by tensorboardX's `scalar`, which warns of a NaN on the console.
+            point = Summary.Value(tag=name, simple_value=value)
+            self._write(Event(step=step, summary=Summary(value=[point])))
 
     def close(self) -> None:
         """Close the file."""

@@ -19,6 +19,8 @@ _STEPS_AHEAD = 2
 
 # What a record averages, if not one of its steps was taken.
 _ALWAYS = ("loss", "gradient_norm")
+# What is kept of a step that was left out, and as which list of the record.
+_LEFT_OUT = {"loss": "skipped_losses", "gradient_norm": "skipped_gradient_norms"}
 
 
 class HaltedError(Exception):
@@ -41,8 +43,8 @@ class MetricsWindow:
     """Collects the metrics of steps, and averages them for a record.
 
     Attributes:
-      rows: metrics of the steps since the last record, an empty dictionary for
-        each step that was left out; part of a checkpoint, as JSON.
+      rows: metrics of the steps since the last record, for a step that was left out under other
+        names (see `_LEFT_OUT`); part of a checkpoint, as JSON.
     """
 
     def __init__(self, batch_size: int, rows: Sequence[Mapping[str, float | None]] | None = None):
@@ -96,17 +98,19 @@ class MetricsWindow:
             if halted:
                 self._sent.clear()  # those after it do not count
                 raise HaltedError(values["loss"], values["gradient_norm"], requests)
-            self.rows.append(values if accepted else {})
+            left_out = {kept: values[name] for name, kept in _LEFT_OUT.items()}
+            self.rows.append(values if accepted else left_out)
             asked |= requests
         return asked
 
     def close(self) -> dict[str, Any]:
         """Return the averages and the speed of the steps, all settled, and begin the next window.
 
-        Where steps were left out `skipped_steps` counts them, and where images
-        were, `skipped_images`.
+        Where steps were left out `skipped_steps` counts them, and `skipped_losses` and
+        `skipped_gradient_norms` list what they had; where images were, `skipped_images` counts
+        them.
         """
-        taken = [row for row in self.rows if row]
+        taken = [row for row in self.rows if "loss" in row]
         # A resumed run may start or stop counting skipped images.
         names = dict.fromkeys(name for row in taken for name in row) or _ALWAYS
         record: dict[str, Any] = {
@@ -118,6 +122,8 @@ class MetricsWindow:
             record["skipped_images"] = round(record.pop(SKIPPED) * images)
         if len(taken) < len(self.rows):
             record["skipped_steps"] = len(self.rows) - len(taken)
+            for kept in _LEFT_OUT.values():  # an earlier version's checkpoint has none
+                record[kept] = [row[kept] for row in self.rows if kept in row]
         seconds = time.perf_counter() - self._begin
         timed = self._timed_steps > 0
         record["images_per_second"] = (

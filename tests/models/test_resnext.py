@@ -12,7 +12,7 @@ from flax import nnx
 from resnext_jax.models import create_model
 from resnext_jax.models.blocks import BottleneckC
 from resnext_jax.models.registry import parse_name
-from resnext_jax.models.variables import split
+from resnext_jax.models.variables import merge, split
 from tests.models.test_registry import abstract_model
 from tests.numerics import relative_difference
 
@@ -239,6 +239,35 @@ def test_pixels_that_are_not_normalised_are_refused(name: str) -> None:
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.uint8)
     with pytest.raises(TypeError, match="images must be normalised floats, got uint8"):
         nnx.eval_shape(lambda model, images: model(images), model, images)
+
+
+@pytest.mark.parametrize(("name", "size"), [("resnext11_2x4d", 8), ("resnet14", 32)])
+@pytest.mark.parametrize("training", [False, True])
+def test_forward_mode_with_portable_convolutions(name: str, size: int, training: bool) -> None:
+    """As docs/performance.md says; on CPUs and GPUs."""
+    model = abstract_model(
+        name, num_classes=3, stem_width=8, template_width=8, conv_implementation="portable"
+    )
+    model.train() if training else model.eval()
+    graphdef, *arrays = split(model)
+
+    def loss(images: jax.Array, arrays: Any) -> jax.Array:
+        total: jax.Array = merge(graphdef, *arrays)(images).sum()
+        return total
+
+    def forward(images: jax.Array, arrays: Any) -> Any:
+        return jax.jvp(lambda x: loss(x, arrays), (images,), (images,))
+
+    def forward_over_reverse(images: jax.Array, arrays: Any) -> Any:
+        return jax.jvp(lambda x: jax.grad(loss)(x, arrays), (images,), (images,))
+
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    jax.jit(forward_over_reverse).lower(images, arrays)
+    if training or parse_name(name).stem == "imagenet":
+        with pytest.raises(TypeError, match="forward-mode"):
+            jax.jit(forward).lower(images, arrays)
+    else:
+        jax.jit(forward).lower(images, arrays)
 
 
 def test_bfloat16_is_close_to_float32() -> None:

@@ -236,6 +236,35 @@ def test_what_a_record_says_of_memory_and_of_what_was_left_out(
     assert scalars(tmp_path)["train/peak_memory_bytes", 1] == 2.5e9
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_steps_that_were_left_out_are_told_with_their_losses(
+    terminal: bool,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal)
+    losses, norms = [math.nan, *range(70, 76)], [math.inf, 1234.56]
+    record = train_record(
+        7,
+        loss=math.nan,
+        skipped_steps=7,
+        skipped_losses=losses,
+        skipped_gradient_norms=norms,
+    )
+    write(tmp_path, [record])
+    told = "7 steps left out  loss nan, 70, 71, 72, 73, ...  gradient norm inf, 1235"
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "left out" in line)
+    assert line.endswith(told)
+    assert line.strip().startswith("step      7" if terminal else "epoch")
+    (stored,) = read_metrics(tmp_path)
+    assert stored["skipped_losses"] == [None, *range(70, 76)]
+    assert stored["skipped_gradient_norms"] == [None, 1234.56]
+    assert math.isnan(scalars(tmp_path)["train/loss", 7])
+    assert caplog.records == []  # tensorboardX warns of NaN, had it the chance
+
+
 def test_averaged_weights_are_told_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -388,6 +388,9 @@ def test_a_loss_that_is_not_finite_stops_and_the_run_goes_on_when_told_to(
     records = read_metrics(tmp_path)
     skipped = {r["step"]: r["skipped_steps"] for r in records if "skipped_steps" in r}
     assert skipped == {10: 1}
+    (record,) = (record for record in records if "skipped_steps" in record)
+    assert len(record["skipped_losses"]) == 1
+    assert record["skipped_gradient_norms"] == [None]
     assert all(record["loss"] is not None for record in records)
     assert all(bool(jnp.isfinite(array).all()) for array in state.params.values())
 

@@ -50,12 +50,16 @@ def test_rows_of_a_checkpoint_are_part_of_the_average() -> None:
 
 def test_steps_left_out_are_counted_and_not_averaged() -> None:
     window = MetricsWindow(batch_size=8)
-    for metrics in (step(1.0), step(math.nan, accepted=False), step(3.0)):
+    spike = step(70.0, accepted=False, gradient_norm=900.0)
+    for metrics in (step(1.0), spike, step(3.0), step(math.nan, accepted=False)):
         window.add(metrics)
     window.settle()
-    assert window.rows[1] == {}
+    # Through a checkpoint, of which an earlier version kept nothing of such a step.
+    window = MetricsWindow(8, [*json.loads(strict_json(window.rows)), {}])
     record = window.close()
-    assert (record["loss"], record["skipped_steps"]) == (2.0, 1)
+    assert (record["loss"], record["skipped_steps"]) == (2.0, 3)
+    assert record["skipped_losses"] == pytest.approx([70.0, math.nan], nan_ok=True)
+    assert record["skipped_gradient_norms"] == [900.0, 2.0]
     window.add(step(math.nan, accepted=False))
     window.settle()
     record = window.close()
