@@ -239,7 +239,7 @@ def test_a_config_of_a_workdir_that_cannot_be_read(workdirs: list[Path], tmp_pat
         ("[1]", "is damaged"),
         ('{"model": 3}', "is damaged"),
         ('{"seed": -1}', r"cannot be used: config\.seed=-1 must be"),
-        ('{"sede": 3}', "cannot be used: the config has a field 'sede'"),
+        ('{"sede": 3}', "cannot be used: the config has an unknown field 'sede'"),
     ):
         (tmp_path / CONFIG_FILE).write_text(text)
         with pytest.raises(UserError, match=rf"config\.json {message}"):
