@@ -15,37 +15,27 @@ class Rule:
 
     Attributes:
       holds: whether a value of the field's type is allowed.
-      text: the allowed values, phrased to follow "must be".
+      text: the allowed values, phrased to follow "must be"; or a function that returns that.
     """
 
     holds: Callable[[Any], bool]
-    text: str
+    text: str | Callable[[], str]
 
     @property
     def allowed(self) -> str:
         """The allowed values, phrased to follow "must be"."""
-        return self.text
-
-
-@dataclasses.dataclass(frozen=True)
-class NameIn(Rule):
-    """The rule that a value is a key of a table in another module.
-
-    The module is imported when a value is first checked, so that recipes load without Flax.
-    """
-
-    @property
-    def allowed(self) -> str:  # noqa: D102
-        return _alternatives(names_in(self.text))
+        return self.text if isinstance(self.text, str) else self.text()
 
 
 def name_in(table: str) -> Rule:
     """Return the rule that a value is in a table.
 
+    Its module is imported when a value is first checked, so that recipes load without Flax.
+
     Args:
       table: "MODULE:NAME" of a mapping whose keys are the names, or of a sequence of names.
     """
-    return NameIn(lambda value: value in names_in(table), table)
+    return Rule(lambda value: value in names_in(table), lambda: _alternatives(names_in(table)))
 
 
 def names_in(table: str) -> Sequence[str]:

@@ -42,7 +42,7 @@ _FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 _LARGEST_RATIO = 50
 
 _JPEG_SCAN = b"\xff\xda"
-# What entropy-coded data does not hold: a mark, but that at which decoding can start anew.
+# What ends a scan: any marker but a restart marker, which entropy-coded data may hold.
 _JPEG_MARK = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _PNG_END = b"IEND"
 # Of a PNG with an animation, which OpenCV shows in place of the still image, ahead of both.
@@ -213,7 +213,7 @@ def _plain_jpeg(data: bytes) -> _PlainJpeg | None:
         if 0xC0 <= mark <= 0xCF and mark not in (0xC4, 0xC8, 0xCC):
             frame = place
             sequential = mark in (0xC0, 0xC1)
-        if mark == 0xDD:  # marks between rows, at which decoding can start anew
+        if mark == 0xDD:  # restart markers between rows
             restarts = True
     if frame is None or not data.startswith(_JPEG_SCAN, place):
         return None

@@ -49,17 +49,17 @@ def note_ignored(folder: Path, names: Iterable[str], outside: int = 0) -> None:
     kinds = collections.Counter(PurePath(name).suffix.lower() or "no extension" for name in names)
     if not kinds and not outside:
         return
-    told = [
+    parts = [
         f"{kind if kind.isprintable() else ascii(kind)} {count:,}"
         for kind, count in sorted(kinds.items(), key=lambda item: (-item[1], item[0]))
     ]
-    if len(told) > _NAMED:
-        told[_NAMED:] = [f"{len(told) - _NAMED} more kinds"]
+    if len(parts) > _NAMED:
+        parts[_NAMED:] = [f"{len(parts) - _NAMED} more kinds"]
     if outside:
-        told.append(f"{outside:,} image{'s' * (outside > 1)} outside the classes' folders")
+        parts.append(f"{outside:,} image{'s' * (outside > 1)} outside the classes' folders")
     total = kinds.total() + outside
     print(
-        f"ignored: {total:,} file{'s' * (total > 1)} ({', '.join(told)}) in {folder}, "
+        f"ignored: {total:,} file{'s' * (total > 1)} ({', '.join(parts)}) in {folder}, "
         f"where images end in {', '.join(SUFFIXES)}",
         file=sys.stderr,
     )

@@ -56,6 +56,12 @@ def orientation(data: bytes) -> int:
     return 1
 
 
+def spread_sample(count: int, most: int) -> list[int]:
+    """Return the indices of at most `most` of `count` items, spread evenly, ascending."""
+    indices: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+    return indices
+
+
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """Turn an image `[H, W, ...]` as its orientation says; from 5 on the sides change places."""
     if orientation >= 5:
@@ -72,16 +78,18 @@ def _exif(data: bytes) -> Iterator[bytes]:
             if mark == 0xE1 and data.startswith(_EXIF_START, place + 4):
                 yield data[place + 4 : place + 2 + length]
     elif data.startswith(PNG_START):
-        yield from _chunks(data, len(PNG_START), ">I4s", b"eXIf", rest=4)
+        yield from _chunks(data, len(PNG_START), ">I", b"eXIf", name_first=False, checksum=4)
     elif data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        yield from _chunks(data, 12, "<4sI", b"EXIF", rest=0)
+        yield from _chunks(data, 12, "<I", b"EXIF", name_first=True, checksum=0)
 
 
-def _chunks(data: bytes, place: int, head: str, wanted: bytes, rest: int) -> Iterator[bytes]:
-    """Yield the chunks of a name; `rest` bytes follow each."""
+def _chunks(
+    data: bytes, place: int, length_format: str, wanted: bytes, *, name_first: bool, checksum: int
+) -> Iterator[bytes]:
+    """Yield the chunks of a name; chunks without a checksum are padded to an even length."""
+    name_at, length_at = (0, 4) if name_first else (4, 0)
     while place + 8 <= len(data):
-        parts = struct.unpack_from(head, data, place)
-        name, length = sorted(parts, key=lambda part: isinstance(part, int))
-        if name == wanted:
+        (length,) = struct.unpack_from(length_format, data, place + length_at)
+        if data[place + name_at : place + name_at + 4] == wanted:
             yield data[place + 8 : place + 8 + length]
-        place += 8 + length + (rest or length % 2)
+        place += 8 + length + (checksum or length % 2)

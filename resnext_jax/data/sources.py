@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from resnext_jax.data import catalog
 from resnext_jax.data.builders.base import Inputs
-from resnext_jax.data.headers import EXIF, orientation
+from resnext_jax.data.headers import EXIF, orientation, spread_sample
 from resnext_jax.data.prepare import data_folder, prepare
 from resnext_jax.errors import DataError
 from resnext_jax.files import user_path
@@ -70,8 +69,8 @@ class Source:
 
         Of the images a sample is read, spread over the split.
         """
-        places = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(int)
-        sample = [sorted(self.examples[int(place)].items()) for place in places]
+        places = spread_sample(len(self), _SAMPLE)
+        sample = [sorted(self.examples[place].items()) for place in places]
         return {
             "the data set": f"{self.name} {self.version}",
             "the classes": f"{self.num_classes} ({short_digest(self.class_names)})",
@@ -156,10 +155,12 @@ def _as_configured(source: Source, config: ConfigDict) -> Source:
 
 
 def _note_turned(source: Source) -> None:
-    places = np.linspace(0, len(source) - 1, min(len(source), _LOOKED_AT)).astype(int).tolist()
+    places = spread_sample(len(source), _LOOKED_AT)
     turned = 0
     for place in places:
-        with contextlib.suppress(OSError, RuntimeError, ValueError, IndexError):  # told when read
+        with contextlib.suppress(
+            OSError, RuntimeError, ValueError, IndexError
+        ):  # reported when read
             turned += orientation(source.examples[place]["image"]) != 1
     if not turned:
         return

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from resnext_jax.data.headers import spread_sample
 from resnext_jax.detection.coco_fields import (
     ANNOTATION,
     CATEGORY,
@@ -125,12 +126,12 @@ class CocoSplit:
         Raises:
           DataError: an image of the sample cannot be read.
         """
-        places = np.linspace(0, len(self) - 1, min(len(self), _SAMPLE)).astype(int)
+        places = spread_sample(len(self), _SAMPLE)
         return {
             f"images of split {name}": len(self),
             f"objects of split {name}": len(self.objects.boxes),
             f"annotations of split {name}": self.digest(),
-            f"a sample of split {name}": hash_of(map(_read, (self.path(int(p)) for p in places))),
+            f"a sample of split {name}": hash_of(map(_read, map(self.path, places))),
         }
 
     def digest(self, details: str = "") -> str:

@@ -109,7 +109,7 @@ ANNOTATION: Mapping[str, Kind] = {
 _ABSENT = object()
 # What many tools leave out.
 _DEFAULTS = {"iscrowd": 0, "ignore": 0, "area": _ABSENT}
-# Characters of a value that a mistake tells.
+# Number of characters of a value that an error shows.
 _LONGEST = 60
 
 

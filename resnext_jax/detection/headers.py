@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from resnext_jax.data.deep_images import open_picture
+from resnext_jax.data.headers import spread_sample
 from resnext_jax.detection.coco import CocoSplit
 from resnext_jax.detection.coco_fields import ProblemReport
 from resnext_jax.errors import DataError
 
-# Of more images a sample of so many is looked at, spread over the split.
+# Larger splits are sampled: this many images, spread evenly.
 _MOST = 10_000
 _THREADS = 8  # for disks that take their time
 
@@ -33,16 +34,16 @@ def check_headers(split: CocoSplit) -> list[str]:
     Raises:
       DataError: images are not as large as their annotations say.
     """
-    places = np.unique(np.linspace(0, len(split) - 1, min(len(split), _MOST)).astype(int))
+    places = spread_sample(len(split), _MOST)
     with ThreadPoolExecutor(_THREADS) as threads:
-        headers = list(threads.map(_header, map(split.path, places.tolist())))
+        headers = list(threads.map(_header, map(split.path, places)))
     sizes = {
         place: (width, height, mark)
-        for place, (width, height, mark) in zip(places.tolist(), headers, strict=True)
+        for place, (width, height, mark) in zip(places, headers, strict=True)
         if width
     }
 
-    def tell(place: int) -> str:
+    def describe(place: int) -> str:
         width, height, mark = sizes[place]
         orientation = "" if mark == _UPRIGHT else f" and has EXIF orientation {mark}"
         return f"image id {split.image_ids[place]} is {width}x{height}{orientation}"
@@ -58,7 +59,9 @@ def check_headers(split: CocoSplit) -> list[str]:
     report.mistake(
         f"images that are not as large as annotated{sample}",
         np.array(wrong),
-        lambda place: f"{tell(place)}, annotated as {split.widths[place]}x{split.heights[place]}",
+        lambda place: (
+            f"{describe(place)}, annotated as {split.widths[place]}x{split.heights[place]}"
+        ),
     )
     if report.mistakes:
         remedy = "repair the files or their annotations"
@@ -72,7 +75,7 @@ def check_headers(split: CocoSplit) -> list[str]:
         f"images with a mark to turn them (EXIF), which is not followed{sample}; if their boxes "
         f"are those of the turned images, {_TURN}",
         np.array(turned),
-        tell,
+        describe,
     )
     return report.notes
 

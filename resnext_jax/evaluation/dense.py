@@ -24,7 +24,7 @@ from resnext_jax.data.reading import DecodedExamples
 from resnext_jax.data.shapes import BLANK, ShapeBatch, by_aspect, image_sizes, plan_batches
 from resnext_jax.data.sources import Source
 from resnext_jax.errors import DataError
-from resnext_jax.evaluation.evaluator import Ensemble
+from resnext_jax.evaluation.evaluator import Ensemble, two_behind
 from resnext_jax.evaluation.images import EvalResult, score_images, summarize
 from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.distributed import is_first_host
@@ -170,7 +170,7 @@ class DenseEvaluation:
                 scored = self._records([logits[:, network] for network in ensemble], label)
                 columns[place].append(jax.device_get(scored) | {"index": index})
 
-        for planned, outputs in self._outputs(networks, between_batches):
+        for planned, outputs in two_behind(self._outputs(networks, between_batches)):
             done += pending.add(planned.images, jax.device_get(outputs))
             while len(done) >= _CHUNK:
                 record(done[:_CHUNK])
@@ -185,21 +185,17 @@ class DenseEvaluation:
     def _outputs(
         self, networks: Sequence[Network], between_batches: Callable[[], None]
     ) -> Iterator[tuple[ShapeBatch, list[dict[str, jax.Array]]]]:
-        """Yield each batch, and what each network's step gave: two batches after it started."""
-        waiting: collections.deque[tuple[ShapeBatch, list[dict[str, jax.Array]]]]
-        waiting = collections.deque()
+        """Start each network's step for each batch of the plan, and yield both."""
         with contextlib.closing(self._batches()) as batches:
             for planned, batch in zip(self._plan, batches, strict=True):
                 between_batches()
-                outputs = [
-                    self._step(network.graphdef)(network.params, network.batch_stats, batch)
-                    for network in networks
-                ]
-                waiting.append((planned, outputs))
-                if len(waiting) > 2:
-                    # A batch that waits keeps its images on the device: two may, no more.
-                    yield waiting.popleft()
-        yield from waiting
+                yield (
+                    planned,
+                    [
+                        self._step(network.graphdef)(network.params, network.batch_stats, batch)
+                        for network in networks
+                    ],
+                )
 
     def _step(self, graphdef: nnx.GraphDef) -> DenseStep:
         if graphdef not in self._steps:

@@ -1,9 +1,8 @@
 """Exact evaluation: every image once, on any number of devices."""
 
 import collections
-import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from resnext_jax.evaluation.images import (
 from resnext_jax.models.variables import Arrays, Network, merge
 from resnext_jax.parallel.mesh import BATCH, REPLICATED
 
+T = TypeVar("T")
 EvalStep = Callable[[Arrays, Arrays, Batch], jax.Array]
 # Indices of the networks whose probabilities are averaged; one index for a single network.
 Ensemble = tuple[int, ...]
@@ -97,6 +97,20 @@ class Scorer:
         return self._steps[graphdef]
 
 
+def two_behind(started: Iterable[T]) -> Iterator[T]:
+    """Yield each batch's results two batches after its step was started.
+
+    The device computes while the host reads. No more than two batches wait, because one that waits
+    keeps its images on the device.
+    """
+    waiting: collections.deque[T] = collections.deque()
+    for results in started:
+        waiting.append(results)
+        if len(waiting) > 2:
+            yield waiting.popleft()
+    yield from waiting
+
+
 def score_batches(
     scorer: Scorer,
     networks: Sequence[Network],
@@ -123,21 +137,21 @@ def score_batches(
       DataError: every image was skipped.
       RuntimeError: the batches did not hold exactly `num_images` images.
     """
-    waiting: collections.deque[tuple[int, list[Columns]]] = collections.deque()
-    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in ensembles]
-    skipped = first = 0
-    for batch in itertools.chain(batches, (None, None)):
-        if batch is not None:
+
+    def started() -> Iterator[tuple[int, list[Columns]]]:
+        first = 0
+        for batch in batches:
             between_batches()
-            waiting.append((first, scorer.score(networks, ensembles, batch)))
+            yield first, scorer.score(networks, ensembles, batch)
             first += len(batch["label"])
-        # A batch that waits keeps its images on the device: two may, no more.
-        if waiting and (batch is None or len(waiting) > 2):
-            start, scored = waiting.popleft()
-            for place, columns in enumerate(scored):
-                part, left_out = fetched(columns, start)
-                parts[place].append(part)
-            skipped += left_out
+
+    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in ensembles]
+    skipped = 0
+    for first, scored in two_behind(started()):
+        for place, columns in enumerate(scored):
+            part, left_out = fetched(columns, first)
+            parts[place].append(part)
+        skipped += left_out
     seen = sum(len(part["index"]) for part in parts[0])
     if seen + skipped != num_images:
         raise RuntimeError(
