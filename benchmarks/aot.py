@@ -143,7 +143,7 @@ def lowering(text: str) -> tuple[str, int | None]:
     match = re.fullmatch(r"(auto|native)|(packed|grouped_packs)@([1-9]\d*)", text)
     if match is None:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is none of auto, native, packed@CHANNELS, grouped_packs@CHANNELS"
+            f"{text!r} is not one of auto, native, packed@CHANNELS, grouped_packs@CHANNELS"
         )
     return (match[1], None) if match[1] else (match[2], int(match[3]))
 

@@ -4,7 +4,7 @@
         --per-chip 32 128 --dtype bfloat16 --lowering native packed@128 grouped_packs@128
 
 Each 3x3 convolution is compiled between two 1x1 convolutions of as many channels and ReLUs, as it
-stands in a block, so that XLA may choose how the maps between them lie; forward and with all
+is part of a block, so that XLA may choose how the maps between them lie; forward and with all
 gradients. The figures are XLA's estimates for the whole program, in millions of cycles: nothing is
 run (`aot.py` explains what an estimate is). They are where the rows for TPUs of
 `resnext_jax/ops/lowerings.json` come from. Compiling takes seconds a cell.

@@ -1,4 +1,4 @@
-"""What saving a checkpoint every so many steps costs the demo.
+"""What saving checkpoints at different intervals costs the demo.
 
     python benchmarks/checkpointing.py
 
@@ -11,7 +11,7 @@ block with the checkpoint took than the one beside it; likewise of processor tim
 which hardly feels what else the machine does. With `--control` neither block has a
 checkpoint: what is then measured is chance.
 
-Behind the table: how long `save` holds up the loop, and how long a checkpoint takes
+After the table: how long `save` holds up the loop, and how long a checkpoint takes
 from `save` until it is whole where nothing else is done meanwhile.
 """
 
@@ -42,7 +42,7 @@ from resnext_jax.training import setup
 from resnext_jax.training.step import make_train_step
 from resnext_jax.training.window import MetricsWindow
 
-# Checkpoints that are timed by themselves.
+# Checkpoints that are timed alone.
 _ALONE = 10
 
 
@@ -50,7 +50,7 @@ class Demo:
     """The demo's training, to be gone on with step after step."""
 
     def __init__(self, num_steps: int):
-        """Build everything as the training loop does, with batches for so many steps."""
+        """Build everything as the training loop does, with batches for all steps."""
         config = digits_resnext29.get_config()
         mesh = build.training_mesh(config)
         check_available(config.data.name, config.data.data_dir)
@@ -100,7 +100,7 @@ class Measurement:
     """Blocks of the demo's steps, with checkpoints and without."""
 
     def __init__(self, demo: Demo, checkpoints: Checkpoints, steps: int):
-        """Measure nothing yet; a block is of so many steps."""
+        """Measure nothing yet; set the steps per block."""
         self.demo = demo
         self.steps = steps
         self.blocking: list[float] = []

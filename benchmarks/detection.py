@@ -11,7 +11,7 @@ of a 600x1000 image at stride 16, the bins are 14x14. A row of a gradient is the
 the gradient of the map. "torch" is what can be written with PyTorch alone: a loop over survivors,
 and adaptive pooling, a region at a time.
 
-What cannot be loaded is "not measured", and the reason stands under the table.
+What cannot be loaded is "not measured", and the reason is printed under the table.
 """
 
 import argparse
@@ -87,7 +87,7 @@ class Result:
 
 
 def nms_row(count: int, most: int) -> Measurement:
-    """Suppress among so many boxes, and keep at most so many."""
+    """Suppress among a number of boxes, and keep at most a number of them."""
     builds = {
         OURS: operators.jax_nms,
         "onnxruntime": operators.onnx_nms,
@@ -102,7 +102,7 @@ def nms_row(count: int, most: int) -> Measurement:
 
 
 def region_row(kind: str, regions: int, *, gradient: bool) -> Measurement:
-    """Pool so many regions, by "pool" or "align"."""
+    """Pool a number of regions, by "pool" or "align"."""
     name = {"pool": "RoI pooling", "align": "RoIAlign"}[kind]
     builds: dict[str, Build] = {
         OURS: functools.partial(operators.jax_regions, kind, regions, gradient),

@@ -4,10 +4,10 @@
     python benchmarks/detection_steps.py --models resnet50 resnext50_32x4d --dtype bfloat16 \
         --batch 2 --rounds 10
 
-The paper's recipes (configs/coco.py) on one batch of synthetic scenes, of 600x1000 unless told
+The paper's recipes (configs/coco.py) on one batch of synthetic scenes, of 600x1000 unless set
 otherwise, that is used again and again; 2,000 proposals an image, drawn at random and around the
 objects. Rows of a model are timed in turn. Before that, some steps at a tenth of the rate show
-whether the loss on the batch falls; peak memory is the device's, where it tells, over all rows so
+whether the loss on the batch falls; peak memory as the device reports it, over all rows so
 far. "detection" is both networks on a batch, NMS included: what infer does without files.
 """
 
@@ -60,7 +60,7 @@ class Training:
 
 
 def make_data(folder: Path, args: argparse.Namespace) -> None:
-    """Make scenes as large as the images shall be, and proposals for them."""
+    """Make scenes of the images' size, and proposals for them."""
     side = min(args.size)
     count = 2 * args.batch * jax.device_count()
     make_scenes(
@@ -217,7 +217,9 @@ def main() -> None:
                 str(row["images"]),
                 row["cell"],
                 measure.three_digits(row["images_per_second"]),
-                f"{row['peak_memory_bytes'] / 1e9:.2f}" if row["peak_memory_bytes"] else "not told",
+                f"{row['peak_memory_bytes'] / 1e9:.2f}"
+                if row["peak_memory_bytes"]
+                else "not reported",
                 f"{row['losses'][0]:.3f} to {row['losses'][-1]:.3f}" if row["losses"] else "-",
             ]
             for row in rows

@@ -14,11 +14,11 @@ own tf.data does the same, by `decode_and_crop_jpeg`:
 
 The JPEGs are parts of scikit-learn's two photographs at ImageNet's typical
 500x375. Every variant is a process of its own on its own choice of cores; they
-take turns, and stand still in between. Images a core are images by processor
+take turns, and pause in between. Images a core are images by processor
 time, of all threads and processes of a variant, so what else the machine does
 changes them little. Only Pillow and what says so antialias, as is their habit.
 
-Behind the table: colour, lighting and normalisation on the device, and in NumPy;
+After the table: colour, lighting and normalisation on the device, and in NumPy;
 and what the cores beside a GPU would feed, by arithmetic.
 
 Needs Linux.
@@ -76,7 +76,7 @@ def write_photograph_parts(folder: Path, count: int, quality: int, seed: int = 0
 
 
 def variants_of(workers: Sequence[int], cores: int, tensorflow_python: str | None) -> list[Variant]:
-    """List what to measure on a machine of so many cores; a core each first, then more."""
+    """List what to measure with `cores` cores; first on one core each, then on more."""
     ours = (sys.executable, str(_HERE / "input_variants.py"))
     alone = [
         Variant("transform alone", 1, (*ours, "transform")),

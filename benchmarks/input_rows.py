@@ -109,6 +109,6 @@ def print_feeding(rates: Sequence[Rate], cores: int) -> None:
             steps = [measure.milliseconds(batch / together) for batch in _BATCHES_TO_FEED]
             rows.append([rate.variant.name, measure.three_digits(together), *steps])
     print(f"\nBy arithmetic: {cores} such cores beside a GPU, if their rates add up. A training")
-    print("step is fed if it takes at least so many ms; no GPU's own speed is measured here.")
+    print("step is fed if it takes at least that many ms; no GPU's own speed is measured here.")
     header = ["variant", "images/s", *(f"batch {batch}, ms" for batch in _BATCHES_TO_FEED)]
     measure.print_table(header, rows, left=1)

@@ -31,7 +31,7 @@ def window(jpeg: Any) -> Any:
 
     `tf.image.sample_distorted_bounding_box` would be as fast, but its windows
     are smaller on average. All tries are drawn at once, and the first that fits
-    is taken; the whole image stands behind them.
+    is taken; the whole image follows them.
     """
     sides = tf.cast(tf.io.extract_jpeg_shape(jpeg)[:2], tf.float32)
     random = tf.random.uniform([_TRIES, 3])

@@ -23,7 +23,7 @@ _ENVIRONMENT = {
     # They measure the host; an accelerator is for the device's part.
     "JAX_PLATFORMS": "cpu",
     "TF_CPP_MIN_LOG_LEVEL": "2",
-    # Batches that nobody waits for any more are given up at the end, and this tells so.
+    # Batches that nobody waits for any more are given up at the end; this flag signals it.
     "PYTHONWARNINGS": "ignore:resource_tracker:UserWarning",
 }
 
@@ -92,7 +92,7 @@ class Worker:
         self._batches = 0
         with _limited_to(cores):
             # A process group that can be stopped as one, in this session: should this process
-            # die, the system ends a stopped group that it leaves behind.
+            # die, the system ends its stopped group.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -109,7 +109,7 @@ class Worker:
             raise
 
     def run(self, batches: int) -> None:
-        """Let it make so many batches.
+        """Let it make a number of batches.
 
         Raises:
           WorkerError: it ended instead.

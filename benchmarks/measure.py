@@ -142,7 +142,7 @@ def _warm_up(run: Callable[[], Any], wait: Wait) -> float:
 
 def _seconds_a_call(run: Callable[[], Any], calls: int, wait: Wait) -> float:
     # Accelerators run calls in the order they are queued, so only the last is
-    # waited for, and Python's share hides behind the computation. The CPU may
+    # waited for, and Python's share overlaps with the computation. The CPU may
     # run several calls at once.
     wait_each = jax.default_backend() == "cpu"
     start = time.perf_counter()
@@ -244,7 +244,7 @@ def write_json(
 
 
 def progress(text: str) -> None:
-    """Tell who waits what is being done; standard output keeps the table alone."""
+    """Print progress on stderr; only the table goes to stdout."""
     print(text, file=sys.stderr, flush=True)
 
 
@@ -321,7 +321,7 @@ def model_name(text: str) -> str:
 
 
 def output_file(text: str) -> Path:
-    """Read the path of a file to write, so that a mistake is told before minutes of measuring."""
+    """Read the path of a file to write, so that a mistake is reported before measuring."""
     path = Path(text)
     if not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")

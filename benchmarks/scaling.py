@@ -64,7 +64,7 @@ def expected_bytes(params: Mapping[str, Any], batch_stats: Mapping[str, Any]) ->
 
 
 def compile_step(args: argparse.Namespace, devices: int) -> dict[str, Any]:
-    """Compile the training step for so many devices, and read what there is to know of it."""
+    """Compile the training step for a number of devices, and read its cost from the program."""
     setting = Setting(args.model, args.dtype, devices * args.images_per_device, args.image_size)
     mesh = make_mesh(setting.batch, args.images_per_device, jax.devices()[:devices])
     variant = JaxVariant(args.model, "c", args.implementation)

@@ -176,7 +176,7 @@ class TorchNetwork:
         return logits.float()
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        # For the shapes at hand: code for any batch would be slower.
+        # For these shapes: code for any batch would be slower.
         return torch.compile(function, dynamic=False) if self._how == "compile" else function
 
     def _program(

@@ -93,7 +93,7 @@ def measure_mode(
         measure.progress(f"compiling {mode} of {label(variant)}")
         build = network.training if mode == "training" else network.inference
         _attempt(variant, build, programs, failures)
-    # From the smallest to the largest, because JAX only tells the highest peak so far.
+    # From the smallest to the largest, because JAX only reports the highest peak so far.
     peaks: dict[Variant, int | None] = {}
     for variant, program in sorted(
         programs.items(), key=lambda item: item[1].plan.planned_bytes or 0

@@ -16,7 +16,7 @@ Batch = dict[str, jax.Array]
 # Where images that cannot be decoded are left out: which of a batch they are, bool `[N]`.
 SKIPPED = "skipped"
 
-# Columns of `random`: uniform in [0, 1) first, standard normal behind them.
+# Columns of `random`: first uniform in [0, 1), then standard normal.
 _SHIFT = slice(0, 2)  # vertical, horizontal
 _COLOUR = slice(2, 5)  # brightness, contrast, saturation
 _LIGHTING = slice(5, 8)  # one for each principal component

@@ -65,7 +65,7 @@ def find(name: str) -> Entry:
     """Look a data set up.
 
     Raises:
-      DataError: there is none of this name.
+      DataError: no data set has this name.
     """
     if name.startswith(TFDS):
         return _OTHER

@@ -82,7 +82,7 @@ def is_too_thin(height: int, width: int) -> bool:
 class ImageFile:
     """The pixels of an image file, decoded when they are asked for.
 
-    Stands for an array uint8 `[H, W, 3]`: has its `shape`, gives parts of it by
+    Behaves as an array uint8 `[H, W, 3]`: has its `shape`, gives parts of it by
     slices of rows and columns, and all of it to `np.asarray`.
 
     Attributes:
@@ -232,7 +232,7 @@ def _jpeg_end(data: bytes, place: int) -> int:
     """Find the end mark of a JPEG whose first scan is at `place`.
 
     What follows may be anything, and may have end marks of its own: phones put a second picture or
-    a film behind a photograph.
+    a film after a photograph.
 
     Raises:
       UndecodableImageError: there is none: decoders would fill up what is missing with grey, or

@@ -60,7 +60,7 @@ def erase(images: jax.Array, boxes: jax.Array) -> jax.Array:
 
 
 def inside(boxes: jax.Array, height: int, width: int) -> jax.Array:
-    """Tell which pixels are in each image's box.
+    """Mark the pixels in each image's box.
 
     Args:
       boxes: whole numbers `[N, 4]`: top, left, bottom and right, the last two exclusive.

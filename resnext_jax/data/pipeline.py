@@ -1,6 +1,6 @@
 """Batches in a fixed order: a function of (seed, step) alone.
 
-The training stream is the data set shuffled anew each epoch, epoch after
+The training stream is the data set reshuffled each epoch, epoch after
 epoch; global batch k is positions k * B to (k + 1) * B of it, so epochs need
 not align with batches. Position p's image, augmentation included, depends on
 the seed and p only: not on workers, devices, hosts, or where a run resumed. A
@@ -87,7 +87,7 @@ class _Share:
 
 @dataclasses.dataclass(frozen=True)
 class _Padded:
-    """A finite sequence, followed by blanks, with a mask that tells them apart."""
+    """A finite sequence, followed by blanks, with a mask that distinguishes them."""
 
     examples: DecodedExamples
     transform: FixedTransform
@@ -165,7 +165,7 @@ def train_batches(
 
     Yields:
       Dictionaries of arrays `[b, ...]`: what the transform gives, and with
-      "skip" also `skipped` (bool), which tells where another image stands for
+      "skip" also `skipped` (bool), True where another image replaces
       one that cannot be decoded.
 
     Raises:
@@ -173,8 +173,8 @@ def train_batches(
         other image was near.
     """
     examples = DecodedExamples(source, replace=on_error == "skip")
-    # Indices are shuffled, and images read where their random numbers are at hand: so no more
-    # of a file is decoded than the crop needs.
+    # Indices are shuffled, and an image is read together with its random numbers, so that
+    # only the part of a file that the crop needs is decoded.
     indices = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
     stream = indices.random_map(_Reader(examples, transform))
     share = _Share(stream, positions, batch_size, num_steps)

@@ -40,12 +40,12 @@ def prepare(name: str, inputs: Inputs | None = None, data_dir: str | None = None
 
     What was prepared before is left as it is, and a note says so where `inputs` name files.
 
-    One process prepares, others wait for it. What an interrupted run leaves behind
-    is never read, and removed by the next.
+    One process prepares, others wait for it. The remains of an interrupted run
+    are never read; the next run removes them.
 
     Args:
       name: one of `catalog.CATALOG`.
-      inputs: where the raw files are, for data sets that need to be told.
+      inputs: where the raw files are, for data sets that need it.
       data_dir: tfds folder; None means tfds's default, `$TFDS_DATA_DIR` or
         `~/tensorflow_datasets`.
 
@@ -204,7 +204,7 @@ def _locked(root: Path, name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(title: str, root: Path) -> Iterator[None]:
-    """Tell in a DataError what went wrong."""
+    """Raise a DataError that says what went wrong."""
     try:
         yield
     except Exception as error:

@@ -20,7 +20,7 @@ from resnext_jax.errors import DataError, one_line
 BAD, REPLACED, DIM = "bad_index", "replaced", "dim_index"
 MARKS = (BAD, REPLACED, DIM)
 _ADVICE = "repair the data set, or leave such images out with --config.data.on_error=skip."
-# So many images in a row are no accident.
+# Consecutive bad images after which reading gives up: the data set itself is broken.
 _LARGEST_GAP = 100
 
 
@@ -56,8 +56,8 @@ class DecodedExamples:
 
         Returns:
           The new example with `bad_index` int64 (the index if this image cannot be
-          used, otherwise -1), `replaced` bool (whether another image stands for
-          it, which it does not unless `replace` is set) and `dim_index` int64 (the
+          used, otherwise -1), `replaced` bool (whether another image replaces
+          it, only with `replace`) and `dim_index` int64 (the
           index of the image in the example if it is dim, see `ImageFile`, otherwise
           -1). For an image that is bad and not replaced, a black pixel is prepared.
         """

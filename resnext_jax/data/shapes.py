@@ -39,8 +39,8 @@ def image_sizes(examples: DecodedExamples) -> np.ndarray:
     """Read the size of every image from its file's header.
 
     Returns:
-      int64 `[N, 2]`, heights and widths; 0 and 0 where an image cannot be decoded. (One that
-      has a good header and is bad behind it has a size.)
+      int64 `[N, 2]`, heights and widths; 0 and 0 where an image cannot be decoded. (One with
+      a good header and damaged data after it has a size.)
     """
 
     def size_of(index: int) -> tuple[int, int]:

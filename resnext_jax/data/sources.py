@@ -80,7 +80,7 @@ class Source:
 
 
 def short_digest(value: Any) -> str:
-    """Return a hash of a value's text as 8 hexadecimal digits, to tell two of a kind apart."""
+    """Return a hash of a value's text as 8 hexadecimal digits, to distinguish values."""
     return hashlib.sha256(repr(value).encode()).hexdigest()[:8]
 
 
@@ -208,7 +208,7 @@ def _open(folder: Path, versions: tuple[str, ...], name: str, split: str) -> Sou
     if "array_record" not in formats:
         raise DataError(
             f"data set {name!r} in {folder} is stored as {' and '.join(sorted(formats))}, which "
-            "only TensorFlow reads; prepare it anew in another folder (--config.data.data_dir=...),"
+            "only TensorFlow reads; prepare it in another folder (--config.data.data_dir=...),"
             " or, where TensorFlow is installed, convert it with tfds convert_format "
             f"--dataset_version_dir={folder} --out_file_format=array_record"
         )

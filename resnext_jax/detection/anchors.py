@@ -51,7 +51,7 @@ def base_anchors(spec: AnchorSpec | None = None) -> Float32[np.ndarray, "a 4"]:
 
 
 def are_reached(boxes: np.ndarray, sizes: np.ndarray, spec: AnchorSpec) -> np.ndarray:
-    """Tell which boxes an anchor wholly inside their image overlaps: others have none to learn by.
+    """Mark the boxes that an anchor wholly inside their image overlaps; others cannot be learnt.
 
     Args:
       boxes: `[n, 4]`, in pixels of their resized images.

@@ -1,7 +1,7 @@
 """COCO's own files: annotations in JSON and a folder of images, checked before they are used.
 
 Other data sets in the same format are read alike. What cannot be trained with (missing images,
-boxes outside their image, unknown categories) is told in one report; what is harmless, as COCO
+boxes outside their image, unknown categories) is listed in one error; what is harmless, as COCO
 itself has it (boxes a little over the edge or without area), in notes.
 """
 
@@ -43,7 +43,7 @@ class GroundTruth:
       boxes: float32 `[n, 4]`, x1, y1, x2, y2 in pixels, continuous, inside the image.
       classes: int32 `[n]`, from 1; 0 is the background.
       crowd: bool `[n]`, the box is around a crowd and not one object, or is to be ignored.
-      areas: float64 `[n]`, in square pixels, by which COCO's metrics tell small from large objects;
+      areas: float64 `[n]`, in square pixels, for COCO's small, medium and large;
         the box's where the file has none.
     """
 

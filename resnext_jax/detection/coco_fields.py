@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
-# So many places of each mistake are named, the others counted.
+# Places of each mistake that a message names; the others are counted.
 _NAMED = 3
 
 Entry = Mapping[str, Any]
 
 
 class ProblemReport:
-    """Collects mistakes, so that all are told at once.
+    """Collects mistakes, so that one error reports them all.
 
     Attributes:
       mistakes: a phrase each, such as "images that are missing: 2 (...)".
@@ -23,19 +23,19 @@ class ProblemReport:
         self.mistakes: list[str] = []
         self.notes: list[str] = []
 
-    def mistake(self, what: str, places: np.ndarray, tell: Callable[[int], str]) -> None:
-        """Add what is wrong at some places (int `[n]`, perhaps none), and how to tell one."""
+    def mistake(self, what: str, places: np.ndarray, describe: Callable[[int], str]) -> None:
+        """Add what is wrong at some places (int `[n]`, may be empty), each worded by `describe`."""
         if len(places):
-            self.mistakes.append(_counted(what, places, tell))
+            self.mistakes.append(_counted(what, places, describe))
 
-    def note(self, what: str, places: np.ndarray, tell: Callable[[int], str]) -> None:
+    def note(self, what: str, places: np.ndarray, describe: Callable[[int], str]) -> None:
         """Add what is unusual and harmless."""
         if len(places):
-            self.notes.append(_counted(what, places, tell))
+            self.notes.append(_counted(what, places, describe))
 
 
-def _counted(what: str, places: np.ndarray, tell: Callable[[int], str]) -> str:
-    first = ", ".join(tell(int(place)) for place in places[:_NAMED])
+def _counted(what: str, places: np.ndarray, describe: Callable[[int], str]) -> str:
+    first = ", ".join(describe(int(place)) for place in places[:_NAMED])
     return f"{what}: {len(places):,} ({first}{', ...' if len(places) > _NAMED else ''})"
 
 
@@ -146,7 +146,7 @@ def read_table(
 
 
 def _unusable(row: Any, place: int, bad: Sequence[str]) -> str:
-    """Tell a row, by its id if it has one, and what is wrong with some of its fields."""
+    """Word a row, by its id if it has one, and what is wrong with some of its fields."""
     if not isinstance(row, Mapping):
         return f"number {place} is {_short(row)}"
     fields = [f"{key}={_short(row[key])}" if key in row else f"no {key}" for key in bad]

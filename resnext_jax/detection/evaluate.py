@@ -116,7 +116,7 @@ def coco_metrics(split: CocoSplit, rows: Sequence[ResultEntry]) -> dict[str, flo
         )
     _check_ids(split, rows)
     truth, found = (_indexed(split, annotations) for annotations in (_annotations(split), rows))
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells everything it does
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         evaluation = COCOeval(truth, found, "bbox")
         evaluation.evaluate()
         evaluation.accumulate()

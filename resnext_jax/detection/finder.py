@@ -110,13 +110,13 @@ def _write(
 _SIZES = ("short_side", "long_side")
 
 _THREADS = 4
-# So many batches go through one network, and then through the other: results come early.
+# Batches that go through one network before the other's turn: results come early.
 _BATCHES = 8
 
 # Decimals of pixels and of scores.
 _PIXEL_DECIMALS, _SCORE_DECIMALS = 3, 6
 # Objects that a line names.
-_TOLD = 5
+_NAMED = 5
 
 AnyPath = str | os.PathLike[str]
 
@@ -157,8 +157,8 @@ class ImageDetections:
     def __str__(self) -> str:
         """Return a line with the best of what was found."""
         count = len(self.detections)
-        best = [f"{each.name}: {each.score:.2f}" for each in self.detections[:_TOLD]]
-        if count > _TOLD:
+        best = [f"{each.name}: {each.score:.2f}" for each in self.detections[:_NAMED]]
+        if count > _NAMED:
             best.append("...")
         return f"{self.file}: {count} found" + (f" ({', '.join(best)})" if best else "")
 

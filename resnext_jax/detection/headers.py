@@ -81,12 +81,12 @@ def check_headers(split: CocoSplit) -> list[str]:
 
 
 def _header(path: Path) -> tuple[int, int, int]:
-    """Return width, height and orientation; zeros for what only decoding can tell."""
+    """Return width, height and orientation; zeros where only decoding shows them."""
     try:
         with path.open("rb") as file, open_picture(file) as picture:
             if picture.format == "TIFF":  # whose own mark is followed
                 return 0, 0, _UPRIGHT
-            # Behind the pixels of a PNG it would be looked for by decoding them.
+            # After a PNG's pixels Pillow would find it only by decoding them.
             is_marked = picture.format != "PNG" or "exif" in picture.info
             mark = picture.getexif().get(_ORIENTATION, _UPRIGHT) if is_marked else _UPRIGHT
             return *picture.size, mark if mark in _MARKS else _UPRIGHT

@@ -3,7 +3,7 @@
 Landscape (and square) and portrait images are padded to a canvas each and never share a batch, so
 a step is compiled twice at most. Training batch k is a function of (seed, k) alone, whatever the
 workers, devices, hosts and restarts: which canvas it has is a formula in k, its images are the
-next ones of that canvas's own stream, the data set shuffled anew each epoch, epoch after epoch.
+next ones of that canvas's own stream, the data set reshuffled each epoch, epoch after epoch.
 """
 
 import contextlib
@@ -269,7 +269,7 @@ class _Padding:
         return element | {_BAD: np.int64(-1), _DIM: np.int64(index if file.is_dim else -1)}
 
     def blank(self, canvas: int, *, bad_index: int = -1) -> dict[str, Any]:
-        """Return what stands where there is no image."""
+        """Return the padding element for a place without an image."""
         shape = self.spec.canvases[canvas]
         element: dict[str, Any] = {
             "image": np.zeros((*shape, 3), np.uint8),

@@ -3,7 +3,7 @@
 Both begin with the classifier's conv1 to conv4, under the classifier's names, so that its weights
 go in by name: the shared map has stride 16. The region proposal network slides a head over that
 map. Fast R-CNN pools each region from it to 14x14, and runs conv5 and the average pooling of the
-classifier on every region by itself.
+classifier on each region separately.
 """
 
 import dataclasses

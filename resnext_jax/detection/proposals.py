@@ -47,8 +47,8 @@ class ProposalSpec:
     """Which of the moved anchors become proposals.
 
     Attributes:
-      before: so many of the best go into suppression; None: all.
-      most: so many are kept.
+      before: number of the best anchors that go into suppression; None: all.
+      most: number of proposals kept.
       nms_iou: an anchor that overlaps a better one by more is suppressed.
       min_side: in pixels of the image as it is stored; smaller ones are dropped first.
     """
@@ -115,7 +115,7 @@ class Proposer:
           config: of the RPN.
           graphdef: of its network.
           mesh: of the devices.
-          training: whether Fast R-CNN shall be trained on the proposals, or tested.
+          training: whether Fast R-CNN is to be trained on the proposals, or tested.
         """
         spec = proposal_spec(config, training=training)
 

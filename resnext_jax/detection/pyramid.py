@@ -83,7 +83,7 @@ def enlarge(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
       ValueError: the shape is another.
     """
     if any(-(-large // 2) != small for large, small in zip(shape, x.shape[1:3], strict=True)):
-        raise ValueError(f"a map of {x.shape[1:3]} positions lies above none of {tuple(shape)}.")
+        raise ValueError(f"a map of {x.shape[1:3]} positions is not half of {tuple(shape)}.")
     twice = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return twice[:, : shape[0], : shape[1]]
 
@@ -102,7 +102,7 @@ def level_anchors(height: int, width: int, specs: Sequence[AnchorSpec]) -> tuple
 
 
 def assign_levels(boxes: jax.Array, canonical_side: float = 224) -> jax.Array:
-    """Tell which level regions are cut out of (Lin et al. 2017, Eqn. 1).
+    """Return the level that each region is pooled from (Lin et al. 2017, Eqn. 1).
 
     That is P_k with k = floor(4 + log2(sqrt(area) / canonical side)), but P2 to P5. Areas are
     compared with the levels' bounds: a logarithm could be rounded across one.
@@ -130,7 +130,7 @@ def align_at_levels(
 ) -> jax.Array:
     """Average bilinear samples in each bin of each region, at the region's own level.
 
-    As `roi.roi_align` for that level. But the maps lie behind one another in one table, of which a
+    As `roi.roi_align` for that level. But the maps are concatenated in one table, of which a
     region reads the rows it needs: the products of `roi_align` with whole rows and columns would
     have to be computed at all levels, and on P2 of a COCO image they cost several hundred times
     what the samples do. Samples are of some regions at a time, as all would need hundreds of

@@ -171,7 +171,7 @@ def _bin_table(length: int, bins: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _level(elements: int) -> int:
-    """Return the smallest k of which two windows of `2**k` can cover so many elements."""
+    """Return the smallest k for which two windows of `2**k` cover `elements` elements."""
     return max(elements - 1, 1).bit_length() - 1
 
 
@@ -290,7 +290,7 @@ def _backward(
     windows = _find_windows(shape, boxes, output_size, scale)
     rows, columns = jnp.divmod(chosen, _code_stride(shape, output_size))
     places = windows.start[..., None] + rows.astype(jnp.int32) * width + columns
-    # Behind the map there is a place for what belongs nowhere.
+    # One place after the map takes the gradients of empty windows.
     places = jnp.where(windows.empty[..., None], height * width, places)
     elements = places * channels + jnp.arange(channels, dtype=jnp.int32)
     given = dy.astype(jnp.promote_types(jnp.float32, dy.dtype))

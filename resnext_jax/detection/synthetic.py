@@ -140,7 +140,7 @@ def _check(spec: SceneSpec) -> None:
 
 
 def _is_made(scenes: SceneFolder, spec: SceneSpec) -> bool:
-    """Tell whether the scenes are there, whole; False where there is nothing."""
+    """Return whether all scenes exist; False for an empty folder."""
     try:
         names = os.listdir(scenes.folder)
     except FileNotFoundError:
@@ -166,7 +166,7 @@ def _is_made(scenes: SceneFolder, spec: SceneSpec) -> bool:
         scenes.annotations(split).is_file() for split in SPLITS
     ):
         raise DataError(
-            f"{scenes.folder} has lost some of its scenes; remove it, and they are made anew."
+            f"{scenes.folder} has lost some of its scenes; remove it, and they are made again."
         )
     return True
 

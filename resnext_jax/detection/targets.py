@@ -1,4 +1,4 @@
-"""What the RPN and Fast R-CNN are trained towards, drawn anew at every step.
+"""Training targets of the RPN and Fast R-CNN, drawn at every step.
 
 One image at a time; all in static shapes, on the device. Ground truth is padded, with a mask.
 """
@@ -247,7 +247,7 @@ def region_targets(
 ) -> RegionTargets:
     """Draw the regions of an image, and label them.
 
-    Candidates are the proposals and the ground truth without crowds, none of them without area.
+    Candidates are the proposals and the ground truth without crowds, all with an area above 0.
     Where there are too few backgrounds, places are left: foregrounds never exceed their share.
 
     Args:
@@ -304,11 +304,11 @@ def region_targets(
 
 
 def _inside(boxes: jax.Array, size: jax.Array | tuple[int, int]) -> jax.Array:
-    """Tell which boxes are wholly inside the image, bool `[N]`."""
+    """Mark the boxes that are wholly inside the image, bool `[N]`."""
     x1, y1, x2, y2 = boxes.T
     return (x1 >= 0) & (y1 >= 0) & (x2 <= size[1]) & (y2 <= size[0])
 
 
 def _in_crowd(boxes: jax.Array, truth: jax.Array, crowd: jax.Array, share: float) -> jax.Array:
-    """Tell which boxes have more than a share of their area in one crowd, bool `[N]`."""
+    """Mark the boxes with more than a share of their area in one crowd, bool `[N]`."""
     return jnp.any((geometry.coverage(boxes, truth) > share) & crowd, axis=1)

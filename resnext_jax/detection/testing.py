@@ -162,8 +162,8 @@ def evaluate_detector(
     text = strict_json(made | {"scores": scores}, indent=2) + "\n"
     write_output(scores_path, text, "--output")
     if rows is None:
-        told = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())
-        print(f"step {stored.step}: {len(split)} test images, {told}")
+        shown = ", ".join(f"{name} {value:.2f} %" for name, value in scores.items())
+        print(f"step {stored.step}: {len(split)} test images, {shown}")
     else:
         write_results(folder / RESULTS_FILE, rows)
         print(f"step {stored.step}: {len(split)} test images, {len(rows)} detections")

@@ -113,7 +113,7 @@ class Splits:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """What tells the stages of a detector apart.
+    """What differs between the stages of a detector.
 
     Attributes:
       title: the network, in a few words.

@@ -1,4 +1,4 @@
-"""What goes wrong with weights from elsewhere, and how it is told."""
+"""Errors of reading and writing weights, and the wording of lists of names."""
 
 from collections.abc import Iterable, Mapping
 
@@ -6,8 +6,8 @@ from resnext_jax.errors import UserError
 
 Shape = tuple[int, ...]
 
-# So many names of a kind are told; all of them are attributes of the error.
-_TOLD = 10
+# Names of each kind in a message; the error's attributes have all of them.
+_NAMED = 10
 
 
 class WeightsError(UserError):
@@ -34,12 +34,12 @@ class WeightsError(UserError):
         self.misshapen = dict(misshapen or {})
 
 
-def listed(noun: str, what: str, names: Iterable[str], most: int = _TOLD) -> str:
+def listed(noun: str, what: str, names: Iterable[str], most: int = _NAMED) -> str:
     """Count and name, as in "2 names missing (conv1.weight, bn1.bias)"; "" for none."""
     names = list(names)
     if not names:
         return ""
-    told = names[:most]
-    if len(names) > len(told):
-        told.append(f"and {len(names) - len(told)} more")
-    return f"{len(names)} {noun}{'s' * (len(names) > 1)} {what} ({', '.join(told)})"
+    shown = names[:most]
+    if len(names) > len(shown):
+        shown.append(f"and {len(names) - len(shown)} more")
+    return f"{len(names)} {noun}{'s' * (len(names) > 1)} {what} ({', '.join(shown)})"

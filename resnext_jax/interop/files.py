@@ -48,8 +48,8 @@ def source(path: str | os.PathLike[str]) -> str:
 def read_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, np.ndarray]:
     """Read a file's arrays by their names, without "module." in front.
 
-    Its beginning tells the format, `.safetensors` or what `torch.save` writes. PyTorch is not
-    needed. Pickles that want to run anything are refused.
+    The format, `.safetensors` or that of `torch.save`, is recognised by the first
+    bytes. PyTorch is not needed. Pickles that want to run anything are refused.
 
     Args:
       path: of the file.
@@ -91,8 +91,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except (SafetensorError, TypeError, ValueError, KeyError) as error:
         raise WeightsError(
-            f"{source(path)} is damaged, or no .safetensors ({' '.join(str(error).split())}); "
-            "fetch it again."
+            f"{source(path)} is damaged, or not a .safetensors file "
+            f"({' '.join(str(error).split())}); fetch it again."
         ) from error
 
 
@@ -160,7 +160,7 @@ def unwrap(saved: Any, *, ema: bool = False, source: str = "the state dict") -> 
       saved: a state dict; or a dictionary that has one under one of the names that trainings give
         it, perhaps within another, and perhaps an average beside it.
       ema: take the average. Otherwise it is taken only where there is nothing else.
-      source: what an error shall call it.
+      source: its name in error messages.
 
     Raises:
       WeightsError: there is no state dict, or no average.

@@ -11,8 +11,8 @@ from resnext_jax.models.blocks import BASIC, BOTTLENECK, SE_BASIC, SE_BOTTLENECK
 from resnext_jax.models.registry import list_models, model_name, network_spec, parse_name
 from resnext_jax.models.resnext import Architecture, NetworkSpec
 
-# Names of each kind of difference that an error tells.
-_TOLD = 3
+# Names of each kind of difference in an error's message.
+_NAMED = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Identity:
 def twins(name: str) -> str:
     """Say in a line which other networks the weights of one fit, from names and shapes alone."""
     return (
-        f"weights cannot tell {name} from networks that have its names and shapes and compute "
-        "something else: anti-aliased (timm's resnetaa50 and resnetblur50), dilated, with other "
+        f"names and shapes do not distinguish {name} from networks that compute something "
+        "else: anti-aliased (timm's resnetaa50 and resnetblur50), dilated, with other "
         "pooling, strides or activations"
     )
 
@@ -67,7 +67,7 @@ def identify(state_dict: Mapping[str, Any], source: str = "the state dict") -> I
 
     Args:
       state_dict: arrays by PyTorch's name, unwrapped.
-      source: what an error shall call it.
+      source: its name in error messages.
 
     Raises:
       WeightsError: no network of `create_model` fits. The sentence names the nearest, and how the
@@ -100,14 +100,14 @@ def identify(state_dict: Mapping[str, Any], source: str = "the state dict") -> I
     if preactivated is not None:
         raise WeightsError(
             f"{unfit}: it has the blocks of {preactivated}, which is a pre-activation network "
-            "here, and batch norms behind its convolutions."
+            "here, and batch norms after its convolutions."
         )
     nearest = nearest or _nearest(state_dict, scheme)
     if nearest is None:
         raise WeightsError(f"{unfit}, nor any part of one; check that it is of a ResNet.")
     difference = nearest.difference
     raise WeightsError(
-        f"{unfit}; the nearest is {nearest.name}: {'; '.join(difference.told(most=_TOLD))}"
+        f"{unfit}; the nearest is {nearest.name}: {'; '.join(difference.phrases(most=_NAMED))}"
         f"{_remedy(difference, scheme)}.",
         **difference._asdict(),
     )

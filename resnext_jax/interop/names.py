@@ -7,7 +7,7 @@ pretrained-models.pytorch (Cadene) converted them: its numbers are places in Tor
 containers.
 
 Architecture and names together give a table of rows: our name, theirs, and our shape, which
-tells the layout too. PyTorch has convolutions as OIHW where ours are HWIO (grouped ones as well:
+implies the layout. PyTorch has convolutions as OIHW where ours are HWIO (grouped ones as well:
 I counts the inputs of one group in both), and classifiers as `[out, in]` where ours are
 `[in, out]`.
 """
@@ -104,7 +104,7 @@ TORCHVISION_D = dataclasses.replace(
 TORCH7 = Scheme(
     name="Torch7",
     stem=("features.0", "features.1"),
-    # Behind convolution, batch norm, ReLU and max-pool.
+    # Numbers 0 to 3 are convolution, batch norm, ReLU and max-pool.
     first_stage=4,
     # The first thing in a block is the pair of residual function and shortcut.
     block="features.{stage}.{block}.0.",
@@ -159,7 +159,7 @@ class ArrayRow:
 
 
 def scheme_of(names: Container[str]) -> Scheme:
-    """Tell which scheme the names of a state dict follow."""
+    """Return the naming scheme of a state dict."""
     return TORCH7 if f"{TORCH7.stem[0]}.weight" in names else TORCHVISION
 
 
@@ -175,8 +175,8 @@ def table(spec: NetworkSpec, scheme: Scheme = TORCHVISION) -> list[ArrayRow]:
     """
     if spec.architecture.preactivation:
         raise WeightsError(
-            "pre-activation networks have no usual names in PyTorch (torchvision has none of them, "
-            "and timm's resnetv2 have another stem): use a workdir or a checkpoint."
+            "pre-activation networks have no usual names in PyTorch (torchvision has no such "
+            "network, and timm's resnetv2 have another stem): use a workdir or a checkpoint."
         )
     if spec.architecture.block not in (BOTTLENECK, BASIC, SE_BOTTLENECK, SE_BASIC):
         raise WeightsError(

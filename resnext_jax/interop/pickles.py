@@ -117,7 +117,7 @@ class _Foreign:
 
 
 def _refusal(value: Any, source: str) -> WeightsError | None:
-    """Return the error for what stands for something foreign; None for anything else."""
+    """Return the error for a placeholder of something foreign; None for anything else."""
     kind = value if isinstance(value, type) else type(value)
     if not issubclass(kind, _Foreign):
         return None
@@ -138,7 +138,7 @@ _ALLOWED: Mapping[tuple[str, str], Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Reads the next pickle of a file, and leaves the file behind it."""
+    """Reads the next pickle of a file, and leaves the file's position after it."""
 
     def __init__(self, file: IO[bytes]):
         # Python 2 wrote names as bytes.
@@ -198,15 +198,15 @@ def read_pth(path: Path, select: Select, source: str) -> dict[str, np.ndarray]:
       path: of the file.
       select: takes what was saved, with tensors in it as they are here described, and returns the
         dictionary of those to read.
-      source: what an error shall call the file.
+      source: the file's name in error messages.
 
     Returns:
       Arrays by name, read-only: float64, float32, float16, bfloat16 (that of `ml_dtypes`), and
       integers.
 
     Raises:
-      WeightsError: the state dict wants to run something; the file is damaged, or none of
-        `torch.save`; or `select` raises it.
+      WeightsError: the state dict wants to run something; the file is damaged, or was not
+        written by `torch.save`; or `select` raises it.
       OSError: it cannot be opened.
     """
     with path.open("rb") as file:
@@ -220,7 +220,8 @@ def read_pth(path: Path, select: Select, source: str) -> dict[str, np.ndarray]:
         except Exception as error:
             reason = one_line(error, longest=None)
             raise WeightsError(
-                f"{source} is damaged, or none of torch.save ({reason}); fetch or save it again."
+                f"{source} is damaged, or was not written by torch.save ({reason}); fetch or save "
+                "it again."
             ) from error
 
 

@@ -122,7 +122,7 @@ def weights_from_torch(
       state_dict: arrays by PyTorch's name, unwrapped.
       spec: of the network, in any form.
       classifier: False leaves the classifier out.
-      source: what an error shall call the weights.
+      source: the weights' name in error messages.
 
     Returns:
       Parameters and running statistics by dotted name (see `models.variables.split`), in the
@@ -179,8 +179,8 @@ class Difference(NamedTuple):
     unexpected: list[str]
     misshapen: dict[str, tuple[Shape, Shape]]
 
-    def told(self, **options: int) -> list[str]:
-        """Say what differs, as `errors.listed` does with these options."""
+    def phrases(self, **options: int) -> list[str]:
+        """List what differs, worded as `errors.listed` does with these options."""
         shapes = (f"{name} is {found}, not {own}" for name, (found, own) in self.misshapen.items())
         parts = (
             listed("name", "missing", self.missing, **options),
@@ -244,15 +244,15 @@ def _misfit(
 ) -> WeightsError:
     missing, unexpected, misshapen = difference
     name = model_name(spec.architecture) or "the network"
-    told = difference.told()
-    remedy = "python -m resnext_jax.interop.torch inspect FILE tells which model a file fits"
+    reasons = difference.phrases()
+    remedy = "python -m resnext_jax.interop.torch inspect FILE names the model that a file fits"
     kind = kind_of_stranger(state_dict)
     if kind is not None:
-        told.insert(0, f"it is of a network with {kind}, which is not built here")
+        reasons.insert(0, f"it is of a network with {kind}, which is not built here")
         remedy = "use weights of a network that list_models() names"
     classes = misshapen.get(f"{scheme.classifier}.bias", ((), ()))[0]
     if len(classes) == 1:
-        told.insert(0, f"it is for {classes[0]} classes, the model has {spec.num_classes}")
+        reasons.insert(0, f"it is for {classes[0]} classes, the model has {spec.num_classes}")
         head = {f"{scheme.classifier}.weight", f"{scheme.classifier}.bias"}
         if not missing and not unexpected and misshapen.keys() <= head:
             remedy = (
@@ -260,7 +260,7 @@ def _misfit(
                 "(classifier=False)"
             )
     return WeightsError(
-        f"{source} does not fit {name}: {'; '.join(told)}; {remedy}.",
+        f"{source} does not fit {name}: {'; '.join(reasons)}; {remedy}.",
         missing=missing,
         unexpected=unexpected,
         misshapen=misshapen,
@@ -268,7 +268,7 @@ def _misfit(
 
 
 def _shape(value: Any) -> Shape:
-    # A tensor need not be copied from wherever it is to tell its shape.
+    # Reading the attribute does not copy a tensor from its device.
     return tuple(getattr(value, "shape", None) or np.shape(value))
 
 

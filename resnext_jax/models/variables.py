@@ -51,7 +51,7 @@ def skeleton(build: Callable[[nnx.Rngs], nnx.Module]) -> Any:
 
 
 class _OneKey(nnx.Rngs):
-    """Stands in for `nnx.Rngs` where the weights do not matter.
+    """A replacement of `nnx.Rngs` for when the weights do not matter.
 
     `nnx.Rngs` counts its draws, which inside a trace takes time quadratic in their number: minutes
     for the 1,500 convolutions of ResNeXt-50 in form a.

@@ -37,10 +37,10 @@ SMALL = dataclasses.replace(CIFAR_SPEC, num_classes=6)
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 
 # What is said of every file that no run here wrote.
-TWINS = "note: weights cannot tell"
+TWINS = "note: names and shapes do not distinguish"
 ANTI_ALIASED = (
-    "from networks that have its names and shapes and compute something else: anti-aliased (timm's "
-    "resnetaa50 and resnetblur50), dilated, with other pooling, strides or activations"
+    "from networks that compute something else: anti-aliased (timm's resnetaa50 and "
+    "resnetblur50), dilated, with other pooling, strides or activations"
 )
 
 # What the command prints, and what it says on standard error; its exit status.

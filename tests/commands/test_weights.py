@@ -166,7 +166,9 @@ def test_inspects(capsys: pytest.CaptureFixture[str]) -> None:
     main(["inspect", str(GOLDEN / "plain.pth")])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split(maxsplit=2) == ["conv1.weight", "float32", "(4, 3, 3, 3)"]
-    assert lines[-1].startswith("note: weights cannot tell resnext11_2x1d from networks that have")
+    assert lines[-1].startswith(
+        "note: names and shapes do not distinguish resnext11_2x1d from networks that compute"
+    )
     assert lines[-4:-1] == [
         "arrays: 74 with 1,301 numbers",
         "names: torchvision's",

@@ -131,7 +131,7 @@ def test_a_single_class_is_noted(
         (root / split).rename(root / "all")
         (root / split).mkdir()
         (root / "all").rename(root / split / "all")
-    note = f"note: {root}/train has one class, 'all', so that there is nothing to tell apart;"
+    note = f"note: {root}/train has only one class, 'all', so there is nothing to distinguish;"
     for _ in range(2):
         assert prepared(root, tmp_path / "data").info.features["label"].names == ["all"]
         assert note in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_a_set_for_tensorflow_alone(copy: Path) -> None:
         open_source("cifar10", "train", str(copy))
     message = sentence(error)
     assert "is stored as tfrecord, which only TensorFlow reads" in message
-    assert "prepare it anew in another folder" in message
+    assert "prepare it in another folder" in message
     command = f"tfds convert_format --dataset_version_dir={version_folder(copy)}"
     assert f"{command} --out_file_format=array_record" in message
 

@@ -71,7 +71,7 @@ def test_levels_are_sums_from_the_coarsest_down() -> None:
 
 @pytest.mark.parametrize("shape", [(6, 9), (4, 8), (5, 10)])
 def test_maps_that_are_not_twice_as_large_are_refused(shape: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match=r"a map of \(3, 4\) positions lies above none of"):
+    with pytest.raises(ValueError, match=r"a map of \(3, 4\) positions is not half of"):
         enlarge(jnp.zeros((1, 3, 4, 1)), shape)
 
 

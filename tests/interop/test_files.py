@@ -123,7 +123,7 @@ def test_foreign_files_are_told(data: bytes, message: str, tmp_path: Path) -> No
     assert message in refused(path)
     path = tmp_path / "a.safetensors"
     path.write_bytes(data)
-    assert "is damaged, or no .safetensors" in refused(path)
+    assert "is damaged, or not a .safetensors file" in refused(path)
 
 
 def test_tar_archives_are_told(tmp_path: Path) -> None:

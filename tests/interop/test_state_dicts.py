@@ -219,7 +219,7 @@ def test_every_difference_is_listed() -> None:
         "2 names missing (bn1.running_var, layer1.0.conv3.weight); "
         f"14 names unexpected (conv1.num_batches_tracked, {names}, and 4 more); "
         "1 array of another shape (layer2.0.conv2.weight is (4, 4, 3, 3), not (4, 2, 3, 3)); "
-        "python -m resnext_jax.interop.torch inspect FILE tells which model a file fits."
+        "python -m resnext_jax.interop.torch inspect FILE names the model that a file fits."
     )
 
 
@@ -252,7 +252,7 @@ def test_relatives_are_no_strangers() -> None:
     message = str(misfit(random_state_dict(FAMILY["seresnext14_4x1d"])))
     assert "names unexpected" in message
     assert "of a network with" not in message
-    assert "inspect FILE tells which model" in message
+    assert "inspect FILE names the model" in message
 
 
 @pytest.mark.parametrize(

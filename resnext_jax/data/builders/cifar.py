@@ -95,7 +95,7 @@ class Cifar10(Builder):
     TITLE = "CIFAR-10"
     VERSION = tfds.core.Version("3.0.2")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
-        "3.0.2": "The version of tfds's own builder that this one stands for."
+        "3.0.2": "The version of tfds's own builder that this one replaces."
     }
     ARCHIVE: ClassVar[Archive] = Archive(
         url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",

@@ -191,8 +191,8 @@ def _note_classes(listing: Listing) -> None:
     if len(listing.classes) == 1:
         train = listing.folder / listing.folders["train"]
         print(
-            f"note: {train} has one class, {listing.classes[0]!r}, so that there is nothing to "
-            "tell apart; if the classes are the folders in it, move them up into "
+            f"note: {train} has only one class, {listing.classes[0]!r}, so there is nothing to "
+            "distinguish; if the classes are the folders in it, move them up into "
             f"{train}",
             file=sys.stderr,
         )
@@ -244,7 +244,7 @@ def _digest(rows: Iterable[tuple[Any, ...]]) -> str:
 def list_images(folder: Path | None) -> Listing:
     """Find the images in `train/CLASS/` and `val/CLASS/` of a folder, and in folders in these.
 
-    Instead of `val` it may be `valid`, `validation` or `dev`, in any case, and if there is none of
+    Instead of `val` it may be `valid`, `validation` or `dev`, in any case, and without
     these, `test`. Hidden files and folders, those of systems, and files that are no images by their
     extension are ignored; the last are listed.
 
@@ -398,7 +398,7 @@ def _status(entry: os.DirEntry[str]) -> os.stat_result:
         return entry.stat()
     except OSError as error:
         if entry.is_symlink():
-            raise DataError(f"{entry.path} is a broken link; mend or remove it.") from error
+            raise DataError(f"{entry.path} is a broken link; repair or remove it.") from error
         raise _unreadable(Path(entry.path), error) from error
 
 

@@ -156,7 +156,7 @@ class Imagenet2012(ImagenetBuilder):
     TITLE = "ImageNet-1K"
     VERSION = tfds.core.Version("5.1.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {
-        "5.1.0": "The version of tfds's own builder that this one stands for."
+        "5.1.0": "The version of tfds's own builder that this one replaces."
     }
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -12,7 +12,7 @@ _OTHER_FILES = 500
 
 
 class _NeverRaisedError(Exception):
-    """Stands for an error that only TensorFlow's files raise."""
+    """Replaces an error that only TensorFlow's files raise."""
 
 
 # What tfds's shuffler uses of TensorFlow: opening, finding and deleting its own bucket files.

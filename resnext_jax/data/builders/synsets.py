@@ -134,7 +134,7 @@ def _parse(entry: str, where: str) -> tuple[str, int | None]:
     if not _SYNSET.fullmatch(synset) or (tab and not (count.isascii() and count.isdigit())):
         raise DataError(
             f"{where} is {entry[:40]!r}, not a synset such as n01440764, "
-            "optionally followed by a tab and its number of images; mend the list."
+            "optionally followed by a tab and its number of images; correct the list."
         )
     return synset, int(count) if tab else None
 
