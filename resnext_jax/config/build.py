@@ -17,7 +17,7 @@ from resnext_jax.models import create_model
 from resnext_jax.models.registry import network_spec
 from resnext_jax.models.resnext import NetworkSpec
 from resnext_jax.models.variables import Arrays, split
-from resnext_jax.optim.freezing import Freezing, is_backbone
+from resnext_jax.optim.freezing import Freezing, is_backbone, layers_above
 from resnext_jax.optim.optimizers import (
     OPTIMIZERS,
     Schedule,
@@ -144,14 +144,10 @@ def build_optimizer(
       schedule: the learning-rate schedule.
       rate_factor: maps a parameter's name to its learning-rate multiplier; None: from the config.
     """
-    options, backbone_rate = config.optimizer, config.finetune.backbone_rate
+    options, finetune = config.optimizer, config.finetune
     is_frozen = freezing(config)
-
-    def backbone_factor(name: str) -> float:
-        return backbone_rate if is_backbone(name) else 1.0
-
-    if rate_factor is None and backbone_rate != 1.0:
-        rate_factor = backbone_factor
+    if rate_factor is None and (finetune.backbone_rate != 1.0 or finetune.layer_decay != 1.0):
+        rate_factor = _finetune_factor(config)
 
     def decays(name: str) -> bool:
         if is_frozen(name):
@@ -162,6 +158,21 @@ def build_optimizer(
 
     parts = OPTIMIZERS[options.name](options, schedule, decays)
     return optimizer(parts, clip_norm=options.clip_norm, rate_factor=rate_factor)
+
+
+def _finetune_factor(config: ConfigDict) -> Callable[[str], float]:
+    """Return a function from a parameter's name to its learning-rate multiplier."""
+    model, finetune = config.model, config.finetune
+    blocks: tuple[int, ...] = ()
+    if finetune.layer_decay != 1.0:
+        spec = network_spec(model.name, form=model.form, preactivation=model.preactivation)
+        blocks = spec.architecture.blocks
+
+    def factor(name: str) -> float:
+        rate = float(finetune.backbone_rate) if is_backbone(name) else 1.0
+        return rate * finetune.layer_decay ** layers_above(name, blocks) if blocks else rate
+
+    return factor
 
 
 def training_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -15,10 +15,12 @@ from resnext_jax.config.rules import (
     AT_LEAST_ONE,
     AT_MOST_ONE,
     BELOW_ONE,
+    BETAS,
     DIVISOR,
     NOT_NEGATIVE,
     PATH,
     POSITIVE,
+    POSITIVE_AT_MOST_ONE,
     SEED,
     STEPS,
     Rule,
@@ -130,9 +132,21 @@ FIELDS: dict[str, Field] = {
     "optimizer.base_batch_size": Field(
         256, "Batch size that learning_rate refers to.", AT_LEAST_ONE
     ),
-    "optimizer.momentum": Field(0.9, "Momentum of SGD.", BELOW_ONE),
-    "optimizer.nesterov": Field(True, "Use Nesterov momentum."),
-    "optimizer.weight_decay": Field(1e-4, "L2 penalty, added to the gradient.", NOT_NEGATIVE),
+    "optimizer.momentum": Field(0.9, "Momentum of SGD and LARS.", BELOW_ONE),
+    "optimizer.nesterov": Field(True, "Use Nesterov momentum; SGD and LARS."),
+    "optimizer.betas": Field(
+        (0.9, 0.999), "Decays of AdamW's and LAMB's averages of the gradient and its square.", BETAS
+    ),
+    "optimizer.eps": Field(
+        1e-8, "Added to the denominator by AdamW and LAMB (timm's LAMB: 1e-6).", POSITIVE
+    ),
+    "optimizer.trust_coefficient": Field(1e-3, "Trust coefficient of LARS.", POSITIVE),
+    "optimizer.weight_decay": Field(
+        1e-4,
+        "Weight decay: an L2 penalty, added to the gradient (SGD, LARS), or decoupled from it "
+        "(AdamW, LAMB).",
+        NOT_NEGATIVE,
+    ),
     "optimizer.decay_norm": Field(True, "Apply weight decay to batch norms' scale and shift too."),
     "optimizer.decay_bias": Field(True, "Apply weight decay to the classifier's bias too."),
     "optimizer.label_smoothing": Field(
@@ -163,6 +177,10 @@ FIELDS: dict[str, Field] = {
         kind=float,
     ),
     "ema.every_steps": Field(1, "Steps between updates of the average.", AT_LEAST_ONE),
+    "ema.warmup": Field(
+        False,
+        "Start the average with a smaller decay: min(decay, (1 + n) / (10 + n)) in update n.",
+    ),
     "guard.on_nonfinite": Field(
         "stop",
         "On a non-finite loss: stop the run, or skip the step.",
@@ -197,6 +215,12 @@ FIELDS: dict[str, Field] = {
     ),
     "finetune.backbone_rate": Field(
         1.0, "Learning-rate multiplier of all layers but the classifier.", NOT_NEGATIVE
+    ),
+    "finetune.layer_decay": Field(
+        1.0,
+        "Layer-wise rate decay: the learning-rate multiplier from a block to the one before it; "
+        "the classifier has 1, the stem the smallest.",
+        POSITIVE_AT_MOST_ONE,
     ),
     "data.name": Field("", "Name of the data set, see docs/data.md."),
     "data.data_dir": Field(

@@ -92,6 +92,11 @@ POSITIVE = Rule(lambda value: value > 0, "greater than 0")
 NOT_NEGATIVE = Rule(lambda value: value >= 0, "at least 0")
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "at least 0 and less than 1")
 AT_MOST_ONE = Rule(lambda value: 0 <= value <= 1, "at least 0 and at most 1")
+POSITIVE_AT_MOST_ONE = Rule(lambda value: 0 < value <= 1, "greater than 0 and at most 1")
+BETAS = Rule(
+    lambda value: numbers(2, positive=False).holds(value) and all(0 <= x < 1 for x in value),
+    "a tuple of 2 numbers, at least 0 and less than 1",
+)
 SEED = Rule(lambda value: 0 <= value < 2**32, "at least 0 and less than 2**32")
 ABOVE_ONE = Rule(lambda value: value > 1, "greater than 1")
 DIVISOR = Rule(

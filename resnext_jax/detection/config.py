@@ -28,7 +28,7 @@ STEPS_PER_EPOCH = 1000
 
 # The classifier's fields that detectors do not have: their batch norms are frozen, and they have
 # their own image preprocessing.
-_ABSENT = {"bn_group_size", "optimizer.label_smoothing"} | {
+_ABSENT = {"bn_group_size", "optimizer.label_smoothing", "finetune.layer_decay"} | {
     name for name in FIELDS if name.startswith("data.") and name not in ("data.mean", "data.std")
 }
 

@@ -4,6 +4,7 @@ Stages are numbered as in the paper's Table 1: conv1 is the stem, followed by co
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -58,3 +59,22 @@ class Freezing:
 def is_backbone(name: str) -> bool:
     """Whether the array with this dotted name belongs to the backbone, before the heads."""
     return name.startswith(_BACKBONE)
+
+
+def layers_above(name: str, blocks: Sequence[int]) -> int:
+    """Count the layers after an array's own: 0 for the classifier, 1 for the last block.
+
+    A block is a layer, and so is the stem (timm's `param_groups_layer_decay` counts alike); the
+    batch norm after a pre-activation network's last block is part of that block.
+
+    Args:
+      name: dotted name of the array.
+      blocks: number of blocks in each stage.
+    """
+    if not is_backbone(name) or name.startswith("norm."):
+        return int(is_backbone(name))
+    place = 0  # of the stem
+    if name.startswith("stages."):
+        _, stage, block, _ = name.split(".", 3)
+        place = 1 + sum(blocks[: int(stage.removeprefix("conv")) - 2]) + int(block)
+    return 1 + sum(blocks) - place

@@ -170,9 +170,52 @@ def _named_sgd(options: Any, schedule: Schedule, decays: Callable[[str], bool]) 
     return _sgd(schedule, options.momentum, options.nesterov, options.weight_decay, decays)
 
 
+def _named_adamw(options: Any, schedule: Schedule, decays: Callable[[str], bool]) -> Parts:
+    """AdamW (Loshchilov and Hutter 2019): the decay is scaled by the rate, not by the gradient."""
+    return (
+        optax.scale_by_adam(*options.betas, eps=options.eps),
+        optax.add_decayed_weights(options.weight_decay, mask=by_name(decays)),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _named_lamb(options: Any, schedule: Schedule, decays: Callable[[str], bool]) -> Parts:
+    """LAMB (You et al. 2020), as in timm: parameters exempt from decay have no trust ratio."""
+    adam, decay, rate = _named_adamw(options, schedule, decays)
+    return adam, decay, optax.masked(optax.scale_by_trust_ratio(), by_name(decays)), rate
+
+
+def _named_lars(options: Any, schedule: Schedule, decays: Callable[[str], bool]) -> Parts:
+    """LARS (You et al. 2017), as in timm: parameters exempt from decay have no trust ratio."""
+    decay = options.weight_decay
+
+    def adapt(gradient: jax.Array, param: jax.Array) -> jax.Array:
+        # The norms of gradient and decay are added up, as in the paper; optax.lars has the norm
+        # of the sum.
+        size, slope = jnp.linalg.norm(param), jnp.linalg.norm(gradient)
+        ratio = options.trust_coefficient * size / (slope + decay * size + 1e-8)
+        ratio = jnp.where((size > 0) & (slope > 0), ratio, 1.0)
+        return ratio * (gradient + decay * param)
+
+    def update(gradients: Arrays, params: Arrays | None) -> Arrays:
+        assert params is not None  # as for every optimiser here
+        return {
+            name: adapt(gradient, params[name]) if decays(name) else gradient
+            for name, gradient in gradients.items()
+        }
+
+    momentum = optax.sgd(schedule, momentum=options.momentum, nesterov=options.nesterov)
+    return optax.stateless(update), momentum
+
+
 # Keys: `config.optimizer.name`. Each entry maps the config section `optimizer`, the schedule and a
 # function that says whether a named parameter decays to the optimiser's parts.
-OPTIMIZERS: dict[str, Callable[[Any, Schedule, Callable[[str], bool]], Parts]] = {"sgd": _named_sgd}
+OPTIMIZERS: dict[str, Callable[[Any, Schedule, Callable[[str], bool]], Parts]] = {
+    "sgd": _named_sgd,
+    "adamw": _named_adamw,
+    "lamb": _named_lamb,
+    "lars": _named_lars,
+}
 
 
 def by_name(rule: Callable[[str], T]) -> Callable[[Arrays], dict[str, T]]:

@@ -5,10 +5,11 @@ however late Python learns of it.
 """
 
 import dataclasses
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import optax
 
 # Weight of the past in the average loss that spikes are measured against.
 _AVERAGE_DECAY = 0.98
@@ -81,15 +82,20 @@ class Verdict:
         return jax.tree.map(lambda n, o: jnp.where(self.accepted, n, o), new, old)
 
     def count(self, new: Tree, chosen: Tree) -> Tree:
-        """Return `chosen` with `new`'s whole numbers, unless halted.
+        """Return `chosen` with `new`'s steps of the learning-rate schedule, unless halted.
 
-        An optimiser's whole numbers count steps, by which the rate is scheduled: a step that is
-        left out has passed all the same.
+        A step that is left out has passed all the same. Other whole numbers of an optimiser's
+        state stay as they were: Adam's count is the number of gradients in its averages.
         """
+
+        def is_schedule(node: object) -> bool:
+            return isinstance(node, optax.ScaleByScheduleState)
+
+        def passed(n: Any, c: Any) -> Any:
+            return jax.tree.map(lambda n, c: jnp.where(self.halted, c, n), n, c)
+
         return jax.tree.map(
-            lambda n, c: jnp.where(self.halted, c, n) if jnp.issubdtype(n, jnp.integer) else c,
-            new,
-            chosen,
+            lambda n, c: passed(n, c) if is_schedule(n) else c, new, chosen, is_leaf=is_schedule
         )
 
 

@@ -23,7 +23,12 @@ def step_spec(config: ConfigDict, train_images: int) -> StepSpec:
         warmup = first_step_at(
             config.schedule.warmup_epochs, build.steps_per_epoch(config, train_images)
         )
-        average = EmaSpec(config.ema.decay, config.ema.every_steps, start_step=warmup)
+        average = EmaSpec(
+            config.ema.decay,
+            config.ema.every_steps,
+            start_step=warmup,
+            warmup=config.ema.warmup,
+        )
     return StepSpec(
         label_smoothing=config.optimizer.get("label_smoothing", 0.0),
         accumulate_steps=config.accumulate_steps,

@@ -37,6 +37,21 @@ def test_is_the_weights_themselves_until_it_starts() -> None:
     assert average(EmaSpec(0.9, start_step=3), [1.0, 2.0, 5.0, -3.0]) == pytest.approx(expected)
 
 
+def test_warm_up_lets_a_short_run_s_average_follow() -> None:
+    """Update n decays by (1 + n) / (10 + n), at most by `decay`, after what copies the weights."""
+    spec = EmaSpec(0.3, start_step=1, warmup=True)
+    expected = 2.0  # step 1
+    for count, value in enumerate([5.0, -3.0, 4.0, 1.0], start=1):
+        decay = min(0.3, (1 + count) / (10 + count))
+        expected = decay * expected + (1 - decay) * value
+    assert average(spec, [2.0, 5.0, -3.0, 4.0, 1.0], start=7.0) == pytest.approx(expected)
+    # Weights that go from 1 to 0 at step 10 of 90: the average has forgotten the 1, where one
+    # without warm-up has 0.99**80 = 45 % of it.
+    values = [1.0] * 10 + [0.0] * 80
+    assert average(EmaSpec(0.99, warmup=True), values) < 1e-5
+    assert average(EmaSpec(0.99), values) == pytest.approx(0.99**80, rel=1e-4)
+
+
 def test_keeps_shape_and_dtype() -> None:
     old = {"batch_stats": {"mean": jnp.zeros((3,), jnp.float32)}}
     new = {"batch_stats": {"mean": jnp.ones((3,), jnp.float32)}}

@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 
 from resnext_jax.config import build
 from resnext_jax.config.fields import base_config
+from resnext_jax.optim.freezing import layers_above
 from resnext_jax.optim.optimizers import ScheduleSpec, first_step_at, make_schedule, sgd
 from tests.numerics import worst_difference
+from tests.optim import make_golden
 
 IMAGENET_IMAGES = 1_281_167
 
@@ -256,6 +258,56 @@ def test_the_backbone_may_move_more_slowly_and_frozen_stages_not_at_all() -> Non
     assert not updates["stem.norm.scale"].any()
     assert not updates["stages.conv2.0.norm1.bias"].any()
     np.testing.assert_allclose(updates["norm.scale"], -0.05 * 0.25)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", make_golden.CASES)
+def test_optimizers_are_pytorchs_and_timms(case: str) -> None:
+    """20 stored steps; batch norm and bias have no decay, and so no trust ratio."""
+    name, stored = make_golden.CASES[case]
+    options = dict(stored)
+    config = base_config()
+    config.optimizer.name = name
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.decay_norm = config.optimizer.decay_bias = False
+    config.optimizer.clip_norm = options.pop("max_grad_norm", None)
+    config.optimizer.trust_coefficient = options.pop("trust_coeff", 1e-3)
+    config.optimizer.nesterov = options.pop("nesterov", False)
+    config.optimizer.update(options)
+    optimizer = build.build_optimizer(
+        config, lambda step: make_golden.rate(jnp.asarray(step, jnp.float64))
+    )
+    params = {name: jnp.asarray(array) for name, array in make_golden.arrays(0).items()}
+    state = optimizer.init(params)
+    with np.load(make_golden.GOLDEN) as golden:
+        trajectory = golden[case]
+    for step, expected in enumerate(trajectory, start=1):
+        updates, state = optimizer.update(make_golden.arrays(step), state, params)
+        params = optax.apply_updates(params, updates)
+        actual = np.concatenate([params[name].ravel() for name in make_golden.SHAPES])
+        np.testing.assert_allclose(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_rates_decay_from_the_classifier_to_the_stem() -> None:
+    """Blocks of a stage in sequence; a pre-activation network's last norm is its last block's."""
+    config = plain_config()
+    config.model.name = "resnext29_8x4d"
+    config.finetune.layer_decay = 0.5
+    config.finetune.backbone_rate = 0.1
+    updates, _ = one_step(config)
+    np.testing.assert_allclose(updates["fc.kernel"], -0.5 * 1.25)
+    blocks = (3, 4, 2)
+    places = {
+        "fc.kernel": 0,
+        "norm.scale": 1,
+        "stages.conv4.1.norm3.scale": 1,
+        "stages.conv4.0.conv1.kernel": 2,
+        "stages.conv2.0.conv1.kernel": 9,
+        "stem.conv.kernel": 10,
+    }
+    assert {name: layers_above(name, blocks) for name in places} == places
+    last = float(updates["stages.conv2.0.norm1.bias"][0])
+    assert last == pytest.approx(float(updates["stem.norm.scale"][0]) * 2)
 
 
 @pytest.mark.parametrize(("batch", "epoch", "step"), [(96, 30, 15_625), (48, 225, 234_375)])

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from resnext_jax.training.agreement import Request, attach_requests
-from resnext_jax.training.guard import GuardSpec, GuardState, judge
+from resnext_jax.training.guard import GuardSpec, GuardState, Verdict, judge
 from resnext_jax.training.step import StepSpec
 from tests.training.tiny import TinyRun
 
@@ -119,6 +119,21 @@ def test_a_step_left_out_has_passed_for_the_rate() -> None:
     assert not metrics["accepted"]
     assert int(optax.tree_utils.tree_get(run.state.opt_state, "count")) == 2
     assert int(run.state.step) == 2
+
+
+def test_other_whole_numbers_of_an_optimizer_are_left_alone() -> None:
+    """Adam counts the gradients in its averages: one that was left out is not among them."""
+    optimizer = optax.adamw(lambda count: 0.1 * count)
+    params = {"w": jnp.ones(3)}
+    old = optimizer.init(params)
+    _, new = optimizer.update(params, old, params)
+    verdict = Verdict(accepted=jnp.bool_(False), halted=jnp.bool_(False))
+    kept = verdict.count(new, verdict.choose(new, old))
+    adam, *_, schedule = kept
+    assert (int(adam.count), int(schedule.count)) == (0, 1)
+    halted = Verdict(accepted=jnp.bool_(False), halted=jnp.bool_(True))
+    *_, schedule = halted.count(new, halted.choose(new, old))
+    assert int(schedule.count) == 0
 
 
 def test_requests_are_read_alike_with_the_metrics() -> None:
