@@ -192,9 +192,21 @@ def uniform_fan_in(
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+class PooledFeatures(nnx.Module):
+    """In place of a classifier: gives the pooled features as they are."""
+
+    def __init__(self, param_dtype: jax.typing.DTypeLike):
+        """Pool in `param_dtype`, in float32 at least."""
+        self.param_dtype = param_dtype
+
+    def __call__(self, features: Float[Array, "n c"]) -> Float[Array, "n c"]:
+        """Return the features."""
+        return features
+
+
 @jax.named_scope("classifier")
 def pool_and_classify(
-    features: Float[Array, "n h w c"], classifier: nnx.Linear
+    features: Float[Array, "n h w c"], classifier: nnx.Linear | PooledFeatures
 ) -> Float[Array, "n k"]:
     """Average `[N, H, W, C]` over positions, and map it to logits `[N, K]`, float32 at least."""
     wide = jnp.promote_types(jnp.float32, classifier.param_dtype)
@@ -203,7 +215,7 @@ def pool_and_classify(
 
 @jax.named_scope("classifier")
 def pool_and_classify_densely(
-    features: Float[Array, "n h w c"], classifier: nnx.Linear, window: int
+    features: Float[Array, "n h w c"], classifier: nnx.Linear | PooledFeatures, window: int
 ) -> Float[Array, "n k"]:
     """Average and classify every window of a feature map, and average the logits.
 
