@@ -104,7 +104,11 @@ class CommandParser(argparse.ArgumentParser):
     def add_network(self) -> None:
         """Add the arguments that select a network and its weights."""
         origin = self.add_mutually_exclusive_group(required=True)
-        origin.add_argument("--weights", metavar="FILE", help=".safetensors or .pth")
+        origin.add_argument(
+            "--weights",
+            metavar="FILE",
+            help=".safetensors or .pth, or a name such as timm/resnet50.a1_in1k",
+        )
         origin.add_argument("--workdir", metavar="DIR", help="of a run")
         self.add_argument(
             "--checkpoint",

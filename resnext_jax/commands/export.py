@@ -239,6 +239,8 @@ def main(argv: Sequence[str]) -> None:
     mean, std = (", ".join(map(str, numbers)) for numbers in (transform.mean, transform.std))
     print(f"takes: {images.str_short()}, pixels in RGB (inside: less {mean}, then by {std})")
     print(f"gives: {logits.str_short()}, logits")
+    if found.wants is not None:
+        print(f"wants: {found.wants}")
     print(f"runs on: {', '.join(exported.platforms)}")
     print(f"file: {options.out}, {options.out.stat().st_size:,} bytes")
     here = jax_export.default_export_platform()

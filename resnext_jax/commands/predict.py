@@ -1,11 +1,13 @@
 """Classify image files: the most probable classes, with names and probabilities.
 
     python -m resnext_jax.predict --weights=resnext50_32x4d.pth photo.jpg folder 'more/*.png'
+    python -m resnext_jax.predict --weights=timm/resnext50_32x4d.a1_in1k photo.jpg
     python -m resnext_jax.predict --workdir=runs/flowers --json photo.jpg
 
 Images are made as for testing: of a run as its config says, in one crop from the centre; for a
 file of weights the short side becomes 256 and the centre 224 (in proportion, for another
-`--image_size`), bicubic, cut where torchvision cuts. Unreadable images are reported on stderr and
+`--image_size`), bicubic, cut where torchvision cuts; for published weights by name, as they say.
+Unreadable images are reported on stderr and
 skipped; the exit status is then 2.
 """
 
@@ -23,12 +25,10 @@ import jax
 import numpy as np
 
 from resnext_jax.config import build, cli
-from resnext_jax.config.checks import validate
-from resnext_jax.data.builders.synsets import imagenet1k
+from resnext_jax.data.builders.synsets import imagenet1k_names
 from resnext_jax.data.decode import ImageFile, UndecodableImageError, is_too_thin
 from resnext_jax.data.deep_images import note_dim
 from resnext_jax.data.file_names import SUFFIXES, is_hidden, is_image, note_ignored
-from resnext_jax.data.resize import INTERPOLATIONS
 from resnext_jax.data.transforms import EvalTransform
 from resnext_jax.errors import (
     EXIT_USER_ERROR,
@@ -42,6 +42,7 @@ from resnext_jax.errors import (
 from resnext_jax.files import path_argument, user_path
 from resnext_jax.interop.identify import twins
 from resnext_jax.models.variables import Arrays, merge
+from resnext_jax.runs.images import add_image_flags, image_flags, set_images
 from resnext_jax.runs.weights import LoadedNetwork, load_network
 
 _THREADS = 4
@@ -242,7 +243,7 @@ def class_names(network: LoadedNetwork, file: Path | None) -> tuple[list[str], s
 
     Args:
       network: the network. Without `file`, the names are those of its run; failing that,
-        ImageNet-1K's WordNet ids for an ImageNet network of 1000 classes, and otherwise numbers.
+        ImageNet-1K's names for an ImageNet network of 1000 classes, and otherwise numbers.
       file: text file with one name per line, in label order; None: no file.
 
     Raises:
@@ -266,8 +267,8 @@ def class_names(network: LoadedNetwork, file: Path | None) -> tuple[list[str], s
     if network.class_names is not None:
         return list(network.class_names), ""
     if classes == 1000 and network.member.spec.architecture.stem == "imagenet":
-        return list(imagenet1k()), (
-            "class names are ImageNet-1K's WordNet ids, assuming its classes in the usual order; "
+        return list(imagenet1k_names()), (
+            "class names are ImageNet-1K's, assuming its classes in the usual order; "
             "--classes=FILE sets other names"
         )
     return [f"class {label}" for label in range(classes)], (
@@ -287,8 +288,11 @@ def main(argv: Sequence[str]) -> None:
         checkpoint=options.checkpoint,
         ema=options.ema,
     )
-    _set_data(network, options.image_size, options.interpolation)
-    if options.weights and network.class_names is None:  # otherwise it was exported from a run
+    network.config.data.eval_crops = "centre"
+    set_images(network.config, network.wants, image_flags(options))
+    if network.wants is not None:
+        print(f"note: {network.member.origin} wants {network.wants}", file=sys.stderr)
+    elif options.weights and network.class_names is None:  # otherwise it was exported from a run
         print(f"note: {twins(network.member.model)}", file=sys.stderr)
     names, remark = class_names(network, options.classes)
     if remark:
@@ -310,16 +314,6 @@ def main(argv: Sequence[str]) -> None:
         sys.exit(status)
 
 
-def _set_data(network: LoadedNetwork, image_size: int | None, interpolation: str | None) -> None:
-    data = network.config.data
-    data.eval_crops = "centre"
-    if image_size is not None:
-        data.eval_image_size, data.eval_short_side = image_size, None
-    if interpolation is not None:
-        data.eval_interpolation = interpolation
-    validate(network.config)
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.predict",
@@ -337,12 +331,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--top", type=positive_int, default=5, metavar="N", help="number of classes to print (5)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
-    parser.add_argument(
-        "--image_size", type=positive_int, metavar="S", help="side of the crop, in pixels"
-    )
-    parser.add_argument(
-        "--interpolation", choices=INTERPOLATIONS, help="for resizing (default: as in testing)"
-    )
+    add_image_flags(parser)
     parser.add_argument(
         "--batch_size", type=positive_int, default=32, metavar="N", help="images per batch (32)"
     )

@@ -17,6 +17,7 @@ from resnext_jax.interop.files import (
     write_state_dict,
 )
 from resnext_jax.interop.identify import identify, twins
+from resnext_jax.interop.pretrained import find, is_name
 from resnext_jax.interop.state_dicts import weights_to_torch
 from resnext_jax.models.registry import model_name
 
@@ -59,7 +60,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     inspect = commands.add_parser(
         "inspect", help="list a file's arrays and the model they fit", allow_abbrev=False
     )
-    inspect.add_argument("file", metavar="FILE", type=path_argument, help=".safetensors or .pth")
+    inspect.add_argument(
+        "file",
+        metavar="FILE",
+        type=path_argument,
+        help=".safetensors or .pth, or a name such as timm/resnet50.a1_in1k",
+    )
     inspect.add_argument(
         "--ema", action="store_true", help="use the averaged weights saved in the file"
     )
@@ -67,6 +73,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _inspect(path: Path, *, ema: bool) -> None:
+    wants = None
+    if is_name(str(path)):
+        published = find(str(path))
+        path, wants = published.file, published.wants
     state_dict = read_state_dict(path, ema=ema)
     width = max(map(len, state_dict))
     for name, array in state_dict.items():
@@ -85,7 +95,9 @@ def _inspect(path: Path, *, ema: bool) -> None:
     options = "".join(f", {what}={value}" for what, value in arguments.items() if what != "name")
     print(f"names: {identity.scheme}'s")
     print(f"model: create_model({identity.name!r}{options}, ...)")
-    if names is None:  # otherwise it was exported from a run
+    if wants is not None:
+        print(f"wants: {wants}")
+    elif names is None:  # otherwise it was exported from a run
         print(f"note: {twins(identity.name)}")
 
 

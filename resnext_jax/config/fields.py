@@ -199,8 +199,8 @@ FIELDS: dict[str, Field] = {
     ),
     "init_from": Field(
         None,
-        "Initial weights of all layers but the classifier: the workdir of a run, or a PyTorch "
-        "weight file (.safetensors, .pth).",
+        "Initial weights of all layers but the classifier: the workdir of a run, a PyTorch weight "
+        "file (.safetensors, .pth), or a name such as timm/resnext50_32x4d.a1_in1k.",
         PATH,
         kind=str,
         resume=MAY_CHANGE,

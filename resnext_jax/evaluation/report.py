@@ -20,6 +20,7 @@ from resnext_jax.evaluation.run import EvaluationReport, evaluate_all
 from resnext_jax.evaluation.table import render_report, row_names
 from resnext_jax.files import user_path
 from resnext_jax.parallel.distributed import is_first_host
+from resnext_jax.runs.images import NO_FLAGS, ImageFlags
 from resnext_jax.runs.workdir import existing_workdir
 
 _CONFUSION_FILES = (".csv", ".npy")
@@ -67,6 +68,7 @@ def evaluate_and_write(
     per_class: str | None = None,
     confusion: str | None = None,
     any_class_names: bool = False,
+    images: ImageFlags = NO_FLAGS,
 ) -> None:
     """Score, print a table, and write what is asked for; the first host prints and writes.
 
@@ -81,6 +83,7 @@ def evaluate_and_write(
       per_class: see `Outputs`.
       confusion: likewise.
       any_class_names: see `run.evaluate_all`.
+      images: likewise.
 
     Raises:
       UserError: config, data, workdirs, files or outputs are unusable.
@@ -102,6 +105,7 @@ def evaluate_and_write(
         checkpoint=checkpoint,
         ema=ema,
         any_class_names=any_class_names,
+        images=images,
     )
     if is_first_host():
         print("\n".join(render_report(report)), flush=True)

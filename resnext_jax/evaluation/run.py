@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 
 import jax
@@ -19,9 +20,11 @@ from resnext_jax.evaluation.dense import DenseEvaluation
 from resnext_jax.evaluation.evaluator import Ensemble, each_network
 from resnext_jax.evaluation.images import EvalResult
 from resnext_jax.evaluation.protocol import Protocol
+from resnext_jax.interop.pretrained import Wants
 from resnext_jax.models.variables import Arrays, Network
-from resnext_jax.parallel.distributed import check_hosts_agree
+from resnext_jax.parallel.distributed import check_hosts_agree, is_first_host
 from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.runs.images import NO_FLAGS, ImageFlags, set_images
 from resnext_jax.runs.weights import (
     FileWeights,
     LoadedWeights,
@@ -138,6 +141,7 @@ def evaluate_all(
     checkpoint: str = "latest",
     ema: bool = False,
     any_class_names: bool = False,
+    images: ImageFlags = NO_FLAGS,
 ) -> EvaluationReport:
     """Score checkpoints of workdirs and files of PyTorch's weights, and their ensemble.
 
@@ -147,10 +151,12 @@ def evaluate_all(
       config: of data and protocol. A single workdir's run must have been started with it; of
         several, each network is what its workdir says, and likewise each file's.
       workdirs: of runs.
-      files: `.safetensors` or `.pth`.
+      files: `.safetensors` or `.pth`, or names of published weights. Where there are no workdirs,
+        images are made as the published weights want them.
       checkpoint: of the workdirs: "latest", "best" (that of `best.json`), or a step.
       ema: of the files, the average that a training saved beside the weights.
       any_class_names: score by label where the weights' classes have other names than the data's.
+      images: how test images are made, whatever config and weights say.
 
     Raises:
       UserError: config, data, workdirs, checkpoints or files are unusable.
@@ -171,6 +177,7 @@ def evaluate_all(
         weights_sources += from_files
         if not workdirs and all(found.is_foreign for found in from_files):
             config = foreign_images(config)
+        config = _with_images(config, () if workdirs else from_files, images)
         source = open_split(config, "test")
         check_hosts_agree(lambda: config_facts(config) | source.facts())
         for found in weights_sources:
@@ -189,6 +196,34 @@ def evaluate_all(
         for ensemble, result in zip(ensembles, results, strict=True)
     ]
     return EvaluationReport(source, Protocol.of(config), tuple(scored))
+
+
+def _with_images(
+    config: ConfigDict, weights: Sequence[FileWeights], flags: ImageFlags
+) -> ConfigDict:
+    """Return a config whose test images are as published weights and flags say.
+
+    Raises:
+      ConfigError: the weights want different images, and no flags decide.
+    """
+    named = [(found.origin, found.wants) for found in weights if found.wants is not None]
+    wanted: list[Wants | None] = [wants for _, wants in named]
+    made = []
+    for wants in wanted or [None]:
+        one = config.copy_and_resolve_references()
+        if wants is not None or flags != NO_FLAGS:
+            set_images(one, wants, flags)
+        made.append(one)
+    for (name, wants), one in zip(named, made, strict=False):
+        if is_first_host():
+            print(f"note: {name} wants {wants}", file=sys.stderr)
+        if one != made[0]:
+            raise ConfigError(
+                f"{named[0][0]} and {name} want different images, and all networks are scored on "
+                "the same; score them separately, or set --image_size, --short_side, "
+                "--interpolation, --mean and --std."
+            )
+    return made[0]
 
 
 def evaluate_workdir(

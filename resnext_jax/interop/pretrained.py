@@ -50,7 +50,7 @@ class Wants:
 
     Attributes:
       architecture: name of the network.
-      num_classes: of its classifier.
+      num_classes: of its classifier; 0: they have none.
       image_size: side of the images, in pixels.
       crop_pct: that side, relative to the short side that an image is resized to before the crop.
       interpolation: of resizing, "bicubic" or "bilinear".
@@ -172,7 +172,7 @@ def read_wants(path: Path, source: str) -> Wants:
         names = config.get("label_names")
         wants = Wants(
             architecture=str(config["architecture"]),
-            num_classes=int(config.get("num_classes") or images["num_classes"]),
+            num_classes=int(config.get("num_classes", images.get("num_classes", 1000))),
             image_size=int(height),
             crop_pct=float(images["crop_pct"]),
             interpolation=str(images["interpolation"]),
@@ -232,7 +232,10 @@ def create_model(
       WeightsError: the weights cannot be had, or do not fit.
     """
     found = find(name) if pretrained else None
-    headless = options.get("num_classes") == 0
+    if found is not None:
+        options.setdefault("num_classes", found.wants.num_classes)
+    classes = options.get("num_classes")
+    headless = classes == 0
     if headless:
         options["num_classes"] = 1
     if found is None:
@@ -241,9 +244,8 @@ def create_model(
         model = registry.create_model(name, rngs=rngs, **options)
     else:
         wants = found.wants
-        classes = options.setdefault("num_classes", wants.num_classes)
         keeps = classes == wants.num_classes and not headless
-        if rngs is None and not keeps and not headless:
+        if rngs is None and not (keeps or headless):
             raise TypeError("rngs is missing: give nnx.Rngs(seed), which draws the classifier.")
         network_spec(wants.architecture, **options)  # raises here, not inside a trace
         model = skeleton(
@@ -252,7 +254,9 @@ def create_model(
         state_dict = read_state_dict(found.file)
         load_arrays(model, state_dict, classifier=keeps, source=found.source)
         if not keeps and rngs is not None:
-            model.fc = model.spec.options.classifier(model.fc.in_features, classes, rngs=rngs)
+            model.fc = model.spec.options.classifier(
+                model.fc.in_features, options["num_classes"], rngs=rngs
+            )
     if headless:
         model.fc = PooledFeatures(model.fc.param_dtype)  # type: ignore[assignment]
     return model

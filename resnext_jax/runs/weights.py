@@ -1,4 +1,4 @@
-"""Weights to be scored: the checkpoints of workdirs, and files of PyTorch's weights."""
+"""Weights to be scored: checkpoints of workdirs, PyTorch files, and published weights by name."""
 
 import contextlib
 import dataclasses
@@ -23,6 +23,7 @@ from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.files import read_class_names, read_state_dict
 from resnext_jax.interop.files import source as file_source
 from resnext_jax.interop.identify import identify
+from resnext_jax.interop.pretrained import Wants, find, is_name
 from resnext_jax.interop.state_dicts import weights_from_torch
 from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.registry import network_spec
@@ -33,6 +34,7 @@ from resnext_jax.parallel.mesh import make_mesh
 from resnext_jax.runs import packing
 from resnext_jax.runs.best import wanted_step
 from resnext_jax.runs.checkpoint import Checkpoints
+from resnext_jax.runs.images import NO_FLAGS, set_images
 from resnext_jax.runs.workdir import (
     CONFIG_FILE,
     DATA_SET_FILE,
@@ -176,9 +178,12 @@ class WorkdirWeights:
 
 
 class FileWeights:
-    """A file of PyTorch's weights. Its network is identified from names and shapes.
+    """PyTorch's weights: a file, or published weights by name.
+
+    A file's network is identified from names and shapes.
 
     Attributes:
+      wants: of published weights; None of a file.
       num_classes: of the network.
       class_names: theirs, in label order; None where the file has none.
     """
@@ -188,7 +193,7 @@ class FileWeights:
 
         Args:
           config: its block form and dtypes count, its network does not.
-          path: `.safetensors` or `.pth`.
+          path: `.safetensors` or `.pth`; or a name, see `interop.pretrained`.
           ema: the average that a training saved beside the weights.
 
         Raises:
@@ -196,6 +201,13 @@ class FileWeights:
         """
         self.origin, self._source = str(path), file_source(path)
         self._weights = "ema" if ema else "raw"
+        self.wants: Wants | None = None
+        if is_name(str(path)):
+            published = find(str(path))
+            path, self.origin, self._source = published.file, published.name, published.source
+            self.wants = published.wants
+            if not self.wants.num_classes:
+                raise WeightsError(f"{self._source} have no classifier; choose other weights.")
         self._state_dict = read_state_dict(path, ema=ema)
         self.config = config.copy_and_resolve_references()
         model = self.config.model
@@ -213,14 +225,14 @@ class FileWeights:
         model.stem_width, model.template_width = identity.stem_width, identity.template_width
         self.num_classes = identity.num_classes
         self._labels: tuple[int, ...] | None = None
-        names = read_class_names(path)
+        names = read_class_names(path) or (self.wants and self.wants.class_names)
         # Of a file whose classifier was changed they are another's.
         self.class_names = names if names and len(names) == self.num_classes else None
 
     @property
     def is_foreign(self) -> bool:
         """Whether it is from elsewhere: what is exported from a run here has names of classes."""
-        return self.class_names is None
+        return self.wants is not None or self.class_names is None
 
     def check_data(self, source: Source, *, any_class_names: bool = False) -> None:
         """See `WeightsSource`."""
@@ -334,11 +346,13 @@ class LoadedNetwork:
       member: the weights.
       config: of its network, and of how its images are made.
       class_names: of a workdir's data, or of a file that has some, in label order.
+      wants: of published weights; None of a file or a run.
     """
 
     member: LoadedWeights
     config: ConfigDict
     class_names: tuple[str, ...] | None
+    wants: Wants | None = None
 
 
 def load_network(
@@ -353,7 +367,7 @@ def load_network(
     Args:
       workdir: of a run; or
       file: of PyTorch's weights. It does not say how images are preprocessed: as the paper's, in
-        the network's usual size.
+        the network's usual size. Or the name of published weights, which say it.
       checkpoint: of the workdir, see `WorkdirWeights`.
       ema: the average of the weights.
 
@@ -373,7 +387,9 @@ def load_network(
         if found.is_foreign:
             config = foreign_images(config)
             config.data.exif = "follow"  # images of anybody's, which other programs show upright
-        return LoadedNetwork(member, config, found.class_names)
+        if found.wants is not None:
+            set_images(config, found.wants, NO_FLAGS)
+        return LoadedNetwork(member, config, found.class_names, found.wants)
     with contextlib.ExitStack() as closing:
         run = WorkdirWeights(workdir, checkpoint, closing)
         names = stored_class_names(run.folder)

@@ -2,10 +2,12 @@
 
 import contextlib
 import dataclasses
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -13,9 +15,11 @@ from resnext_jax.config import build
 from resnext_jax.errors import ConfigError
 from resnext_jax.files import user_path
 from resnext_jax.interop.files import source
+from resnext_jax.interop.pretrained import Published, find, is_name
 from resnext_jax.interop.torch import read_state_dict, weights_from_torch
 from resnext_jax.models.variables import Arrays
 from resnext_jax.optim.freezing import is_backbone
+from resnext_jax.parallel.distributed import is_first_host
 from resnext_jax.parallel.mesh import replicated_sharding
 from resnext_jax.runs.checkpoint import Checkpoints
 from resnext_jax.runs.workdir import (
@@ -34,8 +38,9 @@ def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
     """Take over what is in front of the classifier from `config.init_from`.
 
     That is the workdir of a run, whose newest checkpoint is read (the average of its weights,
-    where it has one), or a file of PyTorch's weights (see `interop.torch`). A network that has
-    not all of a classifier's stages takes those it has.
+    where it has one), a file of PyTorch's weights (see `interop.torch`), or published weights by
+    name (see `interop.pretrained`). A network that has not all of a classifier's stages takes
+    those it has.
 
     Args:
       config: of the new run.
@@ -46,7 +51,11 @@ def warm_start(config: ConfigDict, state: TrainState, mesh: Mesh) -> TrainState:
       UserError: that workdir has no whole checkpoint, or the weights are of another network.
     """
     path = user_path(config.init_from, "config.init_from")
-    read = _from_file if path.is_file() or path.suffix in _FILES else _from_workdir
+    read = (
+        _from_file
+        if is_name(config.init_from) or path.is_file() or path.suffix in _FILES
+        else _from_workdir
+    )
     params, batch_stats = (
         {
             name: stored[name].astype(value.dtype) if is_backbone(name) else value
@@ -88,6 +97,26 @@ def _check_task(stored: ConfigDict, workdir: Path) -> None:
 
 
 def _from_file(config: ConfigDict, path: Path, mesh: Mesh) -> tuple[Arrays, Arrays]:
-    spec = build.model_spec(config, num_classes=1)
-    weights = weights_from_torch(read_state_dict(path), spec, classifier=False, source=source(path))
+    spec, named = build.model_spec(config, num_classes=1), source(path)
+    if is_name(config.init_from):
+        published = find(config.init_from)
+        path, named = published.file, published.source
+        _note_normalisation(config, published)
+    weights = weights_from_torch(read_state_dict(path), spec, classifier=False, source=named)
     return jax.device_put(weights, replicated_sharding(mesh))
+
+
+def _note_normalisation(config: ConfigDict, published: Published) -> None:
+    """Say where the weights were trained on images that are normalised in another way."""
+    wants, data = published.wants, config.data
+    trained = [255 * number for number in (*wants.mean, *wants.std)]
+    if not np.allclose(trained, [*data.mean, *data.std]) and is_first_host():
+        mean, std = (
+            "(" + ", ".join(f"{255 * x:g}" for x in numbers) + ")"
+            for numbers in (wants.mean, wants.std)
+        )
+        print(
+            f"note: {published.name} was trained with config.data.mean={mean} and "
+            f"config.data.std={std}, which this config does not have",
+            file=sys.stderr,
+        )

@@ -320,12 +320,16 @@ def test_a_file_may_have_names_of_classes(folder: Path, tmp_path: Path) -> None:
     assert predict.class_names(load_network(file=path), None)[0][0] == "class 0"
 
 
-def test_imagenets_classes_have_wordnet_ids(folder: Path) -> None:
+def test_imagenets_classes_have_names(folder: Path) -> None:
     spec = network_spec("resnext50_4x1d", stem_width=4, template_width=4)
     write_state_dict(random_state_dict(spec), folder / "thousand.safetensors")
     names, remark = predict.class_names(load_network(file=folder / "thousand.safetensors"), None)
-    assert (len(names), names[0], names[999]) == (1000, "n01440764", "n15075141")
-    assert "WordNet ids" in remark
+    assert (len(names), names[0], names[999]) == (
+        1000,
+        "n01440764 tench, Tinca tinca",
+        "n15075141 toilet tissue, toilet paper, bathroom tissue",
+    )
+    assert "ImageNet-1K's" in remark
 
 
 def test_weights_for_grey_images_are_refused(folder: Path) -> None:

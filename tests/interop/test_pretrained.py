@@ -1,5 +1,6 @@
 """Published weights by name, from a server of the hub's protocol on this machine."""
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -12,15 +13,28 @@ import pytest
 from flax import nnx
 
 import resnext_jax
+from resnext_jax.commands import predict, weights
+from resnext_jax.config import build
+from resnext_jax.errors import ConfigError
+from resnext_jax.evaluation.run import evaluate_all
 from resnext_jax.interop import hub as hub_module
 from resnext_jax.interop.errors import WeightsError
 from resnext_jax.interop.pretrained import create_model, find, is_name
 from resnext_jax.interop.torch import load_weights
 from resnext_jax.models import registry
 from resnext_jax.models.registry import network_spec
-from tests.interop.hub_server import Hub
+from resnext_jax.models.variables import digest
+from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.runs.images import NO_FLAGS, set_images
+from resnext_jax.runs.weights import foreign_images, load_network
+from resnext_jax.training import setup
+from resnext_jax.training.warm_start import warm_start
+from tests.data.images import photograph_file
+from tests.evaluation.workdirs import digits_config
+from tests.interop.hub_server import IMAGES, Hub
 
 NAME = "cifar_resnet8.test"
+MESH = make_mesh(1, None, jax.devices()[:1])
 SPEC = network_spec("cifar_resnet8", num_classes=3)
 
 
@@ -164,6 +178,76 @@ def test_a_transfer_that_fails_leaves_nothing_that_is_read(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
     server.trouble = ""
     assert find(NAME).file.read_bytes() == file.read_bytes()
+
+
+def test_commands_take_names(
+    hub: tuple[Hub, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(photograph_file("china"))
+    wanted = (
+        "images of 32x32 from a short side of 35 (bilinear), mean 0.5, 0.4, 0.3, std 0.25, 0.2, "
+        "0.125; 3 classes; licence cc-by-nc-4.0: not for commercial use"
+    )
+    predict.main([f"--weights={NAME}", str(photo)])
+    out, err = capsys.readouterr()
+    assert f"note: timm/{NAME} wants {wanted}\n" in err
+    assert "names and shapes" not in err
+    weights.main(["inspect", NAME])
+    assert f"wants: {wanted}\n" in capsys.readouterr().out
+    # The same of the file, with everything by flags; each flag changes something.
+    flags = ["--image_size=32", "--short_side=35", "--interpolation=bilinear"]
+    flags += ["--mean=0.5,0.4,0.3", "--std=0.25,0.2,0.125"]
+    found = load_network(file=NAME)
+    transform = build.eval_transform(found.config)
+    assert (transform.image_size, transform.short_side, transform.centre) == (32, 35, "torchvision")
+    assert transform.interpolation == "bilinear"
+    plain = load_network(file=hub[1])
+    plain.config.data.crop = "random_sized"
+    set_images(
+        plain.config, None, predict.image_flags(predict._parse([*flags, "--weights=x", "y"]))
+    )
+    assert build.eval_transform(plain.config) == transform
+    for which in ("mean", "std"):
+        np.testing.assert_allclose(plain.config.data[which], found.config.data[which])
+
+
+def test_names_are_scored_and_started_from(
+    hub: tuple[Hub, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server, _, _ = hub
+    name = "cifar_resnet8.digits"
+    file = server.add(name, network_spec("cifar_resnet8", num_classes=10), tmp_path / "more")
+    config = digits_config()
+    config.data.eval_antialias = True
+    by_name = evaluate_all(config, files=[name])
+    assert f"note: timm/{name} wants images of 32x32" in capsys.readouterr().err
+    assert str(by_name.protocol) == "centre 32 of 35"
+    same = foreign_images(config)
+    set_images(same, find(name).wants, NO_FLAGS)
+    by_file = evaluate_all(same, files=[file])
+    assert by_name.rows[0].result == by_file.rows[0].result
+    other = IMAGES | {"crop_pct": 1.0}
+    server.add("cifar_resnet8.other", network_spec("cifar_resnet8", num_classes=10), tmp_path / "x")
+    server.repositories["timm/cifar_resnet8.other"]["config.json"] = json.dumps(
+        {"architecture": "cifar_resnet8", "num_classes": 10, "pretrained_cfg": other}
+    ).encode()
+    with pytest.raises(ConfigError, match="want different images"):
+        evaluate_all(config, files=[name, "cifar_resnet8.other"])
+    config.model.name, config.init_from = "cifar_resnet8", name
+    config.model.stem_width = config.model.template_width = None
+    state = setup.build_state(config, 10, build.build_optimizer(config, jnp.asarray), MESH)[1]
+    capsys.readouterr()
+    started = warm_start(config, state, MESH)
+    assert f"note: timm/{name} was trained with config.data.mean=(127.5, 102, 76.5)" in (
+        capsys.readouterr().err
+    )
+    config.init_from = str(file)
+    from_file = warm_start(config, state, MESH)
+    assert digest(started.params, started.batch_stats) == digest(
+        from_file.params, from_file.batch_stats
+    )
+    assert digest(started.params) != digest(state.params)
 
 
 def test_what_does_not_exist_is_told(hub: tuple[Hub, Path, Path], tmp_path: Path) -> None:

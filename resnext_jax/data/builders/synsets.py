@@ -27,6 +27,17 @@ def imagenet1k() -> tuple[str, ...]:
     return tuple(tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split())
 
 
+@functools.cache
+def imagenet1k_names() -> tuple[str, ...]:
+    """Return readable names of ImageNet-1K's classes, in label order, each after its synset.
+
+    As in "n01440764 tench, Tinca tinca": some names are those of two classes. The words are those
+    of WordNet 3.0 (Princeton University).
+    """
+    words = Path(__file__).with_name("imagenet1k_words.txt").read_text().splitlines()
+    return tuple(f"{synset} {word}" for synset, word in zip(imagenet1k(), words, strict=True))
+
+
 def choose_synsets(
     counts: Mapping[str, int], imagenet1k: Sequence[str], total: int = 5000
 ) -> list[tuple[str, int]]:
