@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnext_jax.interop.pretrained import create_model
+    from resnext_jax.interop.pretrained import create_model, list_models
 
-__all__ = ["create_model"]
+__all__ = ["create_model", "list_models"]
 
 __version__ = "0.1.0"
 

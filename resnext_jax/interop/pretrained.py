@@ -5,6 +5,7 @@ the Hugging Face Hub, of which `config.json` and `model.safetensors` are read. t
 are there as copies, with the tags `tv_in1k` and `tv2_in1k`.
 """
 
+import csv
 import dataclasses
 import json
 import math
@@ -40,6 +41,9 @@ _SUFFIXES = {
     "tar",
     "json",
 }
+
+# A row of published.csv, by its columns.
+Row = dict[str, str]
 
 _FILES = ("config.json", "model.safetensors")
 
@@ -140,10 +144,9 @@ def find(name: str) -> Published:
     except ValueError as error:
         raise WeightsError(str(error)) from error
     if tag is None:
-        raise WeightsError(
-            f"{name!r} names a network and no weights: add a tag, as in "
-            f"'{architecture}.a1_in1k'; list_models(pretrained=True) lists them."
-        )
+        tagged = [row["name"] for row in published() if row["name"].startswith(f"{architecture}.")]
+        remedy = f"choose one of {', '.join(tagged)}" if tagged else "none are known"
+        raise WeightsError(f"{name!r} names a network and no weights; {remedy}.")
     full = f"{_OWNER}/{architecture}.{tag}"
     config, weights = hub.fetch(full, _FILES)
     wants = read_wants(config, f"config.json of {full}")
@@ -260,3 +263,14 @@ def create_model(
     if headless:
         model.fc = PooledFeatures(model.fc.param_dtype)  # type: ignore[assignment]
     return model
+
+
+def published() -> list[Row]:
+    """Return the table of published weights whose networks are built (docs/weights.md)."""
+    with Path(__file__).with_name("published.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def list_models(*, pretrained: bool = False) -> list[str]:
+    """Names for `create_model`: of networks, or of published weights."""
+    return [row["name"] for row in published()] if pretrained else registry.list_models()

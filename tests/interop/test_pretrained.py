@@ -190,7 +190,7 @@ def test_commands_take_names(
         "0.125; 3 classes; licence cc-by-nc-4.0: not for commercial use"
     )
     predict.main([f"--weights={NAME}", str(photo)])
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert f"note: timm/{NAME} wants {wanted}\n" in err
     assert "names and shapes" not in err
     weights.main(["inspect", NAME])
