@@ -1,8 +1,9 @@
-"""Export networks with their weights, as StableHLO or as an Orbax checkpoint.
+"""Export networks with their weights: StableHLO, an Orbax checkpoint, or a repository for the hub.
 
     python -m resnext_jax.export --workdir=runs/flowers --out=flowers.stablehlo --batch=any
     python -m resnext_jax.export --weights=resnext50_32x4d.pth --out=resnext50.stablehlo --batch=8
     python -m resnext_jax.export --workdir=runs/flowers --out=flowers --format=orbax
+    python -m resnext_jax.export --workdir=runs/flowers --out=flowers --format=hub
 
 StableHLO is for programs without this package. The file is one serialized by `jax.export`: a
 function from images to logits that runs with JAX alone:
@@ -41,6 +42,7 @@ from resnext_jax.models.equivalence import convert_arrays
 from resnext_jax.models.layers import Conv
 from resnext_jax.models.variables import merge, split
 from resnext_jax.ops.target import compiling_for
+from resnext_jax.runs.hub import export_hub
 from resnext_jax.runs.weights import LoadedNetwork, load_network
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -223,6 +225,11 @@ def main(argv: Sequence[str]) -> None:
         print(f"network: {found.member.origin}, {found.member.short_name}")
         print(f"folder: {options.out}, arrays with the names of form c, for orbax.checkpoint")
         return
+    if options.format == "hub":
+        export_hub(found, options.out)
+        print(f"network: {found.member.origin}, {found.member.short_name}")
+        print(f"folder: {options.out}, with config.json, model.safetensors and README.md, for timm")
+        return
     network = found.member.network
     model = merge(network.graphdef, network.params, network.batch_stats)
     transform = build.device_transform(found.config)
@@ -257,7 +264,7 @@ def main(argv: Sequence[str]) -> None:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = CommandParser(
         prog="python -m resnext_jax.export",
-        description="Export a network with its weights, as StableHLO or as an Orbax checkpoint.",
+        description="Export a network with its weights, for programs without this package.",
         allow_abbrev=False,
     )
     parser.add_network()
@@ -266,9 +273,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument(
         "--format",
-        choices=("stablehlo", "orbax"),
+        choices=("stablehlo", "orbax", "hub"),
         default="stablehlo",
-        help="stablehlo, a program with weights (default); or orbax, a folder of weights only",
+        help="stablehlo, a program with weights (default); orbax, a folder of weights only; or "
+        "hub, a repository that timm reads",
     )
     parser.add_argument(
         "--batch", type=_batch, default=None, metavar="N", help="batch size, or any (default)"

@@ -1,5 +1,6 @@
 """Networks as StableHLO: exported, read again, and compared."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,12 +19,17 @@ from resnext_jax.commands.export import check, export, main, read_export
 from resnext_jax.config import build
 from resnext_jax.data.augment import DeviceTransform
 from resnext_jax.errors import UserError
+from resnext_jax.interop.files import write_state_dict
+from resnext_jax.interop.pretrained import read_wants
 from resnext_jax.models import create_model
+from resnext_jax.models.registry import network_spec
 from resnext_jax.models.variables import merge, skeleton, split
 from resnext_jax.ops import cpu
 from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.runs.hub import export_hub, hub_config
 from resnext_jax.runs.weights import load_network
 from tests.evaluation.workdirs import digits_config, make_workdir, write_weights
+from tests.interop.weights import random_state_dict
 from tests.numerics import relative_difference
 
 SIZE = 8
@@ -274,3 +280,52 @@ def test_orbax_alone_reads_what_was_exported_for_it(
         main([f"--workdir={workdir}", f"--out={folder}", "--format=orbax"])
     assert end.value.code == 2
     assert f"{folder} cannot be written: it is a folder" in capsys.readouterr().err
+
+
+def test_timm_has_no_small_networks(workdir: Path, tmp_path: Path) -> None:
+    found = load_network(workdir=workdir)
+    with pytest.raises(UserError, match="timm has no network like this one"):
+        export_hub(found, tmp_path / "hub")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("short_side", [224, 229, 232, 235, 256, 321])
+def test_the_hubs_config_says_how_images_are_made(
+    short_side: int, workdir: Path, tmp_path: Path
+) -> None:
+    found = load_network(workdir=workdir)
+    found.config.data.crop = "random_sized"
+    found.config.data.image_size, found.config.data.eval_image_size = 224, None
+    found.config.data.eval_short_side = short_side
+    config = hub_config(found, "resnet50", num_features=64)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    wants = read_wants(tmp_path / "config.json", "the config")
+    assert (wants.image_size, wants.short_side) == (224, short_side)
+    assert wants.class_names == found.class_names
+    np.testing.assert_allclose(np.array(wants.mean) * 255, found.config.data.mean, rtol=1e-12)
+    np.testing.assert_allclose(np.array(wants.std) * 255, found.config.data.std, rtol=1e-12)
+
+
+@pytest.mark.slow
+def test_timm_reads_an_export_for_the_hub(tmp_path: Path) -> None:
+    """Needs PyTorch and timm."""
+    torch = pytest.importorskip("torch")
+    timm = pytest.importorskip("timm")
+    names = ("ant", "bee", "cat")
+    file = tmp_path / "resnet18.safetensors"
+    write_state_dict(random_state_dict(network_spec("resnet18", num_classes=3)), file, names)
+    main([f"--weights={file}", "--format=hub", f"--out={tmp_path / 'hub'}"])
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'hub'}", pretrained=True).eval()
+    found = load_network(file=file)
+    data = timm.data.resolve_model_data_config(theirs)
+    assert (*data["input_size"], data["crop_pct"]) == (3, 224, 224, 0.875)
+    np.testing.assert_allclose(data["mean"], (0.485, 0.456, 0.406), rtol=1e-6)
+    assert theirs.pretrained_cfg["label_names"] == list(names)
+    network = found.member.network
+    model = merge(network.graphdef, network.params, network.batch_stats)
+    model.eval()
+    draw = np.random.RandomState(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    ours = np.asarray(jax.jit(lambda x: model(x))(draw))
+    with torch.no_grad():
+        theirs_logits = theirs(torch.from_numpy(draw.transpose(0, 3, 1, 2).copy())).numpy()
+    np.testing.assert_allclose(ours, theirs_logits, atol=1e-4 * abs(theirs_logits).max())

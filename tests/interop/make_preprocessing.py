@@ -32,7 +32,7 @@ def main() -> None:
             made = [transform(photograph("china", *size)).numpy() for size in SIZES]
             pixels = np.rint(np.stack(made).transpose(0, 2, 3, 1) * 255)
             arrays[f"{crop_pct}/{interpolation}"] = pixels.astype(np.uint8)
-    np.savez_compressed(GOLDEN, **arrays)
+    np.savez_compressed(GOLDEN, **arrays)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
