@@ -22,6 +22,7 @@ from resnext_jax.optim.optimizers import (
     OPTIMIZERS,
     Schedule,
     ScheduleSpec,
+    first_step_at,
     is_bias,
     is_norm,
     make_schedule,
@@ -42,19 +43,44 @@ def device_transform(config: ConfigDict) -> DeviceTransform:
     )
 
 
-def train_transform(config: ConfigDict) -> TrainTransform:
-    """Return the part of the config's training preprocessing that runs on the host."""
+def train_transforms(
+    config: ConfigDict, train_images: int
+) -> tuple[tuple[int, TrainTransform], ...]:
+    """Return the host's training preprocessing, with the step from which each size is used."""
+    data, epoch = config.data, steps_per_epoch(config, train_images)
+    sizes = zip((0.0, *data.size_epochs), (data.image_size, *data.sizes), strict=True)
+    return tuple(
+        (first_step_at(start, epoch), train_transform(config, int(size))) for start, size in sizes
+    )
+
+
+def train_transform(config: ConfigDict, size: int | None = None) -> TrainTransform:
+    """Return the part of the config's training preprocessing that runs on the host.
+
+    Args:
+      config: the run's config.
+      size: side of the images; None: the one that the run starts with.
+    """
     data = config.data
+    blocks = 0
+    if config.optimizer.drop_path:
+        model = config.model
+        spec = network_spec(model.name, form=model.form, preactivation=model.preactivation)
+        blocks = sum(spec.architecture.blocks)
     return TrainTransform(
-        data.image_size,
+        size or data.image_size,
         data.crop,
         data.flip,
         interpolation=data.interpolation,
         antialias=data.train_antialias,
         trivial_augment=data.trivial_augment,
+        rand_augment=data.rand_augment,
+        rand_augment_magnitude=data.rand_augment_magnitude,
+        rand_augment_std=data.rand_augment_std,
         random_erase=data.random_erase,
         mixup=data.mixup,
         cutmix=data.cutmix,
+        drop_blocks=blocks,
     )
 
 

@@ -6,6 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnext_jax.config.fields import field, field_names, task_of
+from resnext_jax.data.rand_augment import VARIANTS
 from resnext_jax.errors import ConfigError, did_you_mean
 from resnext_jax.models.registry import network_spec, parse_name
 
@@ -29,6 +30,7 @@ def validate(config: ConfigDict) -> None:
     _check_training_images(config.data)
     _check_mixing(config)
     _check_test_images(config.data)
+    _check_loss(config.optimizer)
 
 
 def check_fields(config: ConfigDict) -> None:
@@ -79,6 +81,29 @@ def _check_training_images(data: ConfigDict) -> None:
         raise ConfigError(
             "config.data.train_antialias=True has no effect with "
             "config.data.interpolation='torch7', which never antialiases; set it to False."
+        )
+
+    if len(data.sizes) != len(data.size_epochs) or any(int(size) != size for size in data.sizes):
+        raise ConfigError(
+            f"config.data.sizes={tuple(data.sizes)!r} must be one whole number of pixels for each "
+            f"of config.data.size_epochs={tuple(data.size_epochs)!r}."
+        )
+    strongest = VARIANTS[data.rand_augment].strongest if data.rand_augment else math.inf
+    magnitude = data.rand_augment_magnitude
+    whole = data.rand_augment != "torchvision" or magnitude == int(magnitude)
+    if magnitude > strongest or not whole:
+        kind = "a number" if whole else "a whole number"
+        raise ConfigError(
+            f"config.data.rand_augment_magnitude={magnitude} must be {kind} up to {strongest} with "
+            f"config.data.rand_augment={data.rand_augment!r}."
+        )
+
+
+def _check_loss(optimizer: ConfigDict) -> None:
+    if optimizer.target_threshold is not None and optimizer.loss != "bce":
+        raise ConfigError(
+            f"config.optimizer.target_threshold={optimizer.target_threshold} has no effect with "
+            f"config.optimizer.loss={optimizer.loss!r}; set it to None, or the loss to 'bce'."
         )
 
 

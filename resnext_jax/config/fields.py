@@ -17,6 +17,7 @@ from resnext_jax.config.rules import (
     BELOW_ONE,
     BETAS,
     DIVISOR,
+    INCREASING,
     NOT_NEGATIVE,
     PATH,
     POSITIVE,
@@ -149,6 +150,23 @@ FIELDS: dict[str, Field] = {
     ),
     "optimizer.decay_norm": Field(True, "Apply weight decay to batch norms' scale and shift too."),
     "optimizer.decay_bias": Field(True, "Apply weight decay to the classifier's bias too."),
+    "optimizer.loss": Field(
+        "cross_entropy",
+        "Training loss: softmax cross-entropy, or binary cross-entropy of each class (bce).",
+        one_of("cross_entropy", "bce"),
+    ),
+    "optimizer.target_threshold": Field(
+        None,
+        "bce only: targets above this are 1, all others 0; None: shares of mixed images stay.",
+        BELOW_ONE,
+        kind=float,
+    ),
+    "optimizer.drop_path": Field(
+        0.0,
+        "Stochastic depth: probability of dropping the last block's residual function; it grows "
+        "linearly from 0 at the first block.",
+        BELOW_ONE,
+    ),
     "optimizer.label_smoothing": Field(
         0.0, "Label smoothing: probability mass spread over all classes.", BELOW_ONE
     ),
@@ -252,6 +270,14 @@ FIELDS: dict[str, Field] = {
         name_in("resnext_jax.data.headers:EXIF"),
     ),
     "data.image_size": Field(224, "Side of the training images, in pixels.", AT_LEAST_ONE),
+    "data.size_epochs": Field(
+        (),
+        "Epochs from which training images have the sides data.sizes; one compilation per size.",
+        INCREASING,
+    ),
+    "data.sizes": Field(
+        (), "Sides of training images from each of data.size_epochs.", numbers(positive=True)
+    ),
     "data.crop": Field(
         "random_sized",
         "Train on a random crop of the image, or on the whole image resized to a square.",
@@ -322,6 +348,23 @@ FIELDS: dict[str, Field] = {
         0, "Padding of the random crop, and so the maximum shift, in pixels.", NOT_NEGATIVE
     ),
     "data.trivial_augment": Field(False, "TrivialAugment (Mueller and Hutter 2021)."),
+    "data.rand_augment": Field(
+        None,
+        "RandAugment: timm's increasing variant, or torchvision's; None: off.",
+        name_in("resnext_jax.data.rand_augment:VARIANTS"),
+        kind=str,
+    ),
+    "data.rand_augment_magnitude": Field(
+        7.0,
+        "Magnitude of RandAugment: up to 10 (increasing), a whole number up to 30 (torchvision).",
+        NOT_NEGATIVE,
+    ),
+    "data.rand_augment_std": Field(
+        0.5, "Standard deviation of RandAugment's magnitude; increasing only.", NOT_NEGATIVE
+    ),
+    "data.repeats": Field(
+        1, "Repeated augmentation: copies of each image in a batch, augmented anew.", AT_LEAST_ONE
+    ),
     "data.random_erase": Field(0.0, "Probability of random erasing.", AT_MOST_ONE),
     "data.mixup": Field(0.0, "Alpha of mixup; 0: off.", NOT_NEGATIVE),
     "data.cutmix": Field(0.0, "Alpha of CutMix; 0: off.", NOT_NEGATIVE),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -96,6 +97,12 @@ POSITIVE_AT_MOST_ONE = Rule(lambda value: 0 < value <= 1, "greater than 0 and at
 BETAS = Rule(
     lambda value: numbers(2, positive=False).holds(value) and all(0 <= x < 1 for x in value),
     "a tuple of 2 numbers, at least 0 and less than 1",
+)
+INCREASING = Rule(
+    lambda value: (
+        numbers(positive=True).holds(value) and all(a < b for a, b in itertools.pairwise(value))
+    ),
+    "a tuple of positive numbers, each greater than the one before",
 )
 SEED = Rule(lambda value: 0 <= value < 2**32, "at least 0 and less than 2**32")
 ABOVE_ONE = Rule(lambda value: value > 1, "greater than 1")

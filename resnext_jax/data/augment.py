@@ -15,6 +15,8 @@ Batch = dict[str, jax.Array]
 
 # Where images that cannot be decoded are left out: which of a batch they are, bool `[N]`.
 SKIPPED = "skipped"
+# Where residual functions are dropped: uniform in [0, 1), of each image and block, `[N, blocks]`.
+DEPTH = "depth"
 
 # Columns of `random`: first uniform in [0, 1), then standard normal.
 _SHIFT = slice(0, 2)  # vertical, horizontal

@@ -72,7 +72,7 @@ class _Reader:
 class _Share:
     """One host's part of every global batch, as a flat random-access sequence."""
 
-    stream: Any
+    streams: Sequence[tuple[int, Any]]  # and the step from which each is read
     positions: np.ndarray  # of this host's images within a global batch
     batch_size: int
     num_steps: int
@@ -82,7 +82,29 @@ class _Share:
 
     def __getitem__(self, index: int) -> Any:
         step, image = divmod(index, len(self.positions))
-        return self.stream[step * self.batch_size + int(self.positions[image])]
+        stream = next(stream for first, stream in reversed(self.streams) if first <= step)
+        return stream[step * self.batch_size + int(self.positions[image])]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Repeated:
+    """The order of a stream in which every batch has several copies of its images.
+
+    Copies are as far apart as the batch allows: neighbours, which may be mixed, are different
+    images.
+    """
+
+    indices: Any
+    batch_size: int
+    repeats: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> int:
+        step, place = divmod(position, self.batch_size)
+        images = -(-self.batch_size // self.repeats)
+        return self.indices[step * images + place % images]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +162,7 @@ def _blank(shape: tuple[int, int], bad_index: int = -1) -> dict[str, Any]:
 
 def train_batches(
     source: Source,
-    transform: RandomTransform,
+    transform: RandomTransform | Sequence[tuple[int, RandomTransform]],
     *,
     seed: int,
     batch_size: int,
@@ -149,12 +171,14 @@ def train_batches(
     num_steps: int,
     num_workers: int = 0,
     on_error: str = "stop",
+    repeats: int = 1,
 ) -> Generator[HostBatch, None, None]:
     """Yield this host's part of the global batches `start_step` to `num_steps`.
 
     Args:
       source: the training images.
-      transform: host augmentation, given an example and its random generator.
+      transform: host augmentation, given an example and its random generator; or several, each
+        with the step from which it applies, the first with 0.
       seed: of order and augmentation.
       batch_size: B, images in a global batch.
       positions: `[b]`, places of this host's images in a global batch.
@@ -162,6 +186,8 @@ def train_batches(
       num_steps: batches in the whole run.
       num_workers: decoding processes, at most; 0 decodes in threads of this one.
       on_error: "stop" or "skip", see below.
+      repeats: copies of each image in a batch, each augmented by itself (repeated augmentation,
+        Hoffer et al. 2020); a batch then has as many fewer images.
 
     Yields:
       Dictionaries of arrays `[b, ...]`: what the transform gives, and with
@@ -176,8 +202,14 @@ def train_batches(
     # Indices are shuffled, and an image is read together with its random numbers, so that
     # only the part of a file that the crop needs is decoded.
     indices = grain.MapDataset.source(range(len(source))).seed(seed).shuffle().repeat()
-    stream = indices.random_map(_Reader(examples, transform))
-    share = _Share(stream, positions, batch_size, num_steps)
+    if repeats > 1:
+        order = _Repeated(indices, batch_size, repeats)
+        indices = grain.MapDataset.source(order).seed(seed)
+    transforms = [(0, transform)] if callable(transform) else transform
+    streams = [
+        (first, indices.random_map(_Reader(examples, function))) for first, function in transforms
+    ]
+    share = _Share(streams, positions, batch_size, num_steps)
     return _checked(_iterate(share, len(positions), start_step, num_workers), examples, on_error)
 
 
@@ -198,7 +230,7 @@ def eval_batches(
     """
     examples = DecodedExamples(source)
     num_steps = -(-len(source) // batch_size)
-    share = _Share(_Padded(examples, transform), positions, batch_size, num_steps)
+    share = _Share([(0, _Padded(examples, transform))], positions, batch_size, num_steps)
     return _checked(_iterate(share, len(positions), 0, num_workers), examples, on_error)
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from resnext_jax.data import trivial_augment
-from resnext_jax.data.augment import NUM_NORMAL, NUM_UNIFORM
+from resnext_jax.data import rand_augment, trivial_augment
+from resnext_jax.data.augment import DEPTH, NUM_NORMAL, NUM_UNIFORM
 from resnext_jax.data.decode import ImageFile
 from resnext_jax.data.erasing import ERASE, draw_box
 from resnext_jax.data.mixing import MIX, draw_mix
@@ -56,8 +56,11 @@ class TrainTransform:
       flip: mirror half of the images.
       interpolation, antialias: see `resize.resize`.
       trivial_augment: vary the cropped image by a random operation, see `data.trivial_augment`.
+      rand_augment: a key of `rand_augment.VARIANTS`, applied to the cropped image; None: off.
+      rand_augment_magnitude, rand_augment_std: its strength and the strength's deviation.
       random_erase: probability that a box is erased, see `erasing.draw_box`.
       mixup, cutmix: alpha of each, see `mixing.draw_mix`; 0 turns it off.
+      drop_blocks: blocks of a network with stochastic depth; 0: it has none.
     """
 
     image_size: int
@@ -66,9 +69,13 @@ class TrainTransform:
     interpolation: str = "bicubic"
     antialias: bool = False
     trivial_augment: bool = False
+    rand_augment: str | None = None
+    rand_augment_magnitude: float = 0.0
+    rand_augment_std: float = 0.0
     random_erase: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
+    drop_blocks: int = 0
 
     def __call__(self, example: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         """Prepare one image.
@@ -80,7 +87,8 @@ class TrainTransform:
 
         Returns:
           `image` uint8 `[S, S, 3]`, `random` float32 `[NUM_RANDOM]` (see `augment`), the rest;
-          `erase` int32 `[4]` and `mix` float32 `[NUM_MIX]`, each where it is turned on.
+          `erase` int32 `[4]`, `mix` float32 `[NUM_MIX]` and `depth` float32 `[drop_blocks]`
+          (uniform in 0..1), each where it is turned on.
         """
         random = np.concatenate(
             [rng.random(NUM_UNIFORM, np.float32), rng.standard_normal(NUM_NORMAL, np.float32)]
@@ -91,11 +99,18 @@ class TrainTransform:
         # What came later draws later: without it, images are what they were before.
         if self.trivial_augment:
             image = trivial_augment.apply(image, *trivial_augment.draw(rng))
+        if self.rand_augment:
+            steps = rand_augment.VARIANTS[self.rand_augment].draw(
+                rng, self.rand_augment_magnitude, self.rand_augment_std, self.image_size
+            )
+            image = rand_augment.apply(image, steps, self.rand_augment)
         prepared = example | {"image": image, "random": random}
         if self.random_erase:
             prepared[ERASE] = draw_box(rng, self.image_size, self.random_erase)
         if self.mixup or self.cutmix:
             prepared[MIX] = draw_mix(rng, self.image_size, mixup=self.mixup, cutmix=self.cutmix)
+        if self.drop_blocks:
+            prepared[DEPTH] = rng.random(self.drop_blocks, np.float32)
         return prepared
 
     def _square(self, image: np.ndarray | ImageFile, rng: np.random.Generator) -> np.ndarray:

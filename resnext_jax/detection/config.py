@@ -28,9 +28,14 @@ STEPS_PER_EPOCH = 1000
 
 # The classifier's fields that detectors do not have: their batch norms are frozen, and they have
 # their own image preprocessing.
-_ABSENT = {"bn_group_size", "optimizer.label_smoothing", "finetune.layer_decay"} | {
-    name for name in FIELDS if name.startswith("data.") and name not in ("data.mean", "data.std")
-}
+_ABSENT = {
+    "bn_group_size",
+    "finetune.layer_decay",
+    "optimizer.drop_path",
+    "optimizer.label_smoothing",
+    "optimizer.loss",
+    "optimizer.target_threshold",
+} | {name for name in FIELDS if name.startswith("data.") and name not in ("data.mean", "data.std")}
 
 
 def _changed(values: dict[str, Any]) -> dict[str, Field]:

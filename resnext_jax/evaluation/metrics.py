@@ -31,6 +31,32 @@ def cross_entropy(
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def binary_cross_entropy(
+    logits: Float[Array, "n k"],
+    targets: Float[Array, "n k"],
+    smoothing: float = 0.0,
+    threshold: float | None = None,
+) -> Float[Array, " n"]:
+    """Binary cross-entropy of each image, in nats, the mean over classes.
+
+    The loss of "ResNet strikes back" (Wightman et al. 2021), as timm's `BinaryCrossEntropy`.
+
+    Args:
+      logits: `[N, K]`, float.
+      targets: `[N, K]`, shares of the classes; several are positive where images are mixed.
+      smoothing: share of the target spread evenly over all classes, before the threshold.
+      threshold: targets above it become 1, all others 0; None: they stay as they are.
+
+    Returns:
+      `[N]`, dtype of `logits`.
+    """
+    targets = optax.smooth_labels(targets, smoothing)
+    if threshold is not None:
+        targets = targets > threshold
+    losses = optax.sigmoid_binary_cross_entropy(logits, targets.astype(logits.dtype))
+    return losses.mean(axis=1)
+
+
 def topk_wrong(
     logits: Float[Array, "n classes"], labels: Integer[Array, " n"], k: int
 ) -> Bool[Array, " n"]:

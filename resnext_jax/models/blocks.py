@@ -123,12 +123,24 @@ class Residual(nnx.Module):
         """Apply the residual function, up to its last batch norm."""
         raise NotImplementedError
 
-    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
-        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
-        y = self.transform(x)
+    def __call__(
+        self, x: Float[Array, "n h w cin"], scale: Float[Array, " n"] | None = None
+    ) -> Float[Array, "n h_out w_out cout"]:
+        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`.
+
+        Args:
+          x: the input.
+          scale: `[N]`, factor of the residual function (stochastic depth); None: 1.
+        """
+        y = scaled(self.transform(x), scale)
         if self.spec.residual:
             y = y + (x if self.shortcut is None else self.shortcut(x))
         return nnx.relu(y)
+
+
+def scaled(y: Float[Array, "n h w c"], scale: Float[Array, " n"] | None) -> Float[Array, "n h w c"]:
+    """Multiply each image's map by its factor; None: 1."""
+    return y if scale is None else y * scale.astype(y.dtype)[:, None, None, None]
 
 
 def projection(spec: BlockSpec, *, rngs: nnx.Rngs) -> ConvNorm:

@@ -9,7 +9,7 @@ input is the activated one.
 from flax import nnx
 from jaxtyping import Array, Float, Shaped
 
-from resnext_jax.models.blocks import BlockSpec
+from resnext_jax.models.blocks import BlockSpec, scaled
 from resnext_jax.models.execution import apply_stages
 from resnext_jax.models.layers import pool_and_classify, pool_and_classify_densely
 from resnext_jax.models.resnext import NetworkSpec
@@ -41,10 +41,15 @@ class _PreActBlock(nnx.Module):
         """Apply the residual function to the activated input."""
         raise NotImplementedError
 
-    def __call__(self, x: Float[Array, "n h w cin"]) -> Float[Array, "n h_out w_out cout"]:
-        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`."""
+    def __call__(
+        self, x: Float[Array, "n h w cin"], scale: Float[Array, " n"] | None = None
+    ) -> Float[Array, "n h_out w_out cout"]:
+        """Map `[N, H, W, in_features]` to `[N, H / strides, W / strides, out_features]`.
+
+        `scale` `[N]` multiplies the residual function, as in `blocks.Residual`.
+        """
         activated = x if self.norm1 is None else nnx.relu(self.norm1(x))
-        y = self.transform(activated)
+        y = scaled(self.transform(activated), scale)
         if not self.spec.residual:
             return y
         return y + (x if self.shortcut is None else self.shortcut(activated))
@@ -107,24 +112,29 @@ class PreActResNeXt(nnx.Module):
         self.norm = options.norm(features)
         self.fc = options.classifier(features, spec.num_classes, rngs=rngs)
 
-    def features(self, images: Shaped[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
+    def features(
+        self, images: Shaped[Array, "n h w c"], scales: Float[Array, "n blocks"] | None = None
+    ) -> dict[str, Float[Array, "n _ _ _"]]:
         """Return the sum at the end of each stage, the last one activated.
 
         Args:
           images: `[N, H, W, 3]`, normalised.
+          scales: as `ResNeXt.features` has them.
 
         Returns:
           As `ResNeXt.features`.
         """
         x = self.spec.architecture.apply_stem(self.stem, images)
-        maps = apply_stages(self.stages, x, self.spec.execution)
+        maps = apply_stages(self.stages, x, self.spec.execution, scales)
         *_, last = maps
         maps[last] = nnx.relu(self.norm(maps[last]))
         return maps
 
-    def __call__(self, images: Shaped[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
+    def __call__(
+        self, images: Shaped[Array, "n h w c"], scales: Float[Array, "n blocks"] | None = None
+    ) -> Float[Array, "n num_classes"]:
         """Map `[N, H, W, 3]` normalised images to logits `[N, num_classes]`, as `ResNeXt` does."""
-        *_, last = self.features(images).values()
+        *_, last = self.features(images, scales).values()
         return pool_and_classify(last, self.fc)
 
     def dense_logits(

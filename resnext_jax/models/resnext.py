@@ -153,11 +153,15 @@ class ResNeXt(nnx.Module):
             features = specs[-1].out_features
         self.fc = options.classifier(features, spec.num_classes, rngs=rngs)
 
-    def features(self, images: Shaped[Array, "n h w c"]) -> dict[str, Float[Array, "n _ _ _"]]:
+    def features(
+        self, images: Shaped[Array, "n h w c"], scales: Float[Array, "n blocks"] | None = None
+    ) -> dict[str, Float[Array, "n _ _ _"]]:
         """Return the feature map at the end of each stage.
 
         Args:
           images: `[N, H, W, 3]`, normalised (or of the network's `in_channels`).
+          scales: `[N, blocks]`, factors of the residual functions, in training with stochastic
+            depth (`execution.depth_scales`); None: 1.
 
         Returns:
           `{"conv2": ..., "conv3": ..., ...}`, up to "conv5" for ImageNet
@@ -166,13 +170,16 @@ class ResNeXt(nnx.Module):
           compute dtype.
         """
         x = self.spec.architecture.apply_stem(self.stem, images)
-        return apply_stages(self.stages, x, self.spec.execution)
+        return apply_stages(self.stages, x, self.spec.execution, scales)
 
-    def __call__(self, images: Shaped[Array, "n h w c"]) -> Float[Array, "n num_classes"]:
+    def __call__(
+        self, images: Shaped[Array, "n h w c"], scales: Float[Array, "n blocks"] | None = None
+    ) -> Float[Array, "n num_classes"]:
         """Classify.
 
         Args:
           images: `[N, H, W, 3]`, normalised.
+          scales: see `features`.
 
         Returns:
           Logits `[N, num_classes]`, float32 (float64 where `param_dtype` is).
@@ -180,7 +187,7 @@ class ResNeXt(nnx.Module):
         Raises:
           TypeError: the images are whole numbers, such as uint8 pixels.
         """
-        *_, last = self.features(images).values()
+        *_, last = self.features(images, scales).values()
         return pool_and_classify(last, self.fc)
 
     def dense_logits(

@@ -104,7 +104,7 @@ def _batches(
     sharding = batch_sharding(mesh, config.accumulate_steps)
     host_batches = train_batches(
         source,
-        build.train_transform(config),
+        build.train_transforms(config, len(source)),
         seed=config.seed,
         batch_size=config.batch_size,
         positions=host_positions(sharding, config.batch_size, config.accumulate_steps),
@@ -112,6 +112,7 @@ def _batches(
         num_steps=num_steps,
         num_workers=config.data.num_workers,
         on_error=config.data.on_error,
+        repeats=config.data.repeats,
     )
     return to_devices(host_batches, sharding, config.batch_size, config.accumulate_steps)
 

@@ -30,7 +30,11 @@ def step_spec(config: ConfigDict, train_images: int) -> StepSpec:
             warmup=config.ema.warmup,
         )
     return StepSpec(
+        # Detectors have losses of their own, and none of these fields.
+        loss=config.optimizer.get("loss", "cross_entropy"),
+        target_threshold=config.optimizer.get("target_threshold"),
         label_smoothing=config.optimizer.get("label_smoothing", 0.0),
+        drop_path=config.optimizer.get("drop_path", 0.0),
         accumulate_steps=config.accumulate_steps,
         freezing=build.freezing(config),
         guard=GuardSpec(

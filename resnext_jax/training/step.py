@@ -11,9 +11,10 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from resnext_jax.data.augment import SKIPPED, Batch
+from resnext_jax.data.augment import DEPTH, SKIPPED, Batch
 from resnext_jax.data.mixing import MIX, mix, partners
-from resnext_jax.evaluation.metrics import cross_entropy, topk_wrong
+from resnext_jax.evaluation.metrics import binary_cross_entropy, cross_entropy, topk_wrong
+from resnext_jax.models.execution import depth_scales
 from resnext_jax.models.variables import Arrays, merge, split
 from resnext_jax.ops import cpu
 from resnext_jax.ops.cpu.sums import norm
@@ -53,7 +54,11 @@ class StepSpec:
     """What a step does beyond taking the gradient of the mean loss.
 
     Attributes:
+      loss: "cross_entropy" or "bce", see `evaluation.metrics.binary_cross_entropy`.
+      target_threshold: of "bce".
       label_smoothing: see `evaluation.metrics.cross_entropy`.
+      drop_path: probability that the last block's residual function is dropped, see
+        `models.execution.depth_scales`; 0: the batch has no `depth`.
       accumulate_steps: M, micro-batches of a batch, one after the other: for
         batches that do not fit the devices' memory.
       freezing: which arrays stay as they are.
@@ -61,7 +66,10 @@ class StepSpec:
       ema: how the weights are averaged; None where the state has no average.
     """
 
+    loss: str = "cross_entropy"
+    target_threshold: float | None = None
     label_smoothing: float = 0.0
+    drop_path: float = 0.0
     accumulate_steps: int = 1
     freezing: Freezing = dataclasses.field(default_factory=Freezing)
     guard: GuardSpec = dataclasses.field(default_factory=GuardSpec)
@@ -99,16 +107,14 @@ def make_train_step(
         model = merge(graphdef, spec.freezing.stop_gradients(params), batch_stats)
         spec.freezing.set_modes(model)
         images, labels = preprocess(batch), batch["label"]
+        scales = depth_scales(batch[DEPTH], spec.drop_path) if DEPTH in batch else None
+        own: jax.Array | None = None
         if MIX in batch:
             images, own = mix(images, batch[MIX])
-            logits = model(images)
-            losses = own * cross_entropy(logits, labels, spec.label_smoothing) + (
-                1 - own
-            ) * cross_entropy(logits, partners(labels), spec.label_smoothing)
+        logits = model(images) if scales is None else model(images, scales)
+        losses = _losses(spec, logits, labels, own)
+        if own is not None:
             labels = jnp.where(own >= 0.5, labels, partners(labels))
-        else:
-            logits = model(images)
-            losses = cross_entropy(logits, labels, spec.label_smoothing)
         loss = losses.mean()
         metrics = {
             "loss": loss,
@@ -121,6 +127,23 @@ def make_train_step(
         return loss, (batch_stats, metrics)
 
     return make_step(loss_fn, optimizer, mesh, spec)
+
+
+def _losses(
+    spec: StepSpec, logits: jax.Array, labels: jax.Array, own: jax.Array | None
+) -> jax.Array:
+    """Return each image's loss `[N]`; `own`: share of its label, the partner's has the rest."""
+    if spec.loss == "bce":
+        targets = jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
+        if own is not None:
+            share = own.astype(logits.dtype)[:, None]
+            targets = share * targets + (1 - share) * partners(targets)
+        return binary_cross_entropy(logits, targets, spec.label_smoothing, spec.target_threshold)
+    if own is None:
+        return cross_entropy(logits, labels, spec.label_smoothing)
+    return own * cross_entropy(logits, labels, spec.label_smoothing) + (1 - own) * cross_entropy(
+        logits, partners(labels), spec.label_smoothing
+    )
 
 
 def make_step(

@@ -57,12 +57,46 @@ def trajectory(name: str, options: dict[str, Any]) -> np.ndarray:
     return np.stack(rows)
 
 
+# Binary cross-entropy, by case: label smoothing and target threshold.
+BCE_CASES: dict[str, tuple[float, float | None]] = {
+    "bce": (0.0, None),
+    "bce_smoothed": (0.1, None),
+    "bce_thresholded": (0.1, 0.2),
+}
+CLASSES = 4
+
+
+def classified() -> tuple[np.ndarray, np.ndarray]:
+    """Return inputs float64 `[12, 5]` and labels `[12]`."""
+    rng = np.random.default_rng(7)
+    return rng.normal(size=(12, 5)), rng.integers(CLASSES, size=12)
+
+
+def bce_trajectory(smoothing: float, threshold: float | None) -> np.ndarray:
+    """Return a linear classifier after each step at rate 1, float64 `[STEPS, 5, CLASSES]`."""
+    import torch
+    from timm.loss import BinaryCrossEntropy
+
+    images, labels = map(torch.tensor, classified())
+    weight = torch.nn.Parameter(torch.zeros(images.shape[1], CLASSES, dtype=torch.float64))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    loss = BinaryCrossEntropy(smoothing, threshold)
+    rows = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss(images @ weight, labels).backward()
+        optimizer.step()
+        rows.append(weight.detach().numpy().copy())
+    return np.stack(rows)
+
+
 def main() -> None:
     """Write the file."""
     import timm
     import torch
 
     stored: dict[str, Any] = {case: trajectory(*settings) for case, settings in CASES.items()}
+    stored |= {case: bce_trajectory(*settings) for case, settings in BCE_CASES.items()}
     np.savez_compressed(GOLDEN, versions=[torch.__version__, timm.__version__], **stored)
 
 

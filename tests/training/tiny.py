@@ -76,6 +76,7 @@ class TinyRun:
         scan_blocks: bool = False,
         spec: StepSpec | None = None,
         transform: DeviceTransform = TRANSFORM,
+        optimizer: optax.GradientTransformation | None = None,
     ):
         """Build mesh, state and step."""
         self.batch_size = batch_size
@@ -97,7 +98,7 @@ class TinyRun:
                 scan_blocks=scan_blocks,
             )
         )
-        optimizer: optax.GradientTransformation = sgd(
+        optimizer = optimizer or sgd(
             lambda step: jnp.asarray(learning_rate),
             momentum=0.9,
             nesterov=True,
