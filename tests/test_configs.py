@@ -20,14 +20,17 @@ from resnext_jax.config.build import (
     eval_transform,
     num_steps,
     steps_per_epoch,
+    train_transforms,
 )
 from resnext_jax.config.checks import validate
+from resnext_jax.config.fields import field
 from resnext_jax.data import catalog
 from resnext_jax.data.reading import DecodedExamples
 from resnext_jax.data.sources import open_source
 from resnext_jax.errors import ConfigError
 from resnext_jax.models import complexity
 from resnext_jax.parallel.mesh import make_mesh
+from resnext_jax.reports.matching import departures
 from tests.models.test_registry import CIFAR_PARAMETERS, IMAGENET_PARAMETERS
 
 FOLDER = Path(__file__).parent.parent / "configs"
@@ -318,3 +321,47 @@ def parameters(model: str, classes: int, options: dict[str, Any]) -> int:
     if options or (model, classes) not in golden:
         return complexity(model, num_classes=classes, **options).params
     return golden[model, classes]
+
+
+def test_strikes_back_recipes() -> None:
+    """The figures of arXiv:2110.00476, Table 2."""
+    configs = [load(f"imagenet_a{number}") for number in (1, 2, 3)]
+
+    def column(name: str) -> list[object]:
+        return [field(config, name) for config in configs]
+
+    assert column("num_epochs") == [600, 300, 100]
+    assert column("optimizer.learning_rate") == [5e-3, 5e-3, 8e-3]
+    assert column("optimizer.weight_decay") == [0.01, 0.02, 0.02]
+    assert column("optimizer.label_smoothing") == [0.1, 0, 0]
+    assert column("optimizer.drop_path") == [0.05, 0.05, 0]
+    assert column("data.image_size") == [224, 224, 160]
+    assert column("data.repeats") == [3, 3, 1]
+    assert column("data.rand_augment_magnitude") == [7, 7, 6]
+    assert column("data.mixup") == [0.2, 0.1, 0.1]
+    for config in configs:
+        assert (config.optimizer.name, config.optimizer.loss) == ("lamb", "bce")
+        assert (eval_transform(config).image_size, config.batch_size) == (224, 2048)
+        # Reports show such a run with what is not the paper's.
+        assert "optimizer.name=lamb (sgd)" in departures(config)
+
+
+def test_fast_recipe_changes_the_size_once() -> None:
+    config = module("imagenet_fast").get_config("16,resnext50_32x4d")
+    validate(config)
+    assert [t.image_size for _, t in train_transforms(config, IMAGENET_IMAGES)] == [160, 192]
+    schedule = build_schedule(config, IMAGENET_IMAGES)
+    steps = num_steps(config, IMAGENET_IMAGES)
+    peak = round(2 * steps_per_epoch(config, IMAGENET_IMAGES))
+    rates = [float(schedule(step)) for step in (peak, (peak + steps) / 2, steps)]
+    assert rates == pytest.approx([1.7, 0.85, 0.0], abs=1e-3)
+    with pytest.raises(ConfigError, match="must begin with a number of epochs"):
+        module("imagenet_fast").get_config("resnet50")
+
+
+def test_finetuning_names_its_network() -> None:
+    config = module("finetune").get_config("timm/resnet50.a1_in1k,tfds:oxford_flowers102")
+    validate(config)
+    assert (config.model.name, config.data.name) == ("resnet50", "tfds:oxford_flowers102")
+    with pytest.raises(ConfigError, match="must be NAME,DATA"):
+        module("finetune").get_config("resnet50")

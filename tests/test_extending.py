@@ -89,7 +89,7 @@ def get_config():
     config = base_config()
     config.model.name = "resnext11_4x4d"
     config.model.stem_width = config.model.template_width = 16
-    config.optimizer.name, config.schedule.name = "lion", "linear"
+    config.optimizer.name, config.schedule.name = "lion", "quadratic"
     config.optimizer.learning_rate, config.optimizer.base_batch_size = 1e-3, 16
     config.batch_size, config.num_epochs = 16, 3.0
     config.data.name, config.data.image_size, config.data.crop = "squares", 16, "whole"
@@ -107,7 +107,7 @@ def get_config():
     (*_, tested) = (record for record in records if record["split"] == "test")
     assert tested["top3_error"] == 0  # of two classes
     rates = [record["learning_rate"] for record in records if record["split"] == "train"]
-    assert rates[-1] == pytest.approx(1e-3 * (1 - 11 / 12))
+    assert rates[-1] == pytest.approx(1e-3 * (1 - 11 / 12) ** 2)
     assert "--config.optimizer.b2=0.99\n" in run("train.py", "--help", arguments[0]).stdout
     evaluated = run("eval.py", *arguments, "--config.optimizer.b2=1.0")
     assert "config.optimizer.b2=1.0 must be at least 0 and less than 1" in evaluated.stderr

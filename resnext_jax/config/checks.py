@@ -69,7 +69,10 @@ def check_fields(config: ConfigDict) -> None:
 
 def check_schedule(config: ConfigDict) -> None:
     """Check that the learning-rate schedule fits the run; raises ConfigError."""
-    if config.schedule.name == "cosine" and config.schedule.warmup_epochs >= config.num_epochs:
+    if (
+        config.schedule.name in ("cosine", "linear")
+        and config.schedule.warmup_epochs >= config.num_epochs
+    ):
         raise ConfigError(
             f"config.schedule.warmup_epochs={config.schedule.warmup_epochs} must be less than "
             f"config.num_epochs={config.num_epochs}."

@@ -179,7 +179,8 @@ FIELDS: dict[str, Field] = {
     ),
     "schedule.name": Field(
         "step",
-        "Learning-rate schedule: divided by factor at each boundary, or cosine decay to zero.",
+        "Learning-rate schedule: divided by factor at each boundary, or cosine or linear decay to "
+        "zero.",
         name_in("resnext_jax.optim.optimizers:SCHEDULES"),
     ),
     "schedule.boundaries": Field(

@@ -68,6 +68,18 @@ def _step(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
     return rate
 
 
+def _linear(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
+    """Linear decay from the end of the warm-up to zero at the end of the run."""
+    warmup_steps = spec.warmup_epochs * steps_per_epoch
+    total_steps = spec.num_epochs * steps_per_epoch
+
+    def rate(step: jax.Array) -> jax.Array:
+        progress = (step - warmup_steps) / (total_steps - warmup_steps)
+        return spec.peak * (1 - jnp.clip(progress, 0.0, 1.0))
+
+    return rate
+
+
 def _cosine(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
     """Cosine decay from the end of the warm-up to zero at the end of the run."""
     warmup_steps = spec.warmup_epochs * steps_per_epoch
@@ -85,6 +97,7 @@ def _cosine(spec: ScheduleSpec, steps_per_epoch: float) -> Rate:
 SCHEDULES: dict[str, Callable[[ScheduleSpec, float], Rate]] = {
     "step": _step,
     "cosine": _cosine,
+    "linear": _linear,
 }
 
 

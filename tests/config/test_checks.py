@@ -64,7 +64,7 @@ WRONG: dict[str, tuple[list[Any], str]] = {
     "data.sizes": ([(0,)], "must be a tuple of positive numbers"),
     "optimizer.label_smoothing": ([1.0, -0.1], "must be at least 0 and less than 1"),
     "optimizer.clip_norm": ([0.0, -1.0], "must be None or greater than 0"),
-    "schedule.name": (["linear", "", "Step"], "must be one of step, cosine"),
+    "schedule.name": (["polynomial", "", "Step"], "must be one of step, cosine, linear"),
     "schedule.boundaries": (
         [(0.0, 30.0), (-1.0,), ("a", "b"), (30.0, None)],
         "must be a tuple of positive numbers",

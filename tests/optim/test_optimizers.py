@@ -59,6 +59,12 @@ def test_cosine() -> None:
     assert actual[2] == pytest.approx(0.4, rel=1e-6)
 
 
+def test_linear_begins_after_the_warm_up() -> None:
+    spec = ScheduleSpec("linear", peak=0.8, num_epochs=6, warmup_epochs=2.0)
+    actual = rates(spec, 2.0, [0, 3, 4, 8, 12, 13])
+    assert actual == pytest.approx([0.2, 0.8, 0.8, 0.4, 0.0, 0.0], rel=1e-6, abs=1e-7)
+
+
 def test_warm_up_rises_linearly_to_the_peak() -> None:
     spec = ScheduleSpec("step", peak=0.8, num_epochs=10, boundaries=(4.0,), warmup_epochs=2.0)
     actual = rates(spec, 2.0, [0, 1, 2, 3, 4, 7, 8])
