@@ -1,4 +1,4 @@
-"""ImageNet-1K in 16 to 88 epochs, after ffcv-imagenet: small images first, linear decay of the rate.
+"""ImageNet-1K in 16 to 88 epochs, after ffcv-imagenet: small images first, linear decay of rates.
 
 Source: github.com/libffcv/ffcv-imagenet, rn50_configs (Leclerc et al. 2022).
 Command: python train.py --config=configs/imagenet_fast.py:16 --workdir=WORKDIR

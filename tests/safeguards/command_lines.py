@@ -67,7 +67,7 @@ train.py {digits} --workdir=run --config.accumulate_steps=5
 train.py {digits} --workdir=run --config.seed=-1
 train.py {digits} --workdir=run --config.num_epochs=0.001
 train.py {digits} --workdir=run --config.num_epochs=nan
-train.py {digits} --workdir=run --config.schedule.name=linear
+train.py {digits} --workdir=run --config.schedule.name=polynomial
 train.py {digits} --workdir=run --config.schedule.factor=0.1
 train.py {digits} --workdir=run --config.schedule.warmup_epochs=20
 train.py {digits} --workdir=run --config.optimizer.momentum=1.0
