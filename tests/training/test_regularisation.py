@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def test_binary_cross_entropy_of_a_cutmix_pair_by_hand() -> None:
 def test_binary_cross_entropy_is_timms(case: str) -> None:
     """A linear classifier after each of 20 stored steps of gradient descent."""
     smoothing, threshold = make_golden.BCE_CASES[case]
-    images, labels = make_golden.classified()
+    images, labels = map(jnp.asarray, make_golden.classified())
     targets = jax.nn.one_hot(labels, make_golden.CLASSES, dtype=jnp.float64)
 
     @jax.jit
@@ -80,7 +81,7 @@ def test_stochastic_depth_keeps_the_expectation() -> None:
 
 def test_stochastic_depth_of_rate_0_is_bitwise_none() -> None:
     """And a dropped block is its shortcut."""
-    model = tiny_model("float32", None, bn_axis_name=None)
+    model: Any = tiny_model("float32", None, bn_axis_name=None)
     images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
     blocks = sum(len(stage) for stage in model.stages.values())
     ones = depth_scales(jnp.zeros((4, blocks)), 0.0)
